@@ -1,0 +1,307 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every setting of a run: its default, its range, and how it is read (defaults < TOML file < `--set a.b=c`)."""
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # pragma: no cover
+    import tomli as tomllib
+
+__all__ = [
+    "ClusterConfig",
+    "MessagesConfig",
+    "ModelConfig",
+    "PropagationConfig",
+    "QuantConfig",
+    "RunConfig",
+    "TimeoutsConfig",
+    "TrainConfig",
+    "load_config",
+]
+
+
+def _setting(default: Any, doc: str, *, choices: tuple[Any, ...] = (), low: float | None = None,
+             high: float | None = None, above: float | None = None) -> Any:
+    """A dataclass field with its documentation and the values it may take."""
+    limits = {"doc": doc, "choices": choices, "low": low, "high": high, "above": above}
+    return field(default=default, metadata=limits)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    hidden: int = _setting(64, "width of the perceptron's hidden layer", low=1, high=65536)
+    dropout: float = _setting(0.5, "share of input and hidden values dropped in training", low=0.0, high=0.95)
+    feature_norm: str = _setting(
+        "auto", "feature rows divided by their sum, their l2 norm, or not; auto decides by the training rows",
+        choices=("auto", "row", "l2", "none"))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PropagationConfig:
+    kind: str = _setting("smp", "smoothness-constrained, plain personalised PageRank, or the perceptron alone",
+                         choices=("smp", "appnp", "none"))
+    layers: int = _setting(10, "K, the number of propagation layers", low=1, high=1000)
+    mu: float = _setting(9.0, "weight of the smoothness term", above=0.0)
+    eta: float = _setting(0.1, "step size of a layer; stable below 2/(1+2*mu)", above=0.0)
+    alpha: float = _setting(0.1, "threshold of the layer-wise smoothness constraint", low=0.0)
+    lambda0: float = _setting(0.0, "multiplier at the first layer")
+    slack0: float = _setting(0.0, "slack at the first layer (published form only)")
+    eta_lambda: float = _setting(1.0, "step size of the multiplier", low=0.0)
+    eta_slack: float = _setting(1e-5, "step size of the slack (published form only)", low=0.0)
+    constraint: str = _setting("normalised", "threshold on <D,G>/|H0|^2, or the paper's on <D,G> with a slack",
+                               choices=("normalised", "published"))
+    rounds: str = _setting("merged", "one exchange a layer, or the published two", choices=("merged", "two"))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MessagesConfig:
+    coding: str = _setting("innovation", "send what changed, or each state afresh", choices=("innovation", "direct"))
+
+
+WIDTHS = (1, 2, 4, 8, 32)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QuantConfig:
+    """Widths left open follow `bits`: weights, features and hidden at least 2, residual at least 8."""
+
+    method: str = _setting("recipe", "how ranges are found", choices=("recipe", "lsq", "minmax"))
+    bits: int = _setting(2, "width of all stages that are not set apart; 32 is float", choices=WIDTHS)
+    weights: int | None = _setting(None, "width of the weights", choices=(2, 4, 8, 32))
+    features: int | None = _setting(None, "width of the input features", choices=(2, 4, 8, 32))
+    hidden: int | None = _setting(None, "width of the hidden activations", choices=(2, 4, 8, 32))
+    messages: int | None = _setting(None, "width of the messages", choices=WIDTHS)
+    residual: int | None = _setting(None, "width of the local H0 term, which never travels", choices=WIDTHS)
+    gradients: int | None = _setting(None, "width of the gradient messages", choices=(32,))
+    step_floor: float | None = _setting(None, "a round's step is at least this share of the step before",
+                                        low=0.0, high=1.0)
+
+    def resolved(self, layers: int) -> QuantConfig:
+        """The same settings with every open width and the step floor filled in (METHOD: step floor by depth)."""
+        def at_least(value: int | None, least: int) -> int:
+            return value if value is not None else max(self.bits, least)
+
+        floor = self.step_floor
+        if floor is None:
+            floor = 0.75 + 0.10 * min(1.0, max(0.0, (layers - 20) / 44))
+        return dataclasses.replace(
+            self, weights=at_least(self.weights, 2), features=at_least(self.features, 2),
+            hidden=at_least(self.hidden, 2), messages=at_least(self.messages, 1),
+            residual=at_least(self.residual, 8), gradients=32 if self.gradients is None else self.gradients,
+            step_floor=round(floor, 6))
+
+    def stages(self) -> dict[str, int]:
+        """Stage name → bits, of a resolved configuration."""
+        names = ("weights", "features", "hidden", "messages", "residual", "gradients")
+        return {name: int(getattr(self, name)) for name in names}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    epochs: int = _setting(200, "passes over the graph at most", low=1)
+    lr: float = _setting(0.01, "Adam's learning rate", above=0.0)
+    weight_decay: float = _setting(2e-3, "on the first weight matrix only", low=0.0)
+    patience: int = _setting(100, "epochs without a better validation figure before stopping; 0 never stops", low=0)
+    metric: str = _setting("accuracy", "figure that picks the best epoch", choices=("accuracy", "roc_auc", "macro_f1"))
+    eval_every: int = _setting(1, "epochs between evaluations", low=1)
+    checkpoint_every: int = _setting(10, "epochs between checkpoints", low=1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClusterConfig:
+    cpus_per_worker: float = _setting(1.0, "CPUs that Ray reserves for one worker; fractions allowed", above=0.0)
+    threads: int = _setting(0, "threads of one worker; 0 = its CPUs", low=0, high=1024)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TimeoutsConfig:
+    start_s: float = _setting(120.0, "until all workers are placed and started", above=0.0)
+    rendezvous_s: float = _setting(60.0, "until all workers have met", above=0.0)
+    exchange_s: float = _setting(60.0, "until a round of messages has arrived", above=0.0)
+    server_s: float = _setting(60.0, "until the multiplier server has answered", above=0.0)
+    checkpoint_s: float = _setting(120.0, "until a checkpoint is on disk", above=0.0)
+
+
+PUBLISHED_DEFAULTS = {"lambda0": 1e-3, "slack0": 1e-3, "eta_lambda": 1e-5, "eta_slack": 1e-5, "alpha": 0.2}
+"""Defaults of the published constraint form; they replace the normalised form's where a user chose `published`."""
+
+_SECTIONS: dict[str, type] = {
+    "model": ModelConfig,
+    "propagation": PropagationConfig,
+    "messages": MessagesConfig,
+    "quant": QuantConfig,
+    "train": TrainConfig,
+    "cluster": ClusterConfig,
+    "timeouts": TimeoutsConfig,
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """One run's settings, resolved: no width is open any more. Build it by `load_config`."""
+
+    seed: int = _setting(0, "of weights and of every random draw", low=0, high=2**63 - 1)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    propagation: PropagationConfig = field(default_factory=PropagationConfig)
+    messages: MessagesConfig = field(default_factory=MessagesConfig)
+    quant: QuantConfig = field(default_factory=QuantConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    timeouts: TimeoutsConfig = field(default_factory=TimeoutsConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain values, in the order of the sections."""
+        return dataclasses.asdict(self)
+
+    def to_toml(self) -> str:
+        """The resolved settings as a file that `load_config` reads back to the same settings."""
+        lines = [f"seed = {self.seed}"]
+        for section in _SECTIONS:
+            lines += ["", f"[{section}]"]
+            values = dataclasses.asdict(getattr(self, section))
+            lines += [f"{key} = {json.dumps(value)}" for key, value in values.items() if value is not None]
+        return "\n".join(lines) + "\n"
+
+    def digest(self) -> str:
+        """Hash of all that decides the result; where and how long to wait (cluster, timeouts) is left out."""
+        values = self.to_dict()
+        for section in ("cluster", "timeouts"):
+            del values[section]
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def load_config(path: str | Path | None = None, overrides: list[str] | tuple[str, ...] = (),
+                values: dict[str, Any] | None = None) -> RunConfig:
+    """Read, merge, check and resolve the settings of a run.
+
+    Args:
+        path: a TOML file, or None.
+        overrides: `section.key=value` words; the value is read as TOML, a bare word as a string.
+        values: nested settings from Python, merged after the file and before the overrides.
+
+    Raises:
+        ConfigError: names *every* fault: unknown keys (with the nearest known one) and values that don't fit.
+    """
+    faults: list[str] = []
+    given: dict[str, tuple[Any, str]] = {}
+    if path is not None:
+        _merge(given, _read_toml(Path(path)), str(path), faults)
+    if values:
+        _merge(given, values, "config", faults)
+    for word in overrides:
+        key, equals, text = word.partition("=")
+        if not equals:
+            faults.append(f"--set {word}: expected key=value")
+        else:
+            _put(given, key.strip(), _parse_value(text.strip()), "--set", faults)
+    if given.get("propagation.constraint", ("", ""))[0] == "published":
+        for name, value in PUBLISHED_DEFAULTS.items():
+            given.setdefault(f"propagation.{name}", (value, "default of constraint=published"))
+    typed = {key: _checked(key, value, origin, faults) for key, (value, origin) in given.items()}
+    if faults:
+        raise ConfigError("; ".join(faults))
+    sections = {
+        name: kind(**{k.partition(".")[2]: v for k, v in typed.items() if k.startswith(name + ".")})
+        for name, kind in _SECTIONS.items()
+    }
+    config = RunConfig(**({"seed": typed["seed"]} if "seed" in typed else {}), **sections)
+    config = dataclasses.replace(config, quant=config.quant.resolved(config.propagation.layers))
+    _check_together(config)
+    return config
+
+
+def known_keys() -> dict[str, dataclasses.Field[Any]]:
+    """Dotted key → its dataclass field, for every setting."""
+    keys = {"seed": next(f for f in dataclasses.fields(RunConfig) if f.name == "seed")}
+    for section, kind in _SECTIONS.items():
+        keys.update({f"{section}.{f.name}": f for f in dataclasses.fields(kind)})
+    return keys
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError("configuration file not found", file=str(path)) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"not a TOML file: {error}", file=str(path)) from None
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _merge(given: dict[str, tuple[Any, str]], values: dict[str, Any], origin: str, faults: list[str]) -> None:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                _put(given, f"{name}.{key}", inner, origin, faults)
+        else:
+            _put(given, name, value, origin, faults)
+
+
+def _put(given: dict[str, tuple[Any, str]], key: str, value: Any, origin: str, faults: list[str]) -> None:
+    keys = known_keys()
+    if key not in keys:
+        tail = difflib.get_close_matches(key.rpartition(".")[2], [k.rpartition(".")[2] for k in keys], 1)
+        near = difflib.get_close_matches(key, keys, 1, 0.75) or [k for k in keys if k.rpartition(".")[2] in tail]
+        faults.append(f"{key}: unknown key ({origin})" + (f"; did you mean {' or '.join(near)}?" if near else ""))
+    elif value is not None:
+        given[key] = (value, origin)
+
+
+def _checked(key: str, value: Any, origin: str, faults: list[str]) -> Any:
+    """The value in the field's type, or a fault."""
+    spec = known_keys()[key]
+    wanted = str(spec.type).replace(" | None", "")
+    limits = spec.metadata
+    if wanted == "float" and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if isinstance(value, bool) or type(value).__name__ != wanted:
+        faults.append(f"{key}={value}: expected {_expected(wanted, limits)} ({origin})")
+        return value
+    bad = bool(limits["choices"]) and value not in limits["choices"]
+    if wanted in ("int", "float"):
+        bad = bad or value != value or abs(value) == float("inf")
+        bad = bad or (limits["low"] is not None and value < limits["low"])
+        bad = bad or (limits["high"] is not None and value > limits["high"])
+        bad = bad or (limits["above"] is not None and value <= limits["above"])
+    if bad:
+        near = difflib.get_close_matches(str(value), [str(c) for c in limits["choices"]], 1)
+        hint = f"; did you mean {near[0]}?" if near and wanted == "str" else ""
+        faults.append(f"{key}={value}: expected {_expected(wanted, limits)} ({origin}){hint}")
+    return value
+
+
+def _expected(wanted: str, limits: Any) -> str:
+    if limits["choices"]:
+        return "one of " + ", ".join(str(c) for c in limits["choices"])
+    noun = {"int": "a whole number", "float": "a number", "str": "a word"}[wanted]
+    if limits["above"] is not None:
+        return f"{noun} above {limits['above']:g}"
+    if limits["low"] is not None and limits["high"] is not None:
+        return f"{noun} in {limits['low']:g}…{limits['high']:g}"
+    return f"{noun} of at least {limits['low']:g}" if limits["low"] is not None else noun
+
+
+def _check_together(config: RunConfig) -> None:
+    """Faults that only several settings together can have."""
+    p = config.propagation
+    if p.kind != "none" and p.eta >= 2 / (1 + 2 * p.mu):
+        raise ConfigError(
+            f"propagation.eta={p.eta:g}: diverges on every graph at mu={p.mu:g}; "
+            f"expected less than 2/(1+2*mu) = {2 / (1 + 2 * p.mu):g}")

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ranges that follow the statistics: from running moments to the steps of the grids (METHOD.md sections 2 and 4).
+
+Moments of a stage are four numbers, [sum of squares, sum of magnitudes, largest magnitude, count]; they add up over
+rows and workers (the third by maximum), so that one running figure serves all workers.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+__all__ = [
+    "HIDDEN_SHARE",
+    "MIDRISE_STEP",
+    "MOMENTUM",
+    "Range",
+    "combine_moments",
+    "follow",
+    "hidden_step",
+    "message_steps",
+    "midrise_step",
+    "moments_of",
+    "power_of_two",
+]
+
+MOMENTUM = 0.1
+"""Weight of the newest epoch in a running figure."""
+MIDRISE_STEP = {1: 1.596, 2: 0.996, 4: 0.335, 8: 0.0308}
+"""Best mid-rise step for a Gaussian, in units of its rms."""
+HIDDEN_SHARE = 0.8
+"""Top of the hidden grid in units of three times the rms."""
+LEAST_STEP = 2.0**-100
+"""A stage that has been all zero still has a step."""
+LEAST_SHARE = 2.0**-8
+"""No round's step falls below this share of the first round's: believed states then fit 16-bit fixed point."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """Running figures of one stage: root mean square, mean magnitude, largest magnitude."""
+
+    rms: float
+    mean: float
+    largest: float
+
+
+def moments_of(rows: np.ndarray) -> list[float]:
+    """Add up per-row moments.
+
+    Args:
+        rows: float64 (N, 3), [Σe², Σ|e|, max|e|] of each row, without the count.
+    Returns:
+        [Σe², Σ|e|, max|e|]; zeros for no rows.
+    """
+    if len(rows) == 0:
+        return [0.0, 0.0, 0.0]
+    return [float(rows[:, 0].sum()), float(rows[:, 1].sum()), float(rows[:, 2].max())]
+
+
+def combine_moments(parts: Iterable[Sequence[float]]) -> list[float]:
+    """Moments of several workers together, added in the order given."""
+    total = [0.0, 0.0, 0.0, 0.0]
+    for part in parts:
+        total = [total[0] + part[0], total[1] + part[1], max(total[2], part[2]), total[3] + part[3]]
+    return total
+
+
+def follow(running: Range | None, moments: Sequence[float]) -> Range | None:
+    """The running figures after one more epoch; the first epoch sets them. No values, no change.
+
+    Figures that are not finite leave the range as it was: one bad epoch must not poison the later ones.
+    """
+    squares, magnitudes, largest, count = moments
+    if count == 0 or not all(math.isfinite(m) for m in moments):
+        return running
+    new = Range(math.sqrt(squares / count), magnitudes / count, largest)
+    if running is None:
+        return new
+    keep = 1.0 - MOMENTUM
+    return Range(keep * running.rms + MOMENTUM * new.rms, keep * running.mean + MOMENTUM * new.mean,
+                 keep * running.largest + MOMENTUM * new.largest)
+
+
+def power_of_two(step: float) -> float:
+    """The nearest power of two on the logarithmic scale.
+
+    >>> power_of_two(0.7), power_of_two(3.0)
+    (0.5, 4.0)
+    """
+    return float(2.0 ** round(math.log2(step)))
+
+
+def midrise_step(figures: Range, bits: int, method: str) -> float:
+    """Step of a mid-rise grid of 2^bits levels, not yet rounded to a power of two.
+
+    `recipe` follows the rms, `minmax` reaches the largest magnitude, `lsq` starts where LSQ starts a learned step
+    (Esser et al., ICLR 2020: 2·mean/√Q); messages pass every gradient, so there it stays at that start.
+    """
+    if method == "minmax":
+        return max(figures.largest / 2 ** (bits - 1), LEAST_STEP)
+    if method == "lsq":
+        return max(2.0 * figures.mean / math.sqrt(max(2 ** (bits - 1) - 1, 1)), LEAST_STEP)
+    return max(MIDRISE_STEP[bits] * figures.rms, LEAST_STEP)
+
+
+def message_steps(ranges: Mapping[str, Range], rounds: int, bits: int, method: str, *, floor: float,
+                  innovation: bool) -> list[float]:
+    """The step of every round's messages, exact in float32.
+
+    The recipe floors a round's step at `floor` times the one before (clipped elements must be able to climb back),
+    and only then rounds to a power of two: the other way round the step would never fall (METHOD.md section 4).
+
+    Args:
+        ranges: running figures by stage name; `news/k` is round k.
+    """
+    steps: list[float] = []
+    before = first = 0.0
+    for k in range(rounds):
+        step = midrise_step(ranges[f"news/{k}"], bits, method)
+        if method == "recipe":
+            if innovation:
+                step = max(step, floor * before, LEAST_SHARE * first)
+                before = step
+                first = first or step
+            step = power_of_two(step)
+        steps.append(float(np.float32(step)))
+    return steps
+
+
+def residual_step(figures: Range, bits: int, method: str) -> float:
+    """Step of the local H⁰ term's mid-rise grid, exact in float32."""
+    step = midrise_step(figures, bits, method)
+    return float(np.float32(power_of_two(step) if method == "recipe" else step))
+
+
+def hidden_step(figures: Range, bits: int, method: str) -> float:
+    """Step of the unsigned grid of hidden activations: 3c·rms/(2^bits − 1), or the largest value over the levels."""
+    levels = 2**bits - 1
+    top = figures.largest if method == "minmax" else 3.0 * HIDDEN_SHARE * figures.rms
+    return float(np.float32(max(top / levels, LEAST_STEP)))
