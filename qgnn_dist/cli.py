@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The `qgnn` command: parse, call one function, print; errors become exit codes (1 failed, 2 wrong use or bad input)."""
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from . import render
+from .errors import QgnnError
+
+app = typer.Typer(
+    name="qgnn", no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
+    help="Train deep graph neural networks over many hosts with 1-8 bit messages, and classify every node.\n\n"
+         "The path: [bold]partition[/bold] a graph, [bold]train[/bold] on its parts, [bold]export[/bold] the packed "
+         "model, [bold]predict[/bold] all nodes; [bold]inspect[/bold] shows what lies in a store, run or model.")
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the stack trace of an error.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
+RayAddress = Annotated[str | None, typer.Option(
+    "--ray-address", help="Join this Ray cluster; default: RAY_ADDRESS, else a local Ray for this command.")]
+
+
+def _command(epilog: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register a command whose errors are one line on stderr and whose example stands under its help."""
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def guarded(*args: Any, **kwargs: Any) -> None:
+            debug = bool(kwargs.get("debug"))
+            if not debug:
+                warnings.simplefilter("ignore", FutureWarning)
+            try:
+                function(*args, **kwargs)
+            except QgnnError as error:
+                _fail(str(error), error.exit_code, debug, getattr(error, "remote_traceback", None))
+            except KeyboardInterrupt:
+                _fail("interrupted; `qgnn train … --resume` goes on from the last checkpoint", 1, debug)
+            except OSError as error:
+                _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 1, debug)
+            except MemoryError:
+                _fail("out of memory; use more parts on more hosts, or fewer bits", 1, debug)
+            except Exception as error:
+                first = str(error).strip().splitlines()
+                _fail(f"internal error: {type(error).__name__}: {first[0] if first else ''} "
+                      "(--debug shows where)", 1, debug)
+        return app.command(epilog=f"Example: {epilog}")(guarded)
+    return register
+
+
+def _fail(message: str, code: int, debug: bool, remote: str | None = None) -> None:
+    if debug:
+        traceback.print_exc()
+        if remote:
+            print(remote, file=sys.stderr)
+    Console(stderr=True, soft_wrap=True).print(f"error: {message}", style="red", markup=False, highlight=False)
+    raise typer.Exit(code)
+
+
+def _emit(result: dict[str, Any], as_json: bool, show: Callable[[dict[str, Any], Console], None]) -> None:
+    if as_json:
+        print(json.dumps(result, default=str))
+    else:
+        show(result, Console())
+
+
+@_command("qgnn partition graph.npz --parts 2 --out store")
+def partition(
+    source: Annotated[str, typer.Argument(
+        help="OGB name (ogbn-arxiv), FILE.npz, parquet:DIR, or synthetic:arxiv|products|mid|sbm?nodes=…&edges=…")],
+    parts: Annotated[int, typer.Option(help="Number of parts: one worker each.")],
+    out: Annotated[Path, typer.Option(help="Folder of the new store.")],
+    method: Annotated[str, typer.Option(help="auto, metis, stream or random.")] = "auto",
+    seed: Annotated[int, typer.Option(help="Seed of the partitioner.")] = 0,
+    memory: Annotated[float | None, typer.Option(help="Memory in GB that `auto` may count on.")] = None,
+    root: Annotated[Path | None, typer.Option(help="Folder that holds OGB data sets.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Agree to a download whose size was shown.")] = False,
+    node_id: Annotated[str, typer.Option("--node-id", help="Parquet: column of the node's id.")] = "node_id",
+    src: Annotated[str, typer.Option("--src", help="Parquet: column of an edge's one end.")] = "src",
+    dst: Annotated[str, typer.Option("--dst", help="Parquet: column of an edge's other end.")] = "dst",
+    label: Annotated[str, typer.Option("--label", help="Parquet: column of the label.")] = "label",
+    split: Annotated[str, typer.Option("--split", help="Parquet: column of the split.")] = "split",
+    ray_address: RayAddress = None, overwrite: Overwrite = False, as_json: Json = False, debug: Debug = False,
+) -> None:
+    """Cut a graph into parts and write a store."""
+    from .cluster import api
+    from .data.load import ColumnNames
+
+    with render.Status("reading the graph") as status:
+        result = api.partition(
+            source, parts=parts, out=out, method=method, seed=seed, memory_gb=memory, root=root, yes=yes,
+            columns=ColumnNames(node_id=node_id, src=src, dst=dst, label=label, split=split),
+            overwrite=overwrite, ray_address=ray_address, progress=status.update)
+    _emit(result, as_json, render.partition)
+
+
+@_command("qgnn train store --out run --set quant.bits=2")
+def train(
+    store: Annotated[Path, typer.Argument(help="Folder of a store.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run.")],
+    config: Annotated[Path | None, typer.Option(help="TOML file with settings.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="One setting, e.g. quant.bits=2.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint, or start.")] = False,
+    ray_address: RayAddress = None, overwrite: Overwrite = False, as_json: Json = False, debug: Debug = False,
+) -> None:
+    """Train on the parts of a store, one worker a part."""
+    from .cluster import api
+    from .config import load_config
+
+    resolved = load_config(config, settings or [])
+    with render.TrainingProgress(resolved.train.epochs) as progress:
+        result = api.train(store, out=out, config=resolved, resume=resume, overwrite=overwrite,
+                           ray_address=ray_address, on_epoch=progress.epoch)
+    _emit(result, as_json, render.training)
+
+
+@_command("qgnn export run --out model.safetensors")
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    out: Annotated[Path, typer.Option(help="File of the packed model.")],
+    bits: Annotated[int | None, typer.Option(help="Checked against the trained width.")] = None,
+    overwrite: Overwrite = False, as_json: Json = False, debug: Debug = False,
+) -> None:
+    """Pack the best epoch's model into one file."""
+    from .cluster import api
+
+    _emit(api.export(run, out=out, bits=bits, overwrite=overwrite), as_json, render.exported)
+
+
+@_command("qgnn predict store --model model.safetensors --out predictions")
+def predict(
+    store: Annotated[Path, typer.Argument(help="Folder of a store.")],
+    model: Annotated[Path, typer.Option(help="File of a packed model.")],
+    out: Annotated[Path, typer.Option(help="Folder of the Parquet files.")],
+    scores: Annotated[bool, typer.Option("--scores", help="Write every class's score too.")] = False,
+    config: Annotated[Path | None, typer.Option(help="TOML file; cluster and timeouts are used.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="One setting, e.g. cluster.threads=4.")] = None,
+    ray_address: RayAddress = None, overwrite: Overwrite = False, as_json: Json = False, debug: Debug = False,
+) -> None:
+    """Classify every node of a store with a packed model."""
+    from .cluster import api
+    from .config import load_config
+
+    with render.Status("predicting"):
+        result = api.predict(store, model=model, out=out, scores=scores, config=load_config(config, settings or []),
+                             overwrite=overwrite, ray_address=ray_address)
+    _emit(result, as_json, render.prediction)
+
+
+@_command("qgnn inspect store --verify")
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A store, a run or a packed model.")],
+    verify: Annotated[bool, typer.Option("--verify", help="Check every checksum.")] = False,
+    as_json: Json = False, debug: Debug = False,
+) -> None:
+    """Show what lies in a store, run or model."""
+    from .cluster import api
+
+    _emit(api.inspect(path, verify=verify), as_json, render.inspection)
+
+
+@app.callback(invoke_without_command=True)
+def _global(version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False) -> None:
+    if version:
+        from . import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Entry point of the `qgnn` command."""
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The five things a user does, as functions: partition, train, export, predict, inspect.
+
+Each chooses where its workers live: with one part in this process, otherwise as Ray actors, one a part.
+"""
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..comm.pool import LocalPool, WorkerPool
+from ..config import RunConfig, load_config
+from ..data.graph import Graph
+from ..errors import InputError
+from ..inference.batch import check_output, check_predictable, run_prediction
+from ..inference.worker import PredictWorker
+from ..model.packed import PackedModel
+from ..partition.api import partition_graph
+from ..propagation.multiplier import InProcessServer, MultiplierRule, MultiplierServer
+from ..store.describe import describe_store
+from ..store.reader import Store
+from ..training.checkpoint import RunFolder
+from ..training.loop import check_trainable, prepare_run, run_training
+from ..training.worker import TrainWorker
+
+if TYPE_CHECKING:
+    from ..data.load import ColumnNames
+
+__all__ = ["export", "inspect", "partition", "predict", "train"]
+
+
+def partition(source: Any, *, parts: int, out: str | Path, method: str = "auto", seed: int = 0,
+              memory_gb: float | None = None, root: str | Path | None = None, yes: bool = False,
+              columns: ColumnNames | None = None, overwrite: bool = False, ray_address: str | None = None,
+              progress: Callable[[str], None] | None = None) -> dict[str, Any]:
+    """Cut a graph into parts and write a store.
+
+    Args:
+        source: an OGB name, `FILE.npz`, `parquet:DIR`, `synthetic:…`, a Graph, or a PyG `Data`.
+        parts: number of parts; with more than one, Ray actors build them side by side.
+        out: the store's folder; must not exist unless `overwrite`.
+        method: `auto`, `metis`, `stream` or `random`; equal seeds give equal stores.
+        memory_gb: what `auto` may count on. root: where OGB data sets lie. yes: agree to a download.
+        columns: Parquet column names. progress: called with the name of each step.
+    Returns: the manifest's summary: counts, cut fraction, halo sizes, bytes a round, peak memory.
+    Raises: InputError for bad input; nothing is written then.
+    """
+    from ..data.load import load_graph
+    from ..data.pyg import from_pyg
+
+    if Path(out).exists() and not overwrite:
+        raise InputError("output exists; add --overwrite to replace it", file=str(out))
+    if isinstance(source, Graph):
+        graph = source
+    elif isinstance(source, (str, os.PathLike)):
+        graph = load_graph(os.fspath(source), root=root, yes=yes, columns=columns, progress=progress)
+    else:
+        graph = from_pyg(source)
+    if not 1 <= parts <= graph.num_nodes:
+        raise InputError(f"--parts {parts}: expected 1 to {graph.num_nodes}, the number of nodes")
+    common = {"parts": parts, "out": out, "method": method, "seed": seed, "memory_gb": memory_gb,
+              "overwrite": overwrite, "progress": progress}
+    if parts == 1:
+        return partition_graph(graph, **common)
+    from .builders import ray_builders
+    from .session import RaySession
+
+    with RaySession(ray_address, num_cpus=min(parts, os.cpu_count() or 1)):
+        return partition_graph(graph, run_builders=ray_builders(), **common)
+
+
+def train(store: str | Path, *, out: str | Path, config: RunConfig | dict[str, Any] | str | Path | None = None,
+          overrides: Sequence[str] = (), resume: bool = False, overwrite: bool = False,
+          ray_address: str | None = None, on_epoch: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
+    """Train on a store, one worker a part.
+
+    Args:
+        store: folder of a store with features, labels and splits. out: the run's folder.
+        config: settings, resolved or nested or a TOML file. overrides: `section.key=value` words on top.
+        resume: go on from the last checkpoint; start where there is none; return at once where the run is complete.
+        on_epoch: called with every epoch's record.
+    Returns: the summary (RUN/summary.json).
+    Raises: InputError before anything is written; WorkerError, ExchangeError, DeadlineError while running.
+    """
+    resolved = _resolve(config, overrides)
+    opened = Store.open(store)
+    check_trainable(opened, resolved)
+    run, summary = prepare_run(out, opened, resolved, resume=resume, overwrite=overwrite)
+    if summary is not None:
+        return summary
+    rule = MultiplierRule.of(resolved, opened.num_edges)
+    kwargs = {"store": os.path.abspath(store), "config": resolved}
+    with _workers(TrainWorker, kwargs, opened.num_parts, resolved, ray_address, rule) as (pool, server_call):
+        return run_training(pool, server_call, opened, resolved, run, resume=resume, on_epoch=on_epoch)
+
+
+def export(run: str | Path, *, out: str | Path, bits: int | None = None, overwrite: bool = False) -> dict[str, Any]:
+    """Write the packed model of a run's best epoch so far, at the widths it was trained with.
+
+    Args:
+        bits: checked against the trained `quant.bits`; a model is never repacked at another width.
+    Returns: what the file holds, and its size.
+    Raises: InputError: no such run or nothing trained yet, another width, or the output exists.
+    """
+    folder = RunFolder(run)
+    if not (folder.path / "config.toml").exists():
+        raise InputError("not a run's folder (no config.toml); give the --out of `qgnn train`", file=str(run))
+    found = folder.load_checkpoint()
+    if found is None or "best" not in found[0]:
+        raise InputError("nothing to export yet: no checkpoint holds an evaluated model", file=str(run))
+    trained = load_config(folder.path / "config.toml").quant.bits
+    if bits is not None and bits != trained:
+        raise InputError(f"--bits {bits}: the run was trained with quant.bits={trained}; train again at {bits} bits",
+                         file=str(run))
+    model = PackedModel.from_bytes(found[0]["best"].tobytes(), str(folder.checkpoint_path))
+    size = model.save(out, overwrite)
+    return {**_describe_model(model, size), "epoch": found[2].best_epoch, "accuracy": found[2].best_accuracy}
+
+
+def predict(store: str | Path, *, model: str | Path, out: str | Path, scores: bool = False,
+            config: RunConfig | dict[str, Any] | str | Path | None = None, overwrite: bool = False,
+            ray_address: str | None = None) -> dict[str, Any]:
+    """Classify every node of a store and write Parquet, one file a part.
+
+    Args:
+        config: its `cluster` and `timeouts` are used; all else comes from the model.
+        scores: write the scores of all classes too.
+    Returns: the summary (OUT/summary.json): accuracy by split where labels exist, seconds, bytes.
+    Raises: InputError, StoreError, ModelError before anything is written.
+    """
+    resolved = _resolve(config, ())
+    opened, packed = Store.open(store), PackedModel.load(model)
+    check_predictable(opened, packed, str(model))
+    folder = check_output(out, overwrite)
+    kwargs = {"store": os.path.abspath(store), "exchange_s": resolved.timeouts.exchange_s}
+    with _workers(PredictWorker, kwargs, opened.num_parts, resolved, ray_address, None) as (pool, _):
+        return run_prediction(pool, opened, packed, Path(os.path.abspath(folder)), scores=scores,
+                              timeouts=resolved.timeouts)
+
+
+def inspect(path: str | Path, *, verify: bool = False) -> dict[str, Any]:
+    """Describe a store, a run or a packed model.
+
+    Args:
+        verify: check every checksum of a store, or read a model's tensors (a model is always read whole).
+    Raises: InputError: nothing of ours lies there, or it is damaged.
+    """
+    place = Path(path)
+    if (place / "manifest.json").exists():
+        return {"kind": "store", **describe_store(Store.open(place), verify=verify)}
+    if (place / "config.toml").exists():
+        return _describe_run(RunFolder(place))
+    if place.is_file():
+        return {"kind": "model", **_describe_model(PackedModel.load(place), place.stat().st_size)}
+    raise InputError("neither a store, nor a run, nor a packed model" if place.exists() else "no such path",
+                     file=str(path))
+
+
+def _resolve(config: RunConfig | dict[str, Any] | str | Path | None, overrides: Sequence[str]) -> RunConfig:
+    if isinstance(config, RunConfig):
+        return load_config(values=config.to_dict(), overrides=list(overrides)) if overrides else config
+    if isinstance(config, dict):
+        return load_config(values=config, overrides=list(overrides))
+    return load_config(config, list(overrides))
+
+
+@contextmanager
+def _workers(worker: type, kwargs: dict[str, Any], size: int, config: RunConfig, ray_address: str | None,
+             rule: MultiplierRule | None) -> Iterator[tuple[WorkerPool, Callable[..., Any]]]:
+    """A pool with one worker a part, and how to call the multiplier server (which only training has)."""
+    times = config.timeouts
+    if size == 1:
+        server = InProcessServer(MultiplierServer(1, rule, times.server_s)) if rule is not None else None
+        pool = LocalPool(worker, kwargs, 1, server=server, timeout_s=times.exchange_s,
+                         threads=config.cluster.threads or os.cpu_count() or 1)
+        try:
+            yield pool, server.call if server is not None else _no_server
+        finally:
+            pool.close()
+            if server is not None:
+                server.close()
+        return
+    from .pool import RayPool
+    from .session import RaySession
+
+    factory = _ServerFactory(size, rule, times.server_s) if rule is not None else None
+    with (RaySession(ray_address, num_cpus=size * config.cluster.cpus_per_worker),
+          RayPool(worker, kwargs, size, cluster=config.cluster, timeouts=times, server_factory=factory) as pool):
+        yield pool, pool.server_call
+
+
+@dataclasses.dataclass(frozen=True)
+class _ServerFactory:
+    """Builds the multiplier server inside its actor."""
+
+    size: int
+    rule: MultiplierRule
+    deadline_s: float
+
+    def __call__(self) -> MultiplierServer:
+        return MultiplierServer(self.size, self.rule, self.deadline_s)
+
+
+def _no_server(method: str, *_: Any) -> Any:
+    raise InputError(f"no multiplier server runs here ({method})")
+
+
+def _describe_model(model: PackedModel, size: int) -> dict[str, Any]:
+    info = dataclasses.asdict(model.info)
+    return {**info, "model_bytes": size,
+            "float_bytes": 4 * (model.weight1.size + model.weight2.size + model.bias1.size + model.bias2.size)}
+
+
+def _describe_run(run: RunFolder) -> dict[str, Any]:
+    config = load_config(run.path / "config.toml")
+    found = run.load_checkpoint()
+    result: dict[str, Any] = {"kind": "run", "complete": run.summary_path.exists(), "bits": config.quant.stages()}
+    if found is not None:
+        _, identity, progress, _ = found
+        result |= {"epoch": progress.epoch, "best_epoch": progress.best_epoch, "accuracy": progress.best_accuracy,
+                   "parts": identity["parts"], "features": identity["features"],
+                   "fingerprint": identity["fingerprint"]}
+    return result

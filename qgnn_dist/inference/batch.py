@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The controller of a batch prediction: every node of a store, complete or not there at all."""
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..comm.pool import WorkerPool
+from ..config import TimeoutsConfig
+from ..errors import InputError, ModelError, QgnnError
+from ..model.packed import PackedModel
+from ..store.reader import Store
+
+__all__ = ["check_output", "check_predictable", "run_prediction"]
+
+SUMMARY_VERSION = 1
+PREDICT_TIMEOUT_S = 24 * 3600.0
+"""The batch as a whole; the waits inside it have their own, shorter deadlines."""
+
+
+def check_predictable(store: Store, model: PackedModel, model_file: str) -> None:
+    """Refuse a model that does not fit the store, before anything starts."""
+    if store.num_features == 0:
+        raise InputError("the store has no features; prediction needs them", file=str(store.path))
+    if store.num_features != model.info.num_features:
+        raise ModelError(f"the model takes {model.info.num_features} features, the store {store.path} has "
+                         f"{store.num_features}; export a model trained on such features", file=model_file)
+
+
+def check_output(out: str | Path, overwrite: bool) -> Path:
+    """The output folder's path; InputError where it exists and may not be replaced."""
+    path = Path(out)
+    if path.exists() and not overwrite:
+        raise InputError("output exists; add --overwrite to replace it", file=str(path))
+    if path.exists() and not (path.is_dir() and (path / "summary.json").exists()):
+        raise InputError("output exists and is not a folder of predictions; choose another --out", file=str(path))
+    return path
+
+
+def run_prediction(pool: WorkerPool, store: Store, model: PackedModel, out: Path, *, scores: bool,
+                   timeouts: TimeoutsConfig) -> dict[str, Any]:
+    """Predict all nodes on the pool's workers (one PredictWorker a part) and put the folder in place.
+
+    Returns: the summary, as written to OUT/summary.json.
+    """
+    started = time.perf_counter()
+    data = model.to_bytes()
+    pool.call("load", store.fingerprint, data, timeout_s=timeouts.start_s)
+    temp = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    temp.mkdir(parents=True)
+    try:
+        results = pool.call("predict", str(temp), scores, timeout_s=PREDICT_TIMEOUT_S)
+        rows = sum(r["rows"] for r in results)
+        if rows != store.num_nodes:
+            raise QgnnError(f"predicted {rows} rows, the store has {store.num_nodes} nodes")
+        summary = _summary(store, model, len(data), results, time.perf_counter() - started)
+        (temp / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        _put_in_place(temp, out)
+    finally:
+        shutil.rmtree(temp, ignore_errors=True)
+    return summary
+
+
+def _put_in_place(temp: Path, out: Path) -> None:
+    """Swap the finished folder in; an older one is removed only after that."""
+    old = out.with_name(f".{out.name}.{os.getpid()}.old")
+    if out.exists():
+        os.rename(out, old)
+    os.rename(temp, out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _summary(store: Store, model: PackedModel, model_bytes: int, results: Sequence[dict[str, Any]],
+             seconds: float) -> dict[str, Any]:
+    accuracy = {}
+    for name in results[0]["right"]:
+        right, count = (sum(r["right"][name][i] for r in results) for i in (0, 1))
+        if count:
+            accuracy[name] = right / count
+    return {
+        "schema": SUMMARY_VERSION,
+        "rows": store.num_nodes,
+        "parts": store.num_parts,
+        "accuracy": accuracy,
+        "class_counts": [int(c) for c in sum(r["classes"] for r in results)],
+        "seconds": {**{k: max(r["seconds"][k] for r in results) for k in results[0]["seconds"]}, "total": seconds},
+        "model_bytes": model_bytes,
+        "message_bytes": sum(r["message_bytes"] for r in results),
+        "peak_anon_bytes": [r["peak_anon_bytes"] for r in results],
+        "peak_rss_bytes": [r["peak_rss_bytes"] for r in results],
+        "bits": model.info.bits,
+        "range_gain": results[0]["gain"],
+        "graph": store.name,
+        "fingerprint": store.fingerprint,
+        "model_fingerprint": model.info.fingerprint,
+        "same_graph": store.fingerprint == model.info.fingerprint,
+    }

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One worker of a batch prediction: scores its part's nodes with a packed model and writes them as Parquet.
+
+No float sparse product and no torch matmul runs here: integer kernels, elementwise float32, and packed codes between
+the workers (a model trained at 32 bits uses this project's own float kernels, in a fixed order).
+"""
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .. import kernels
+from ..comm.exchange import Exchange
+from ..data.graph import SPLITS
+from ..errors import ModelError, StoreError
+from ..memory import MemoryWatch
+from ..model.features import count_negative
+from ..model.forward import PackedForward, model_reader
+from ..model.packed import PackedModel
+from ..propagation.neighbourhood import Neighbourhood
+from ..store.reader import Store
+
+if TYPE_CHECKING:
+    from ..comm.pool import WorkerContext
+
+__all__ = ["PredictWorker", "part_file"]
+
+
+def part_file(part: int) -> str:
+    """Name of a part's output file."""
+    return f"part-{part:05d}.parquet"
+
+
+class PredictWorker:
+    """Owns part `context.rank` of a store during one prediction.
+
+    Args:
+        store: path of the store, through this host's own mount. exchange_s: deadline of a round of messages.
+    """
+
+    def __init__(self, context: WorkerContext, *, store: str, exchange_s: float) -> None:
+        self._context, self._store_path, self._exchange_s = context, store, exchange_s
+        self._memory = MemoryWatch()
+
+    def load(self, fingerprint: str, model: bytes) -> None:
+        """Open the part and the model.
+
+        Raises:
+            StoreError: this host sees another graph under the path.
+            ModelError: the features don't fit the model's grid.
+        """
+        context, start = self._context, time.perf_counter()
+        store = Store.open(self._store_path)
+        if store.fingerprint != fingerprint:
+            raise StoreError(f"this host sees graph {store.fingerprint[:12]}, the controller {fingerprint[:12]}; "
+                             "the path must be shared by all hosts", host=context.host, rank=context.rank,
+                             file=self._store_path)
+        self._part = store.part(context.rank)
+        self._model = PackedModel.from_bytes(model)
+        info = self._model.info
+        if info.bits["features"] < 32 and not info.feature_signed:
+            negative = count_negative(self._part)
+            if negative:
+                raise ModelError(
+                    f"part {context.rank} has {negative} negative feature values, but the model was trained on "
+                    f"non-negative ones (norm={info.feature_norm}, unsigned grid); train on such features",
+                    file=self._store_path)
+        self._graph = Neighbourhood.of(self._part)
+        self._exchange = Exchange(self._part.peers, self._part.num_local, self._part.num_halo, context.group,
+                                  context.run_id, self._exchange_s)
+        self._load_s = time.perf_counter() - start
+
+    def predict(self, folder: str, with_scores: bool) -> dict[str, Any]:
+        """Score all local nodes and write `folder`/part-NNNNN.parquet.
+
+        Returns: rows, right answers and labelled nodes by split, class counts, seconds, bytes sent, peak memory.
+        """
+        forward = PackedForward(self._graph, self._exchange, self._context.group, "evaluation")
+        scores = forward.run(self._model, model_reader(self._part, self._model))
+        classes = np.empty(len(scores), np.int32)
+        confidence = np.empty(len(scores), np.float32)
+        kernels.softmax(scores, classes, confidence, None)
+        start = time.perf_counter()
+        self._write(Path(folder), scores if with_scores else None, classes, confidence)
+        seconds = {"load": self._load_s, **forward.seconds, "exchange": self._exchange.wait_s,
+                   "write": time.perf_counter() - start}
+        group = self._context.group
+        return {"rows": len(scores), "right": self._right(classes), "seconds": seconds, "gain": forward.gain,
+                "classes": np.bincount(classes, minlength=self._model.info.num_classes),
+                "message_bytes": group.counters.evaluation if group is not None else 0, **self._memory.peaks()}
+
+    def close(self) -> None:
+        """Stop the memory watch."""
+        self._memory.close()
+
+    def _right(self, classes: np.ndarray) -> dict[str, tuple[int, int]]:
+        """Split → (right answers, labelled nodes), where labels and splits exist."""
+        part = self._part
+        if part.labels is None or part.split is None:
+            return {}
+        result = {}
+        for name, number in SPLITS.items():
+            rows = (part.split == number) & (part.labels >= 0)
+            result[name] = (int((classes[rows] == part.labels[rows]).sum()), int(rows.sum()))
+        return result
+
+    def _write(self, folder: Path, scores: np.ndarray | None, classes: np.ndarray, confidence: np.ndarray) -> None:
+        order = np.argsort(self._part.source_index, kind="stable")
+        columns: dict[str, pa.Array] = {
+            "node_id": self._part.node_ids.take(pa.array(order)),
+            "class": pa.array(classes[order], pa.int32()),
+            "confidence": pa.array(confidence[order], pa.float32()),
+        }
+        names = self._model.info.class_names
+        if names is not None:
+            columns["class_name"] = pa.DictionaryArray.from_arrays(columns["class"], pa.array(names)).cast(pa.string())
+        if scores is not None:
+            flat = pa.array(np.ascontiguousarray(scores[order]).ravel(), pa.float32())
+            columns["scores"] = pa.FixedSizeListArray.from_arrays(flat, scores.shape[1])
+        pq.write_table(pa.table(columns), folder / part_file(self._context.rank))

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Peak memory of this process: resident, and the anonymous share that memory-mapped stores do not count towards."""
+from __future__ import annotations
+
+import threading
+
+__all__ = ["MemoryWatch"]
+
+
+def _status_bytes(field: str) -> int:
+    try:
+        with open("/proc/self/status", encoding="ascii") as status:
+            for line in status:
+                if line.startswith(field + ":"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 0
+
+
+class MemoryWatch:
+    """Samples /proc/self/status from a thread of its own until `close`; figures are bytes, 0 where there is no /proc."""
+
+    def __init__(self, every_s: float = 0.02) -> None:
+        self._peak_anon = self._peak_rss = 0
+        self._every_s = every_s
+        self._end = threading.Event()
+        self._sample()
+        self._thread = threading.Thread(target=self._watch, name="qgnn-memory", daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        while not self._end.wait(self._every_s):
+            self._sample()
+
+    def _sample(self) -> None:
+        self._peak_anon = max(self._peak_anon, _status_bytes("RssAnon"))
+        self._peak_rss = max(self._peak_rss, _status_bytes("VmRSS"))
+
+    def peaks(self) -> dict[str, int]:
+        """`peak_anon_bytes` and `peak_rss_bytes` since the start."""
+        self._sample()
+        return {"peak_anon_bytes": self._peak_anon, "peak_rss_bytes": self._peak_rss}
+
+    def close(self) -> None:
+        """End the thread."""
+        self._end.set()
+        self._thread.join(timeout=1)

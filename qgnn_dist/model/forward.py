@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The packed model's forward pass over one part: what prediction runs, and what training evaluates by.
+
+All of it is integer kernels and elementwise float32 in a fixed order, so that scores are the same bits for every number
+of parts, partitioner, thread count and instruction set. Legend: n local rows, F features, H hidden, C classes.
+"""
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .. import kernels
+from ..comm.exchange import Exchange
+from ..comm.group import Group
+from ..propagation.messages import CodedMessenger, FloatMessenger, Messenger
+from ..propagation.neighbourhood import Neighbourhood
+from ..propagation.smp import FrozenMultipliers, Propagation
+from .features import BLOCK_ROWS, FeatureBlock, FeatureScheme, read_block
+from .packed import PackedModel
+
+if TYPE_CHECKING:
+    from ..store.reader import Part
+
+__all__ = ["PackedForward", "exponent_percentile", "model_reader"]
+
+EXPONENT_SHARE = 0.9
+
+
+class PackedForward:
+    """Scores of a part's nodes under a packed model.
+
+    Args:
+        exchange: this part's halo plan, ready to send. group: all workers, None with one part.
+    After `run`: `exponent` is the graph's own exponent statistic, `gain` the power of two that steps were shifted by,
+    and `seconds` the time of each stage.
+    """
+
+    def __init__(self, graph: Neighbourhood, exchange: Exchange, group: Group | None, direction: str) -> None:
+        self._graph, self._exchange, self._group, self._direction = graph, exchange, group, direction
+        self.exponent, self.gain = -1, 0
+        self.seconds = {"mlp": 0.0, "propagate": 0.0}
+
+    def run(self, model: PackedModel, read: Callable[[int, int], FeatureBlock]) -> np.ndarray:
+        """Scores float32 (n, C). `read(begin, end)` yields coded feature rows; every worker must call this together."""
+        start = time.perf_counter()
+        h0 = self._perceptron(model, read)
+        self.seconds["mlp"] += time.perf_counter() - start
+        start = time.perf_counter()
+        scores = self._propagate(model, h0)
+        self.seconds["propagate"] += time.perf_counter() - start
+        return scores
+
+    def _perceptron(self, model: PackedModel, read: Callable[[int, int], FeatureBlock]) -> np.ndarray:
+        info, n = model.info, self._graph.num_local
+        integer1 = info.bits["weights"] < 32 and info.bits["features"] < 32
+        integer2 = info.bits["weights"] < 32 and info.bits["hidden"] < 32
+        weight1 = model.weight1 if integer1 else model.weight1.astype(np.float32)
+        weight2 = model.weight2 if integer2 else model.weight2.astype(np.float32)
+        step1, step2 = (np.float32(s) for s in info.weight_steps)
+        h0 = np.empty((n, info.num_classes), np.float32)
+        for begin in range(0, n, BLOCK_ROWS):
+            end = min(begin + BLOCK_ROWS, n)
+            block = read(begin, end)
+            if integer1 and integer2:
+                sums = block.times(weight1, np.empty((end - begin, info.hidden), np.int32))
+                codes = np.empty((end - begin, info.hidden), np.int16)
+                kernels.hidden_codes(sums, block.scale, step1, model.bias1, np.float32(info.hidden_step),
+                                     info.bits["hidden"], codes)
+                sums = np.empty((end - begin, info.num_classes), np.int32)
+                kernels.matmul_codes_dense(codes, weight2, sums)
+                kernels.scores_from_codes(sums, np.float32(info.hidden_step) * step2, model.bias2, h0[begin:end])
+            else:
+                h0[begin:end] = self._float_block(model, block, weight1, weight2)
+        return h0
+
+    def _float_block(self, model: PackedModel, block: FeatureBlock, weight1: np.ndarray,
+                     weight2: np.ndarray) -> np.ndarray:
+        """Rows through a perceptron with a float stage: own kernels too, sums over columns in their order."""
+        info, rows = model.info, len(block.scale)
+        step1, step2 = (np.float32(s) for s in info.weight_steps)
+        if weight1.dtype == np.int8:
+            sums = block.times(weight1, np.empty((rows, info.hidden), np.int32)).astype(np.float32)
+        else:
+            sums = block.as_float().times(weight1, np.empty((rows, info.hidden), np.float32))
+        hidden = np.maximum(sums * (block.scale[:, None] * step1) + model.bias1, np.float32(0))
+        step = np.float32(1.0)
+        if info.bits["hidden"] < 32:
+            step = np.float32(info.hidden_step)
+            hidden = np.clip(np.rint(hidden / step), 0, 2 ** info.bits["hidden"] - 1)
+        scores = np.empty((rows, info.num_classes), np.float32)
+        kernels.matmul_float_dense(np.ascontiguousarray(hidden), weight2.astype(np.float32), scores)
+        return scores * (step * step2) + model.bias2
+
+    def _propagate(self, model: PackedModel, h0: np.ndarray) -> np.ndarray:
+        info, bits = model.info, model.info.bits
+        histogram = np.zeros(256, np.int64)
+        kernels.exponent_histogram(h0, self._graph.inv_sqrt_degree, histogram)
+        if self._group is not None:
+            self._group.all_reduce_sum(histogram)
+        self.exponent = exponent_percentile(histogram)
+        known = info.exponent >= 0 and self.exponent >= 0
+        self.gain = self.exponent - info.exponent if known else 0
+        residual = h0
+        if bits["residual"] < 32:
+            residual = np.empty_like(h0)
+            step = np.ldexp(np.float32(info.residual_step), self.gain)
+            kernels.midrise(h0, np.float32(step), bits["residual"], residual, None)
+        messenger: Messenger
+        if bits["messages"] == 32:
+            messenger = FloatMessenger(self._graph, self._exchange, info.num_classes, self._direction)
+        else:
+            steps = [float(np.ldexp(np.float32(s), self.gain)) for s in info.message_steps]
+            messenger = CodedMessenger(self._graph, self._exchange, info.num_classes, self._direction,
+                                       bits=bits["messages"], steps=steps, innovation=info.coding == "innovation",
+                                       record=False)
+        propagation = Propagation(info.kind, info.layers, info.mu, info.eta, info.rounds)
+        return propagation.run(self._graph, h0, residual, messenger, FrozenMultipliers(info.multipliers))
+
+
+def exponent_percentile(histogram: np.ndarray) -> int:
+    """The biased binary exponent below or at which 90 % of the non-zero values lie; −1 where all are zero.
+
+    Args:
+        histogram: int64 (256,), counts by biased exponent; bin 0 (zeros) is left out, as are infinities (255).
+    """
+    counts = histogram.copy()
+    counts[0] = counts[255] = 0
+    total = int(counts.sum())
+    if total == 0:
+        return -1
+    return int(np.searchsorted(np.cumsum(counts), EXPONENT_SHARE * total))
+
+
+def model_reader(part: Part, model: PackedModel) -> Callable[[int, int], FeatureBlock]:
+    """Reads a part's feature rows as this model wants them coded."""
+    info = model.info
+    scheme = FeatureScheme(info.feature_norm, info.feature_signed, info.bits["features"])
+    return lambda begin, end: read_block(part, scheme, begin, end)

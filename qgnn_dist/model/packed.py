@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The packed model: everything prediction needs, in one safetensors file that runs no code when it is opened.
+
+The file holds four tensors (`weight1`, `bias1`, `weight2`, `bias2`) and one metadata entry, `qgnn`, a JSON object of
+ModelInfo. Weights under 32 bits are unsigned codes (code + 2^(b−1)), packed row by row in the project's bit order
+(quant/packed.py); the others are float32. No time, path or run id: equal models give equal bytes.
+"""
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from .. import kernels
+from ..errors import InputError, ModelError
+from ..quant.packed import row_bytes
+from ..quant.straight_through import weight_levels
+
+__all__ = ["FORMAT_VERSION", "ModelInfo", "PackedModel"]
+
+FORMAT_VERSION = 1
+METADATA_KEY = "qgnn"
+LARGEST_HEADER = 16 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    """All of a packed model but its weights (METHOD.md section 6).
+
+    Attributes:
+        bits: stage → width (weights, features, hidden, messages, residual).
+        multipliers: λ_0 … of the best epoch, frozen. message_steps: step of each round (empty at 32 bits).
+        weight_steps, hidden_step, residual_step: steps of the local grids (1.0 where a stage is float).
+        exponent: the 90th percentile of the binary exponents of D̃^-½·H⁰ seen in training, biased by 127; −1 unknown.
+        fingerprint: of the graph that it was trained on; reported, not demanded, at prediction.
+    """
+
+    num_features: int
+    hidden: int
+    num_classes: int
+    bits: dict[str, int]
+    method: str
+    coding: str
+    feature_norm: str
+    feature_signed: bool
+    kind: str
+    layers: int
+    mu: float
+    eta: float
+    rounds: str
+    multipliers: list[float]
+    message_steps: list[float]
+    weight_steps: list[float]
+    hidden_step: float
+    residual_step: float
+    exponent: int
+    class_names: list[str] | None
+    graph: str
+    fingerprint: str
+    format_version: int = FORMAT_VERSION
+
+
+@dataclass(frozen=True)
+class PackedModel:
+    """A trained, frozen network.
+
+    Attributes:
+        info: see ModelInfo.
+        weight1 (F, H), weight2 (H, C): int8 codes, or float32 where weights have 32 bits.
+        bias1 (H,), bias2 (C,): float32.
+    """
+
+    info: ModelInfo
+    weight1: np.ndarray
+    bias1: np.ndarray
+    weight2: np.ndarray
+    bias2: np.ndarray
+
+    def to_bytes(self) -> bytes:
+        """The file's bytes."""
+        bits = self.info.bits["weights"]
+        tensors = {"bias1": self.bias1, "bias2": self.bias2}
+        for name, weight in (("weight1", self.weight1), ("weight2", self.weight2)):
+            tensors[name] = weight if bits == 32 else _pack(weight, bits)
+        header = json.dumps(dataclasses.asdict(self.info), sort_keys=True, allow_nan=False)
+        return save(tensors, metadata={METADATA_KEY: header})
+
+    def save(self, path: str | Path, overwrite: bool = False) -> int:
+        """Write atomically (temp + fsync + rename) and return the file's size in bytes.
+
+        Raises:
+            InputError: the file exists and `overwrite` is not set.
+        """
+        target = Path(path)
+        if target.exists() and not overwrite:
+            raise InputError("output exists; add --overwrite to replace it", file=str(target))
+        data = self.to_bytes()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temp = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        try:
+            with open(temp, "wb") as out:
+                out.write(data)
+                out.flush()
+                os.fsync(out.fileno())
+            os.replace(temp, target)
+        finally:
+            temp.unlink(missing_ok=True)
+        return len(data)
+
+    @classmethod
+    def load(cls, path: str | Path) -> PackedModel:
+        """Read and check a packed model.
+
+        Raises:
+            ModelError: missing, damaged, of another version, or with tensors that don't fit its own description.
+        """
+        try:
+            data = Path(path).read_bytes()
+        except FileNotFoundError:
+            raise ModelError("model file not found", file=str(path)) from None
+        except OSError as error:
+            raise ModelError(f"cannot be read: {error.strerror}", file=str(path)) from None
+        return cls.from_bytes(data, str(path))
+
+    @classmethod
+    def from_bytes(cls, data: bytes, file: str = "model") -> PackedModel:
+        """The model in a file's bytes; errors as `load`, which name `file`."""
+        info = _read_info(data, file)
+        try:
+            tensors = load(data)
+        except (SafetensorError, ValueError) as error:
+            raise ModelError(f"damaged model file: {error}", file=file) from None
+        if set(tensors) != {"weight1", "bias1", "weight2", "bias2"}:
+            raise ModelError(f"tensors are {sorted(tensors)}, expected bias1, bias2, weight1, weight2", file=file)
+        bits, (f, h, c) = info.bits["weights"], (info.num_features, info.hidden, info.num_classes)
+        for name, rows, columns in (("weight1", f, h), ("weight2", h, c)):
+            shape, kind = ((rows, columns), "float32") if bits == 32 else ((rows, row_bytes(columns, bits)), "uint8")
+            _expect(tensors[name], name, shape, kind, file)
+            if bits < 32:
+                tensors[name] = _unpack(tensors[name], bits, columns)
+        _expect(tensors["bias1"], "bias1", (h,), "float32", file)
+        _expect(tensors["bias2"], "bias2", (c,), "float32", file)
+        return cls(info, tensors["weight1"], tensors["bias1"], tensors["weight2"], tensors["bias2"])
+
+
+def _pack(codes: np.ndarray, bits: int) -> np.ndarray:
+    low, _ = weight_levels(bits)
+    unsigned = (codes.astype(np.int16) - low).astype(np.uint8)
+    out = np.empty((len(codes), row_bytes(codes.shape[1], bits)), np.uint8)
+    kernels.pack(unsigned, bits, out)
+    return out
+
+
+def _unpack(payload: np.ndarray, bits: int, columns: int) -> np.ndarray:
+    low, _ = weight_levels(bits)
+    out = np.empty((len(payload), columns), np.uint8)
+    kernels.unpack(np.ascontiguousarray(payload), bits, out)
+    return (out.astype(np.int16) + low).astype(np.int8)
+
+
+def _expect(tensor: np.ndarray, name: str, shape: tuple[int, ...], kind: str, file: str) -> None:
+    if tensor.shape != shape or tensor.dtype != kind:
+        raise ModelError(f"tensor {name} is {tensor.dtype} {tensor.shape}, its description says {kind} {shape}",
+                         file=file)
+
+
+def _read_info(data: bytes, file: str) -> ModelInfo:
+    """The description, checked before anything is allocated by its sizes."""
+    try:
+        (size,) = struct.unpack_from("<Q", data)
+        if not 0 < size <= min(LARGEST_HEADER, len(data) - 8):
+            raise ModelError("not a packed model: its header length is out of range", file=file)
+        values: dict[str, Any] = json.loads(json.loads(data[8:8 + size])["__metadata__"][METADATA_KEY])
+    except (struct.error, ValueError, KeyError, TypeError):
+        raise ModelError("not a packed model: no readable description", file=file) from None
+    if not isinstance(values, dict):
+        raise ModelError("not a packed model: its description is no object", file=file)
+    if values.get("format_version") != FORMAT_VERSION:
+        raise ModelError(f"model format {values.get('format_version')}, this program reads {FORMAT_VERSION}; "
+                         "export the run again with this version", file=file)
+    wanted = {f.name: f for f in dataclasses.fields(ModelInfo)}
+    if set(values) != set(wanted):
+        odd = sorted(set(values) ^ set(wanted))
+        raise ModelError(f"description lacks or adds {', '.join(odd)}", file=file)
+    _check_values(values, file)
+    return ModelInfo(**values)
+
+
+def _check_values(values: dict[str, Any], file: str) -> None:
+    """Types and ranges of a description from outside."""
+    def demand(good: bool, name: str) -> None:
+        if not good:
+            raise ModelError(f"description: {name}={values[name]!r} is out of range", file=file)
+
+    def number(x: Any) -> bool:
+        return isinstance(x, (int, float)) and not isinstance(x, bool) and abs(x) < 1e30
+
+    for name in ("num_features", "hidden", "num_classes", "layers"):
+        demand(type(values[name]) is int and 0 < values[name] < 2**31, name)
+    bits = values["bits"]
+    demand(isinstance(bits, dict) and set(bits) == {"weights", "features", "hidden", "messages", "residual"}
+           and all(b in (1, 2, 4, 8, 32) for b in bits.values())
+           and all(bits[s] != 1 for s in ("weights", "features", "hidden")), "bits")
+    demand(values["kind"] in ("smp", "appnp", "none"), "kind")
+    demand(values["rounds"] in ("merged", "two"), "rounds")
+    demand(values["coding"] in ("innovation", "direct"), "coding")
+    demand(values["feature_norm"] in ("row", "l2", "none"), "feature_norm")
+    demand(isinstance(values["feature_signed"], bool), "feature_signed")
+    for name in ("mu", "eta", "hidden_step", "residual_step"):
+        demand(number(values[name]) and values[name] > 0, name)
+    for name in ("multipliers", "message_steps", "weight_steps"):
+        demand(isinstance(values[name], list) and all(number(x) for x in values[name]), name)
+    demand(len(values["weight_steps"]) == 2 and min(values["weight_steps"]) > 0, "weight_steps")
+    rounds = {"none": 0, "appnp": values["layers"]}.get(
+        values["kind"], 2 * values["layers"] if values["rounds"] == "two" else values["layers"] + 1)
+    demand(len(values["message_steps"]) == (0 if bits["messages"] == 32 else rounds)
+           and all(s > 0 for s in values["message_steps"]), "message_steps")
+    demand(len(values["multipliers"]) <= values["layers"], "multipliers")
+    demand(type(values["exponent"]) is int and -1 <= values["exponent"] < 256, "exponent")
+    names = values["class_names"]
+    demand(names is None or (isinstance(names, list) and len(names) == values["num_classes"]
+                             and all(isinstance(n, str) for n in names)), "class_names")
+    demand(isinstance(values["graph"], str) and isinstance(values["fingerprint"], str), "fingerprint")

@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The controller's loop: epochs, evaluation, early stopping, checkpoints, resuming, and the summary at the end.
+
+It drives a WorkerPool and does not know whether its workers are Ray actors or live in this process.
+"""
+from __future__ import annotations
+
+import json
+import math
+import platform
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import __version__, kernels
+from ..comm.pool import WorkerPool
+from ..config import RunConfig
+from ..errors import InputError, QgnnError
+from ..model.features import FeatureStatistics, choose_norm
+from ..model.packed import PackedModel
+from ..store.reader import Store
+from .checkpoint import Progress, RunFolder, write_atomically
+from .metrics import figures
+
+__all__ = ["check_trainable", "prepare_run", "run_training"]
+
+SUMMARY_VERSION = 1
+EPOCH_TIMEOUT_S = 24 * 3600.0
+"""An epoch as a whole; the waits inside it have their own, shorter deadlines."""
+
+ServerCall = Callable[..., Any]
+OnEpoch = Callable[[dict[str, Any]], None]
+
+
+def check_trainable(store: Store, config: RunConfig) -> None:
+    """Refuse a store that cannot be trained on, before anything starts.
+
+    Raises:
+        InputError: features, labels or splits are absent, or the metric does not fit the classes.
+    """
+    lacking = [what for what, there in (("features", store.num_features > 0), ("labels", store.has_labels),
+                                        ("splits", store.has_split)) if not there]
+    if lacking:
+        raise InputError(f"the store has no {' and no '.join(lacking)}; training needs features, labels and splits",
+                         file=str(store.path))
+    if config.train.metric == "roc_auc" and store.num_classes != 2:
+        raise InputError(f"train.metric=roc_auc: expected 2 classes, the store has {store.num_classes}",
+                         file=str(store.path))
+
+
+def prepare_run(out: str | Path, store: Store, config: RunConfig, *, resume: bool,
+                overwrite: bool) -> tuple[RunFolder, dict[str, Any] | None]:
+    """Decide what an existing output means.
+
+    Returns: the folder, and the summary where `resume` finds the run complete.
+    Raises: InputError where the output exists and neither flag is set, or where it belongs to another run.
+    """
+    run = RunFolder(out)
+    if not run.path.exists():
+        return run, None
+    if resume:
+        if run.summary_path.exists():
+            summary = json.loads(run.summary_path.read_text(encoding="utf-8"))
+            _check_identity(summary["identity"], _identity(store, config), run)
+            return run, summary
+        found = run.load_checkpoint()
+        if found is not None:
+            _check_identity(found[1], _identity(store, config), run)
+        return run, None
+    if not overwrite:
+        raise InputError("output exists; add --resume to go on or --overwrite to replace it", file=str(run.path))
+    if not (run.path / "config.toml").exists():
+        raise InputError("output exists and is not a run's folder; choose another --out", file=str(run.path))
+    for old in (run.summary_path, run.checkpoint_path, run.metrics_path):
+        old.unlink(missing_ok=True)
+    return run, None
+
+
+def run_training(pool: WorkerPool, server_call: ServerCall, store: Store, config: RunConfig, run: RunFolder, *,
+                 resume: bool = False, on_epoch: OnEpoch | None = None) -> dict[str, Any]:
+    """Train to the end and write the summary.
+
+    Args:
+        pool: one TrainWorker a part. server_call: calls a plain method of the multiplier server (`state`,
+            `load_state`).
+        on_epoch: called with every epoch's record, for people to see.
+    Returns: the summary, as written to RUN/summary.json.
+    """
+    started = time.perf_counter()
+    loaded = pool.call("load", store.fingerprint, timeout_s=config.timeouts.start_s)
+    statistics = sum((w["statistics"] for w in loaded), FeatureStatistics())
+    nodes = {name: sum(w["nodes"][name] for w in loaded) for name in loaded[0]["nodes"]}
+    empty = [name for name, count in nodes.items() if count == 0]
+    if empty:
+        raise InputError(f"no labelled node in split {', '.join(empty)}", file=str(store.path))
+    norm = config.model.feature_norm
+    norm = choose_norm(statistics, store.num_features) if norm == "auto" else norm
+    features = {"norm": norm, "signed": statistics.negative > 0}
+    pool.call("setup", features["norm"], features["signed"], nodes["train"], timeout_s=config.timeouts.start_s)
+    run.path.mkdir(parents=True, exist_ok=True)
+    write_atomically(run.path / "config.toml", config.to_toml().encode())
+    identity = {**_identity(store, config), "features": features}
+    found = run.load_checkpoint() if resume else None
+    if found is not None:
+        progress = _restore(pool, server_call, found)
+    else:
+        progress = Progress()
+        pool.call("calibrate", timeout_s=EPOCH_TIMEOUT_S)
+    records = run.start_metrics(progress.epoch)
+    while not progress.finished:
+        record = _run_epoch(pool, config, progress)
+        records.append(record)
+        run.append_metrics(record)
+        progress.finished = progress.epoch >= config.train.epochs or _out_of_patience(progress, config)
+        if progress.finished or progress.epoch % config.train.checkpoint_every == 0:
+            tensors = pool.call_one(0, "state", timeout_s=config.timeouts.checkpoint_s)
+            run.save_checkpoint(tensors, identity, progress, server_call("state"))
+        if on_epoch is not None:
+            on_epoch(record)
+    summary = _summary(pool, config, store, identity, progress, records, time.perf_counter() - started)
+    write_atomically(run.summary_path, (json.dumps(summary, indent=2) + "\n").encode())
+    return summary
+
+
+def _run_epoch(pool: WorkerPool, config: RunConfig, progress: Progress) -> dict[str, Any]:
+    """One epoch on all workers; `progress` is brought up to date."""
+    epoch = progress.epoch + 1
+    start = time.perf_counter()
+    evaluate = epoch % config.train.eval_every == 0 or epoch == config.train.epochs
+    results = pool.call("train_epoch", epoch, evaluate, timeout_s=EPOCH_TIMEOUT_S)
+    loss = math.fsum(r["loss"] for r in results)
+    if not math.isfinite(loss):
+        bad = [rank for rank, r in enumerate(results) if not math.isfinite(r["loss"])]
+        raise QgnnError(f"the loss is {loss} at epoch {epoch} (rank {bad}); lower train.lr, or propagation.eta")
+    record: dict[str, Any] = {"epoch": epoch, "loss": loss}
+    if evaluate:
+        accuracies, chosen = figures([r["evaluation"] for r in results], config.train.metric)
+        record["accuracy"] = accuracies
+        if config.train.metric != "accuracy":
+            record[config.train.metric] = chosen
+        if chosen["valid"] > progress.best_value:
+            progress.best_epoch, progress.best_value = epoch, chosen["valid"]
+            progress.best_accuracy, progress.best_metric = accuracies, chosen
+            pool.call("keep_best", timeout_s=config.timeouts.checkpoint_s)
+    for key in ("multipliers", "residuals", "clamps"):
+        record[key] = results[0][key]
+    record["wire_bytes"] = {kind: sum(r["wire_bytes"].get(kind, 0) for r in results)
+                            for kind in ("forward", "backward", "evaluation", "control")}
+    record["train_s"] = max(r["train_s"] for r in results)
+    record["evaluation_s"] = max(r.get("evaluation_s", 0.0) for r in results)
+    record["epoch_s"] = time.perf_counter() - start
+    progress.epoch = epoch
+    return record
+
+
+def _out_of_patience(progress: Progress, config: RunConfig) -> bool:
+    return 0 < config.train.patience <= progress.epoch - progress.best_epoch
+
+
+def _restore(pool: WorkerPool, server_call: ServerCall, found: tuple[Any, ...]) -> Progress:
+    tensors, _, progress, server = found
+    tensors = dict(tensors)
+    best = tensors.pop("best", None)
+    model = PackedModel.from_bytes(best.tobytes()) if best is not None else None
+    server_call("load_state", server)
+    pool.call("load_state", tensors, server["ranges"], model, timeout_s=EPOCH_TIMEOUT_S)
+    return progress
+
+
+def _identity(store: Store, config: RunConfig) -> dict[str, Any]:
+    """What a run is about: the same store, parts and settings give the same numbers."""
+    return {"config": config.digest(), "fingerprint": store.fingerprint, "parts": store.num_parts,
+            "partitioner": store.manifest["partitioner"]}
+
+
+def _check_identity(there: dict[str, Any], here: dict[str, Any], run: RunFolder) -> None:
+    for key, name in (("fingerprint", "another graph"), ("parts", "another number of parts"),
+                      ("partitioner", "another partition"), ("config", "other settings")):
+        if there.get(key) != here[key]:
+            raise InputError(f"cannot resume: the run was started with {name} ({key}: {there.get(key)}, now "
+                             f"{here[key]}); use the same ones, or --overwrite", file=str(run.path))
+
+
+def _summary(pool: WorkerPool, config: RunConfig, store: Store, identity: dict[str, Any], progress: Progress,
+             records: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
+    times = [r["epoch_s"] for r in records]
+    wire = {kind: float(np.mean([r["wire_bytes"][kind] for r in records]))
+            for kind in ("forward", "backward", "evaluation", "control")}
+    memory = pool.call("memory", timeout_s=config.timeouts.start_s)
+    return {
+        "schema": SUMMARY_VERSION,
+        "accuracy": progress.best_accuracy,
+        "metric": {"name": config.train.metric, **progress.best_metric},
+        "best_epoch": progress.best_epoch,
+        "epochs": progress.epoch,
+        "seconds": seconds,
+        "epoch_s": {"median": float(np.median(times)), "p90": float(np.quantile(times, 0.9))},
+        "wire_bytes_per_epoch": wire,
+        "peak_anon_bytes": [m["peak_anon_bytes"] for m in memory],
+        "peak_rss_bytes": [m["peak_rss_bytes"] for m in memory],
+        "bits": config.quant.stages(),
+        "features": identity["features"],
+        "multipliers": {"last": records[-1]["multipliers"], "clamped": sum(r["clamps"] for r in records)},
+        "parts": store.num_parts,
+        "graph": store.name,
+        "fingerprint": store.fingerprint,
+        "identity": identity,
+        "config": config.to_dict(),
+        "versions": _versions(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    names = ("torch", "ray", "pyarrow", "numpy", "safetensors")
+    return {"qgnn-dist": __version__, "python": platform.python_version(), "kernels": kernels.isa(),
+            **{name: metadata.version(name) for name in names}}

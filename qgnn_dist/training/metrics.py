@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the workers' counts to the figures of an epoch."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+__all__ = ["accuracy", "figures", "macro_f1", "roc_auc"]
+
+
+def accuracy(confusion: np.ndarray) -> float:
+    """Share of right answers. confusion: int64 (C, C), rows true, columns predicted; 0 for no nodes."""
+    return float(np.trace(confusion)) / max(int(confusion.sum()), 1)
+
+
+def macro_f1(confusion: np.ndarray) -> float:
+    """Mean F1 over the classes that occur or were predicted."""
+    right = np.diag(confusion).astype(np.float64)
+    both = confusion.sum(0) + confusion.sum(1)
+    seen = both > 0
+    return float((2 * right[seen] / both[seen]).mean()) if seen.any() else 0.0
+
+
+def roc_auc(margins: np.ndarray, labels: np.ndarray) -> float:
+    """Area under the ROC curve of class 1 against class 0, ties counted half; 0.5 where a class is missing."""
+    positive = labels == 1
+    num_positive, num_negative = int(positive.sum()), int((~positive).sum())
+    if num_positive == 0 or num_negative == 0:
+        return 0.5
+    _, inverse, counts = np.unique(margins, return_inverse=True, return_counts=True)
+    mean_rank = np.cumsum(counts) - (counts - 1) / 2
+    total = float(mean_rank[inverse][positive].sum())
+    return (total - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative)
+
+
+def figures(evaluations: Sequence[dict[str, Any]], metric: str) -> tuple[dict[str, float], dict[str, float]]:
+    """Accuracy and the chosen metric of every split, from all workers' evaluations in rank order."""
+    accuracies, chosen = {}, {}
+    for name in evaluations[0]["confusion"]:
+        confusion = sum(e["confusion"][name] for e in evaluations)
+        accuracies[name] = accuracy(confusion)
+        if metric == "roc_auc":
+            margins = np.concatenate([e["margins"][name][0] for e in evaluations])
+            labels = np.concatenate([e["margins"][name][1] for e in evaluations])
+            chosen[name] = roc_auc(margins, labels)
+        else:
+            chosen[name] = macro_f1(confusion) if metric == "macro_f1" else accuracies[name]
+    return accuracies, chosen

@@ -1,0 +1,335 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One worker of a training run: the state of one part's rows, and the same network as every other worker.
+
+All workers are called with the same method at the same time (comm.pool.WorkerPool); within an epoch they meet in the
+rounds of messages and in one all-reduce of the weights' gradients. Legend: n local rows, C classes.
+"""
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from .. import kernels
+from ..comm.exchange import Exchange
+from ..config import RunConfig
+from ..data.graph import SPLITS
+from ..errors import StoreError
+from ..memory import MemoryWatch
+from ..model.features import FeatureScheme, feature_statistics, read_block
+from ..model.forward import PackedForward
+from ..model.packed import ModelInfo, PackedModel
+from ..model.perceptron import DropoutKey, FeatureMatrix, Perceptron
+from ..propagation.messages import CodedMessenger, FloatMessenger
+from ..propagation.multiplier import MultiplierRule
+from ..propagation.neighbourhood import Neighbourhood
+from ..propagation.smp import FrozenMultipliers, LiveMultipliers, Multipliers, Propagation
+from ..quant.ranges import Range, hidden_step, message_steps, moments_of, residual_step
+from ..store.reader import Store
+
+if TYPE_CHECKING:
+    from ..comm.pool import WorkerContext
+
+__all__ = ["TrainWorker"]
+
+CALIBRATION_EPOCH = 0
+"""Training epochs count from 1; the float forward that sets the first ranges is epoch 0."""
+
+
+class TrainWorker:
+    """Owns part `context.rank` of a store.
+
+    Args:
+        store: path of the store, through this host's own mount.
+        config: resolved settings, the same on every worker.
+    """
+
+    def __init__(self, context: WorkerContext, *, store: str, config: RunConfig) -> None:
+        self._context, self._config = context, config
+        self._store_path = store
+        self._ranges: dict[str, Range] = {}
+        self._multipliers: list[float] = []
+        self._evaluated: PackedModel | None = None
+        self._best: PackedModel | None = None
+        self._memory = MemoryWatch()
+
+    def load(self, fingerprint: str) -> dict[str, Any]:
+        """Open the part through this host's mount.
+
+        Returns: rows, statistics of its training rows' features, and nodes per split.
+        Raises: StoreError where this host sees another graph under the path.
+        """
+        context = self._context
+        self._store = Store.open(self._store_path)
+        if self._store.fingerprint != fingerprint:
+            raise StoreError(f"this host sees graph {self._store.fingerprint[:12]}, the controller {fingerprint[:12]}; "
+                             "the path must be shared by all hosts", host=context.host, rank=context.rank,
+                             file=self._store_path)
+        part = self._part = self._store.part(context.rank)
+        self._graph = Neighbourhood.of(part)
+        assert part.labels is not None
+        assert part.split is not None
+        labelled = part.labels >= 0
+        self._split_rows = {name: np.flatnonzero((part.split == number) & labelled) for name, number in SPLITS.items()}
+        self._labels = part.labels.astype(np.int64)
+        return {"rows": part.num_local, "host": context.host,
+                "statistics": feature_statistics(part, self._split_rows["train"]),
+                "nodes": {name: len(rows) for name, rows in self._split_rows.items()}}
+
+    def setup(self, norm: str, signed: bool, num_train: int) -> None:
+        """Code the features and build the network, its optimiser and the exchange."""
+        config, part = self._config, self._part
+        self._num_train = num_train
+        self._scheme = FeatureScheme(norm, signed, int(config.quant.features or 32))
+        self._block = read_block(part, self._scheme, 0, part.num_local)
+        self._matrix = FeatureMatrix(self._block)
+        self._network = Perceptron(config, self._store.num_features, self._store.num_classes)
+        self._optimizer = torch.optim.Adam(
+            self._network.parameter_groups(config.train.weight_decay), lr=config.train.lr)
+        self._propagation = Propagation.of(config)
+        self._exchange = Exchange(part.peers, part.num_local, part.num_halo, self._context.group,
+                                  self._context.run_id, config.timeouts.exchange_s)
+
+    def calibrate(self) -> dict[str, int]:
+        """One forward with float messages and hidden values sets the first ranges; returns the bytes it sent."""
+        before = self._wire()
+        h0, hidden = self._network(self._matrix, self._dropout(CALIBRATION_EPOCH), None)
+        state = h0.detach().numpy()
+        messenger = FloatMessenger(self._graph, self._exchange, state.shape[1], "forward", record=True,
+                                   innovation=self._config.messages.coding == "innovation")
+        self._propagation.run(self._graph, state, state, messenger, FrozenMultipliers([]), all_rounds=True)
+        rows = np.zeros((len(state), 3), np.float64)
+        kernels.midrise(state, np.float32(1), 8, np.empty_like(state), rows)
+        moments = {**messenger.moments, "residual": [*moments_of(rows), float(state.size)],
+                   "hidden": _tensor_moments(hidden)}
+        self._follow(CALIBRATION_EPOCH, moments)
+        if self._config.quant.method == "lsq":
+            levels = 2 ** int(self._config.quant.hidden or 32) - 1
+            with torch.no_grad():
+                self._network.hidden_step.fill_(2 * self._ranges["hidden"].mean / levels**0.5 + 1e-8)
+        return self._sent_since(before)
+
+    def train_epoch(self, epoch: int, evaluate: bool) -> dict[str, Any]:
+        """One step of full-graph training, and an evaluation where asked.
+
+        Returns: this worker's share of the loss, and on evaluation its confusion matrices (and scores for roc_auc);
+        seconds and bytes sent; what the multipliers did.
+        """
+        start, before = time.perf_counter(), self._wire()
+        loss, report = self._step(epoch)
+        result: dict[str, Any] = {"loss": loss, "train_s": time.perf_counter() - start, **report}
+        if evaluate:
+            start = time.perf_counter()
+            result["evaluation"] = self._evaluate()
+            result["evaluation_s"] = time.perf_counter() - start
+        return {**result, "wire_bytes": self._sent_since(before)}
+
+    def keep_best(self) -> None:
+        """The model evaluated last is the best one so far."""
+        self._best = self._evaluated
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything of this worker that a checkpoint needs; equal on all workers at an epoch's end."""
+        tensors = {f"network.{name}": value.numpy().copy() for name, value in self._network.state_dict().items()}
+        names = {parameter: name for name, parameter in self._network.named_parameters()}
+        for parameter, values in self._optimizer.state.items():
+            for key, value in values.items():
+                tensors[f"adam.{names[parameter]}.{key}"] = np.asarray(value).copy()
+        tensors["multipliers"] = np.array(self._multipliers, np.float64)
+        if self._best is not None:
+            tensors["best"] = np.frombuffer(self._best.to_bytes(), np.uint8)
+        return tensors
+
+    def load_state(self, tensors: dict[str, np.ndarray], ranges: dict[str, dict[str, float]],
+                   best: PackedModel | None) -> None:
+        """Go on from `state()` of an earlier process and the server's running ranges."""
+        self._network.load_state_dict(
+            {k.partition(".")[2]: torch.from_numpy(v.copy()) for k, v in tensors.items() if k.startswith("network.")})
+        for name, parameter in self._network.named_parameters():
+            prefix = f"adam.{name}."
+            found = {k[len(prefix):]: torch.from_numpy(v.copy()) for k, v in tensors.items() if k.startswith(prefix)}
+            if found:
+                self._optimizer.state[parameter] = found
+        self._multipliers = [float(v) for v in tensors["multipliers"]]
+        self._ranges = {name: Range(**values) for name, values in ranges.items()}
+        self._best = best
+
+    def best_model(self) -> bytes | None:
+        """The best model so far as the bytes of a packed model file."""
+        return self._best.to_bytes() if self._best is not None else None
+
+    def gradients(self) -> dict[str, np.ndarray]:
+        """The all-reduced gradients of the last step, by parameter name."""
+        return {name: p.grad.numpy().copy() for name, p in self._network.named_parameters() if p.grad is not None}
+
+    def training_scores(self) -> dict[str, np.ndarray]:
+        """Scores of the training forward's float arithmetic, without dropout, at the frozen ranges; for comparison."""
+        with torch.no_grad():
+            h0, _ = self._network(self._matrix, None, self._hidden_step())
+        out, _ = self._propagate(h0.numpy(), FrozenMultipliers(self._multipliers), record=False)
+        return {"source_index": np.asarray(self._part.source_index), "scores": out}
+
+    def memory(self) -> dict[str, int]:
+        """Peak memory of this worker's process."""
+        return self._memory.peaks()
+
+    def close(self) -> None:
+        """Stop the memory watch."""
+        self._memory.close()
+
+    def _step(self, epoch: int) -> tuple[float, dict[str, Any]]:
+        network = self._network
+        h0, hidden = network(self._matrix, self._dropout(epoch), self._hidden_step())
+        state = np.ascontiguousarray(h0.detach().numpy())
+        multipliers = self._live_multipliers(epoch, state)
+        out, moments = self._propagate(state, multipliers, record=True)
+        if isinstance(multipliers, LiveMultipliers):
+            self._multipliers = multipliers.values
+        logits = torch.from_numpy(out).requires_grad_()
+        rows = torch.from_numpy(self._split_rows["train"])
+        targets = torch.from_numpy(self._labels)[rows]
+        loss = torch.nn.functional.cross_entropy(logits[rows], targets, reduction="sum") / self._num_train
+        loss.backward()
+        assert logits.grad is not None
+        grad = np.ascontiguousarray(logits.grad.numpy())
+        back = FloatMessenger(self._graph, self._exchange, grad.shape[1], "backward")
+        grad = self._propagation.run(self._graph, grad, grad, back, FrozenMultipliers(self._multipliers))
+        self._optimizer.zero_grad()
+        h0.backward(torch.from_numpy(grad))
+        self._reduce_gradients()
+        self._optimizer.step()
+        moments["hidden"] = _tensor_moments(hidden)
+        return float(loss.detach()), self._follow(epoch, moments)
+
+    def _propagate(self, state: np.ndarray, multipliers: Multipliers, *,
+                   record: bool) -> tuple[np.ndarray, dict[str, list[float]]]:
+        """The training forward's layers at this epoch's fixed ranges; the moments of what was coded."""
+        quant, columns = self._config.quant, state.shape[1]
+        innovation = self._config.messages.coding == "innovation"
+        moments: dict[str, list[float]] = {}
+        residual, bits = state, int(quant.residual or 32)
+        if bits < 32:
+            rows = np.zeros((len(state), 3), np.float64)
+            residual = np.empty_like(state)
+            step = residual_step(self._ranges["residual"], bits, quant.method)
+            kernels.midrise(state, np.float32(step), bits, residual, rows)
+            moments["residual"] = [*moments_of(rows), float(state.size)]
+        messenger: FloatMessenger | CodedMessenger
+        if int(quant.messages or 32) == 32:
+            messenger = FloatMessenger(self._graph, self._exchange, columns, "forward")
+        else:
+            messenger = CodedMessenger(self._graph, self._exchange, columns, "forward", bits=int(quant.messages or 32),
+                                       steps=self._message_steps(), innovation=innovation, record=record)
+        out = self._propagation.run(self._graph, state, residual, messenger, multipliers)
+        return out, {**moments, **messenger.moments}
+
+    def _evaluate(self) -> dict[str, Any]:
+        """Run the packed model itself, as prediction will, and compare with the labels."""
+        model = self._frozen_model()
+        forward = PackedForward(self._graph, self._exchange, self._context.group, "evaluation")
+        scores = forward.run(model, self._read_coded)
+        self._evaluated = dataclasses.replace(
+            model, info=dataclasses.replace(model.info, exponent=forward.exponent))
+        classes = np.empty(len(scores), np.int32)
+        kernels.softmax(scores, classes, np.empty(len(scores), np.float32), None)
+        num = self._store.num_classes
+        confusion = {}
+        for name, rows in self._split_rows.items():
+            cells = self._labels[rows] * num + classes[rows]
+            confusion[name] = np.bincount(cells, minlength=num * num).reshape(num, num)
+        result: dict[str, Any] = {"confusion": confusion}
+        if self._config.train.metric == "roc_auc":
+            margin = scores[:, 1] - scores[:, 0]
+            result["margins"] = {name: (margin[rows], self._labels[rows]) for name, rows in self._split_rows.items()}
+        return result
+
+    def _read_coded(self, begin: int, end: int) -> Any:
+        """Rows of the features that are in memory already."""
+        block = self._block
+        if block.indptr is None or block.indices is None:
+            return dataclasses.replace(block, values=block.values[begin:end], scale=block.scale[begin:end])
+        low, high = int(block.indptr[begin]), int(block.indptr[end])
+        return dataclasses.replace(block, values=block.values[low:high], scale=block.scale[begin:end],
+                                   indices=block.indices[low:high],
+                                   indptr=np.ascontiguousarray(block.indptr[begin:end + 1] - low))
+
+    def _frozen_model(self) -> PackedModel:
+        """The network as it is now, frozen with the ranges and multipliers of the last training forward."""
+        config, store, weights = self._config, self._store, self._network.frozen_weights()
+        quant, p = config.quant, config.propagation
+        bits = {stage: width for stage, width in quant.stages().items() if stage != "gradients"}
+        residual = 1.0
+        if bits["residual"] < 32:
+            residual = residual_step(self._ranges["residual"], bits["residual"], quant.method)
+        info = ModelInfo(
+            num_features=store.num_features, hidden=config.model.hidden, num_classes=store.num_classes, bits=bits,
+            method=quant.method, coding=config.messages.coding, feature_norm=self._scheme.norm,
+            feature_signed=self._scheme.signed, kind=p.kind, layers=p.layers, mu=p.mu, eta=p.eta, rounds=p.rounds,
+            multipliers=self._multipliers if p.kind == "smp" else [],
+            message_steps=self._message_steps() if bits["messages"] < 32 else [],
+            weight_steps=weights.pop("weight_steps"), hidden_step=self._hidden_step() or 1.0, residual_step=residual,
+            exponent=-1, class_names=store.class_names, graph=store.name, fingerprint=store.fingerprint)
+        return PackedModel(info, **weights)
+
+    def _message_steps(self) -> list[float]:
+        quant = self._config.quant
+        return message_steps(self._ranges, self._propagation.num_rounds, int(quant.messages or 32), quant.method,
+                             floor=float(quant.step_floor or 0.0),
+                             innovation=self._config.messages.coding == "innovation")
+
+    def _hidden_step(self) -> float | None:
+        quant = self._config.quant
+        if quant.hidden == 32:
+            return None
+        if quant.method == "lsq":
+            return float(self._network.hidden_step.detach().abs())
+        return hidden_step(self._ranges["hidden"], int(quant.hidden or 32), quant.method)
+
+    def _dropout(self, epoch: int) -> DropoutKey:
+        return DropoutKey(self._config.seed, epoch, np.ascontiguousarray(self._part.source_index),
+                          self._config.model.dropout)
+
+    def _live_multipliers(self, epoch: int, state: np.ndarray) -> Multipliers:
+        """The server's multipliers for smp; none at all for the other kinds."""
+        if self._config.propagation.kind != "smp":
+            return FrozenMultipliers([])
+        rule = MultiplierRule.of(self._config, self._store.num_edges)
+        energy = float((state.astype(np.float64) ** 2).sum())
+        assert self._context.server is not None
+        return LiveMultipliers(self._context.server, epoch, rule.start()[0], energy, self._config.timeouts.server_s)
+
+    def _follow(self, epoch: int, moments: dict[str, list[float]]) -> dict[str, Any]:
+        """Post this epoch's moments, take the running ranges for the next one."""
+        assert self._context.server is not None
+        reply = self._context.server.post_ranges(epoch, moments).result(self._config.timeouts.server_s)
+        self._ranges = {name: Range(*figures) for name, figures in reply["ranges"].items()}
+        return {key: reply[key] for key in ("multipliers", "residuals", "clamps")}
+
+    def _reduce_gradients(self) -> None:
+        """Sum every parameter's gradient over the workers, in one message."""
+        if self._context.group is None:
+            return
+        grads = [p.grad for p in self._network.parameters() if p.grad is not None]
+        flat = np.concatenate([g.numpy().ravel() for g in grads])
+        self._context.group.all_reduce_sum(flat)
+        at = 0
+        for g in grads:
+            g.copy_(torch.from_numpy(flat[at:at + g.numel()]).view_as(g))
+            at += g.numel()
+
+    def _wire(self) -> dict[str, int]:
+        group = self._context.group
+        return dataclasses.asdict(group.counters) if group is not None else {}
+
+    def _sent_since(self, before: dict[str, int]) -> dict[str, int]:
+        return {kind: count - before[kind] for kind, count in self._wire().items()}
+
+
+def _tensor_moments(x: torch.Tensor) -> list[float]:
+    """[Σx², Σ|x|, max|x|, count] in double."""
+    values = x.numpy().astype(np.float64)
+    return [float((values**2).sum()), float(np.abs(values).sum()), float(np.abs(values).max(initial=0.0)),
+            float(values.size)]
