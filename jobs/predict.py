@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Entry point for `ray job submit -- python jobs/predict.py STORE --model MODEL --out DIR …`: `qgnn predict`, in the job's driver."""
+"""Entry point for `ray job submit -- python jobs/predict.py STORE --model MODEL --out DIR …`: a job."""
 import sys
 
 from qgnn_dist.cli import main

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Entry point for `ray job submit -- python jobs/train.py STORE --out RUN …`: `qgnn train`, in the job's driver."""
+"""Entry point for `ray job submit -- python jobs/train.py STORE --out RUN …`: `qgnn train` as a job."""
 import sys
 
 from qgnn_dist.cli import main

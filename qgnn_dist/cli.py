@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `qgnn` command: parse, call one function, print; errors become exit codes (1 failed, 2 wrong use or bad input)."""
+"""The `qgnn` command: parse, call one function, print; errors become exit codes (1 failed, 2 wrong use or input)."""
 from __future__ import annotations
 
 import functools
@@ -169,7 +169,9 @@ def inspect(
 
 
 @app.callback(invoke_without_command=True)
-def _global(version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False) -> None:
+def _global(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
     if version:
         from . import __version__
 

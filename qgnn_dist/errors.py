@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The exception family. Each error carries where it happened and survives pickling (Ray sends errors between processes)."""
+"""The exception family. Each error carries where it happened, and survives pickling: Ray sends it between processes."""
 from __future__ import annotations
 
 from typing import Any

@@ -19,7 +19,7 @@ def _status_bytes(field: str) -> int:
 
 
 class MemoryWatch:
-    """Samples /proc/self/status from a thread of its own until `close`; figures are bytes, 0 where there is no /proc."""
+    """Samples /proc/self/status from a thread of its own until `close`; bytes, 0 where there is no /proc."""
 
     def __init__(self, every_s: float = 0.02) -> None:
         self._peak_anon = self._peak_rss = 0

@@ -54,7 +54,7 @@ class Status:
 
 
 class TrainingProgress:
-    """A bar over the epochs: loss, accuracies, bytes, time left; a line every tenth epoch where there is no terminal."""
+    """A bar over the epochs: loss, accuracies, bytes, time left; plain lines where stderr is no terminal."""
 
     def __init__(self, epochs: int) -> None:
         self._console = Console(stderr=True)
@@ -109,7 +109,7 @@ def training(result: dict[str, Any], console: Console) -> None:
         ("accuracy", ", ".join(f"{name} {_percent(value)}" for name, value in accuracy.items())),
         ("best epoch", f"{result['best_epoch']} of {result['epochs']}"),
         ("bits", ", ".join(f"{stage} {width}" for stage, width in bits.items())),
-        ("epoch", f"{1000 * result['epoch_s']['median']:.0f} ms (median), {1000 * result['epoch_s']['p90']:.0f} ms (p90)"),
+        ("epoch", ", ".join(f"{1000 * result['epoch_s'][k]:.0f} ms ({k})" for k in ("median", "p90"))),
         ("bytes an epoch", ", ".join(f"{kind} {byte_size(count)}" for kind, count in wire.items() if count) or "none"),
         ("peak memory", ", ".join(byte_size(b) for b in result["peak_rss_bytes"]) + " a worker"),
     ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Input features: how rows are normalised, and their codes with one scale a row (METHOD.md section 2).
+"""Input features: how rows are normalised, and their codes with one scale a row.
 
 Legend: n rows of a block, F features, nnz stored values.
 """

@@ -33,7 +33,7 @@ LARGEST_HEADER = 16 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInfo:
-    """All of a packed model but its weights (METHOD.md section 6).
+    """All of a packed model but its weights; docs/method.md says why each is needed.
 
     Attributes:
         bits: stage → width (weights, features, hidden, messages, residual).

@@ -69,7 +69,8 @@ class FeatureMatrix:
 
     def product(self, values: np.ndarray, weight: np.ndarray) -> np.ndarray:
         """Sparse X·weight with the given stored values."""
-        assert self._indptr is not None and self._indices is not None
+        assert self._indptr is not None
+        assert self._indices is not None
         out = np.empty((len(self._indptr) - 1, weight.shape[1]), np.float32)
         kernels.matmul_float_csr(self._indptr, self._indices, values, weight, out)
         return out

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a round of messages carries: float rows, or packed codes of the state or of its change (METHOD.md sections 3, 4).
+"""What a round of messages carries: float rows, or packed codes of the state or of its change.
 
 A messenger turns the states of all workers into the neighbours' sums R = A·y of its own rows, with y = D̃^-½·h folded,
 so that coded sums are sums of whole numbers. n local rows, H halo rows, C columns, P packed bytes a row.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The multiplier's mathematics, and the server that owns λ_k, s_k and the running ranges for all workers.
 
-Platt & Barr's basic differential multiplier method (NIPS 1987) as METHOD.md section 1 has it. The server class knows
+Platt & Barr's basic differential multiplier method (NIPS 1987); docs/method.md has the formulas. The server class knows
 nothing of Ray: `cluster/` wraps it as an actor, and one process calls it through `InProcessServer`.
 """
 from __future__ import annotations

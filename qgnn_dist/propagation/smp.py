@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Smoothness-aware message propagation and its special case APPNP (METHOD.md sections 1 and 5).
+"""Smoothness-aware message propagation and its special case APPNP.
 
 Legend: n local rows, C columns; H state, P = Â·H, Δ the change of a layer's gradient step, G = L̃·Δ.
 """

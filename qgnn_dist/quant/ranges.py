@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ranges that follow the statistics: from running moments to the steps of the grids (METHOD.md sections 2 and 4).
+"""Ranges that follow the statistics: from running moments to the steps of the grids.
 
 Moments of a stage are four numbers, [sum of squares, sum of magnitudes, largest magnitude, count]; they add up over
 rows and workers (the third by maximum), so that one running figure serves all workers.
@@ -111,7 +111,7 @@ def message_steps(ranges: Mapping[str, Range], rounds: int, bits: int, method: s
     """The step of every round's messages, exact in float32.
 
     The recipe floors a round's step at `floor` times the one before (clipped elements must be able to climb back),
-    and only then rounds to a power of two: the other way round the step would never fall (METHOD.md section 4).
+    and only then rounds to a power of two: the other way round the step would never fall.
 
     Args:
         ranges: running figures by stage name; `news/k` is round k.

@@ -172,6 +172,12 @@ class TrainWorker:
         out, _ = self._propagate(h0.numpy(), FrozenMultipliers(self._multipliers), record=False)
         return {"source_index": np.asarray(self._part.source_index), "scores": out}
 
+    def packed_scores(self) -> dict[str, np.ndarray]:
+        """Scores of the packed model as it is now, as evaluation and prediction compute them."""
+        forward = PackedForward(self._graph, self._exchange, self._context.group, "evaluation")
+        return {"source_index": np.asarray(self._part.source_index),
+                "scores": forward.run(self._frozen_model(), self._read_coded)}
+
     def memory(self) -> dict[str, int]:
         """Peak memory of this worker's process."""
         return self._memory.peaks()

@@ -35,7 +35,7 @@ def test_step_floor_follows_depth(layers: int, floor: float) -> None:
     ("train.lr", "expected key=value"),
 ])
 def test_faults_are_named(word: str, text: str) -> None:
-    with pytest.raises(ConfigError, match=".*") as caught:
+    with pytest.raises(ConfigError) as caught:
         load_config(overrides=[word])
     assert text in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The packed model's format: its exact bytes, and what is refused."""
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qgnn_dist.errors import InputError, ModelError
+from qgnn_dist.model.packed import ModelInfo, PackedModel
+
+SHA256 = {2: "", 4: "", 8: "", 32: ""}
+
+
+def _model(bits: int = 2) -> PackedModel:
+    low = -(2 ** (min(bits, 8) - 1))
+    count = 2 ** min(bits, 8)
+    shape1, shape2 = (5, 6), (6, 3)
+    codes1 = (low + np.arange(30) * 7 % count).astype(np.int8).reshape(shape1)
+    codes2 = (low + np.arange(18) * 5 % count).astype(np.int8).reshape(shape2)
+    if bits == 32:
+        codes1, codes2 = codes1.astype(np.float32) / 16, codes2.astype(np.float32) / 16
+    coded = bits < 32
+    info = ModelInfo(
+        num_features=5, hidden=6, num_classes=3,
+        bits={"weights": bits, "features": bits, "hidden": bits, "messages": bits, "residual": max(bits, 8)},
+        method="recipe", coding="innovation", feature_norm="row", feature_signed=False, kind="smp", layers=2, mu=9.0,
+        eta=0.1, rounds="merged", multipliers=[0.0, -0.25], message_steps=[0.5, 0.25, 0.25] if coded else [],
+        weight_steps=[0.125, 0.0625], hidden_step=0.75, residual_step=0.03125, exponent=125,
+        class_names=["a", "b", "c"], graph="tiny", fingerprint="f" * 64)
+    return PackedModel(info, codes1, np.arange(6, dtype=np.float32), codes2, np.arange(3, dtype=np.float32))
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8, 32])
+def test_bytes_are_golden_and_survive_a_round_trip(bits: int, tmp_path: Path) -> None:
+    model = _model(bits)
+    data = model.to_bytes()
+    assert data == model.to_bytes()
+    assert hashlib.sha256(data).hexdigest() == SHA256[bits]
+    model.save(tmp_path / "m")
+    again = PackedModel.load(tmp_path / "m")
+    assert again.info == model.info
+    for name in ("weight1", "bias1", "weight2", "bias2"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(model, name))
+        assert getattr(again, name).dtype == getattr(model, name).dtype
+    assert list(tmp_path.iterdir()) == [tmp_path / "m"]
+
+
+def test_weights_are_really_packed() -> None:
+    """Bytes of the weights by hand: INT2 rows of 6 and 3 columns take 2 bytes and 1 byte."""
+    data = _model(2).to_bytes()
+    (size,) = struct.unpack_from("<Q", data)
+    header = json.loads(data[8:8 + size])
+    assert header["weight1"]["shape"] == [5, 2]
+    assert header["weight2"]["shape"] == [6, 1]
+    begin, end = header["weight1"]["data_offsets"]
+    first_row = data[8 + size + begin:8 + size + end][:2]
+    codes = (np.arange(6) * 7 % 4).tolist()  # unsigned codes of row 0: 0 3 2 1 0 3
+    by_hand = [codes[0] | codes[2] << 2 | codes[4] << 4, codes[1] | codes[3] << 2 | codes[5] << 4]
+    assert list(first_row) == by_hand
+
+
+def _with_header(data: bytes, **changes: object) -> bytes:
+    (size,) = struct.unpack_from("<Q", data)
+    header = json.loads(data[8:8 + size])
+    info = json.loads(header["__metadata__"]["qgnn"])
+    info.update(changes)
+    header["__metadata__"]["qgnn"] = json.dumps(info)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text + data[8 + size:]
+
+
+@pytest.mark.parametrize(("changes", "text"), [
+    ({"format_version": 9}, "model format 9"),
+    ({"num_features": 6}, "tensor weight1 is uint8 (5, 2), its description says uint8 (6, 2)"),
+    ({"hidden": -1}, "hidden=-1 is out of range"),
+    ({"bits": {"weights": 3}}, "bits="),
+    ({"message_steps": [0.5]}, "message_steps="),
+    ({"message_steps": [0.5, 0.0, 0.1]}, "message_steps="),
+    ({"kind": "elastic"}, "kind="),
+    ({"eta": "x"}, "eta="),
+    ({"class_names": ["a"]}, "class_names="),
+    ({"surprise": 1}, "lacks or adds surprise"),
+])
+def test_descriptions_from_outside_are_checked(changes: dict[str, object], text: str, tmp_path: Path) -> None:
+    file = tmp_path / "m"
+    file.write_bytes(_with_header(_model().to_bytes(), **changes))
+    with pytest.raises(ModelError) as caught:
+        PackedModel.load(file)
+    assert text in str(caught.value)
+    assert str(file) in str(caught.value)
+
+
+def test_damaged_files_are_refused(tmp_path: Path) -> None:
+    data = _model().to_bytes()
+    for name, content in (("empty", b""), ("cut", data[:-1]), ("huge", struct.pack("<Q", 1 << 60) + data[8:]),
+                          ("text", b"hello, this is not a model at all"), ("head", data[:20])):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ModelError, match=name):
+            PackedModel.load(tmp_path / name)
+    with pytest.raises(ModelError, match="not found"):
+        PackedModel.load(tmp_path / "none")
+
+
+def test_existing_output_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "m").write_text("precious")
+    with pytest.raises(InputError, match="--overwrite"):
+        _model().save(tmp_path / "m")
+    assert (tmp_path / "m").read_text() == "precious"
+    other = dataclasses.replace(_model(), bias1=np.zeros(6, np.float32))
+    other.save(tmp_path / "m", overwrite=True)
+    assert PackedModel.load(tmp_path / "m").bias1.tolist() == [0.0] * 6

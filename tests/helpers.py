@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small graphs, stores and runs that several test folders share."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qgnn_dist.comm.pool import LocalPool
+from qgnn_dist.config import RunConfig, load_config
+from qgnn_dist.data.graph import Graph, SparseFeatures
+from qgnn_dist.partition.api import partition_graph
+from qgnn_dist.propagation.multiplier import InProcessServer, MultiplierRule, MultiplierServer
+from qgnn_dist.store.reader import Store
+from qgnn_dist.training.worker import TrainWorker
+
+
+def small_graph(nodes: int = 300, classes: int = 5, features: int = 24, *, sparse: bool = False, degree: float = 6.0,
+                seed: int = 0, signed: bool = False) -> Graph:
+    """A homophilous graph with isolated nodes, unlabelled nodes and all three splits."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, nodes).astype(np.int32)
+    edges = rng.integers(0, nodes, (2, int(nodes * degree)))
+    same = labels[edges[0]] == labels[edges[1]]
+    edges = edges[:, same | (rng.random(edges.shape[1]) < 0.2)]
+    edges = edges[:, (edges != 7).all(0) & (edges != nodes - 1).all(0)]
+    centre = rng.normal(size=(classes, features))
+    x = (centre[labels] + 1.5 * rng.normal(size=(nodes, features))).astype(np.float32)
+    given: np.ndarray | SparseFeatures = x
+    if sparse:
+        mask = x > 1.0
+        counts = mask.sum(1)
+        given = SparseFeatures(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+                               np.nonzero(mask)[1].astype(np.int32), np.ones(int(counts.sum()), np.float32), x.shape)
+    elif not signed:
+        given = np.abs(x)
+    split = rng.choice(np.array([0, 1, 2, 3], np.int8), nodes, p=[0.1, 0.3, 0.3, 0.3])
+    labels[rng.random(nodes) < 0.05] = -1
+    return Graph(name="small", num_nodes=nodes, edges=lambda: iter([edges.astype(np.int64)]), features=given,
+                 labels=labels, num_classes=classes, split=split)
+
+
+def make_store(graph: Graph, path: Path, parts: int, method: str = "random", seed: int = 0) -> Store:
+    """Partition in this process."""
+    partition_graph(graph, parts=parts, out=path, method=method, seed=seed)
+    return Store.open(path)
+
+
+@contextmanager
+def train_pool(store: Store, config: RunConfig, server: Any = None) -> Iterator[LocalPool]:
+    """TrainWorkers, one thread a part with real gloo between them, set up and calibrated."""
+    size = store.num_parts
+    own = server or InProcessServer(
+        MultiplierServer(size, MultiplierRule.of(config, store.num_edges), config.timeouts.server_s))
+    pool = LocalPool(TrainWorker, {"store": str(store.path), "config": config}, size, server=own, timeout_s=60)
+    try:
+        loaded = pool.call("load", store.fingerprint, timeout_s=60)
+        negative = sum(w["statistics"].negative for w in loaded)
+        norm = config.model.feature_norm if config.model.feature_norm != "auto" else "none"
+        pool.call("setup", norm, negative > 0, sum(w["nodes"]["train"] for w in loaded), timeout_s=60)
+        pool.call("calibrate", timeout_s=60)
+        yield pool
+    finally:
+        pool.close()
+        if server is None:
+            own.close()
+
+
+def settings(*words: str) -> RunConfig:
+    """A configuration of a small network."""
+    return load_config(overrides=["model.hidden=16", "train.epochs=5", "propagation.layers=4", *words])
+
+
+def by_source(results: list[dict[str, np.ndarray]]) -> np.ndarray:
+    """Rows of all workers' scores, in the order of the source."""
+    index = np.concatenate([r["source_index"] for r in results])
+    scores = np.concatenate([r["scores"] for r in results])
+    return scores[np.argsort(index)]
+
+
+def worst_excess(a: np.ndarray, b: np.ndarray) -> float:
+    """Largest |a − b| over law 1's tolerance, 1e-4·|b| + 1e-6·max|b|; at most 1 where the law holds."""
+    tolerance = 1e-4 * np.abs(b) + 1e-6 * np.abs(b).max(initial=0.0)
+    return float((np.abs(a - b) / np.maximum(tolerance, 1e-30)).max(initial=0.0))

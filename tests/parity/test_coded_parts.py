@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Law 10 (quantised training on several parts follows one part's) and the packed model against the training forward."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qgnn_dist import kernels
+from qgnn_dist.propagation import messages
+from tests.helpers import by_source, make_store, settings, small_graph, train_pool
+
+
+class _Recorder(messages.CodedMessenger):
+    """Keeps the payload of every round, by part."""
+
+    seen: dict[tuple[int, int], tuple[np.ndarray, int]] = {}  # noqa: RUF012
+
+    def gather(self, h: np.ndarray, layer: int) -> np.ndarray:
+        result = super().gather(h, layer)
+        if self._direction == "forward":
+            _Recorder.seen[(id(self._graph), self._round - 1)] = (self._payload[:len(h)].copy(), h.shape[1])
+        return result
+
+
+def _first_epoch_codes(monkeypatch: pytest.MonkeyPatch, store, config, bits: int) -> np.ndarray:
+    """Codes of all rounds of the first epoch: (rounds, nodes, columns) in source order."""
+    _Recorder.seen = {}
+    monkeypatch.setattr("qgnn_dist.training.worker.CodedMessenger", _Recorder)
+    with train_pool(store, config) as pool:
+        pool.call("train_epoch", 1, False, timeout_s=60)
+        order = np.argsort(np.concatenate(
+            [r["source_index"] for r in pool.call("training_scores", timeout_s=60)]))
+        graphs = [w._graph for w in pool.workers]
+    rounds = 1 + max(r for _, r in _Recorder.seen)
+    out = []
+    for k in range(rounds):
+        rows = []
+        for graph in graphs:
+            payload, columns = _Recorder.seen[(id(graph), k)]
+            codes = np.empty((len(payload), columns), np.uint8)
+            kernels.unpack(payload, bits, codes)
+            rows.append(codes)
+        out.append(np.concatenate(rows)[order])
+    return np.stack(out)
+
+
+@pytest.mark.parametrize("kind", ["smp", "appnp"])
+@pytest.mark.parametrize(("bits", "coding"), [(2, "innovation"), (1, "innovation"), (4, "direct")])
+def test_first_epoch_codes_do_not_depend_on_the_cut(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str,
+                                                    bits: int, coding: str) -> None:
+    graph = small_graph(nodes=2000)
+    config = settings(f"quant.bits={bits}", f"propagation.kind={kind}", f"messages.coding={coding}",
+                      "model.feature_norm=l2")
+    want = _first_epoch_codes(monkeypatch, make_store(graph, tmp_path / "1", 1), config, bits)
+    assert len(np.unique(want)) == 2**bits
+    for parts, method in ((2, "metis"), (4, "random")):
+        store = make_store(graph, tmp_path / f"{parts}{method}", parts, method)
+        got = _first_epoch_codes(monkeypatch, store, config, bits)
+        share = float((got != want).mean())
+        print(f"law 10, {kind} {bits} bits {coding}, {parts} parts {method}: share of differing codes {share:.1e}")
+        assert share <= 1e-5
+
+
+def test_fifty_epochs_follow_one_part(tmp_path: Path) -> None:
+    graph = small_graph(nodes=600)
+    config = settings("quant.bits=2", "model.feature_norm=l2")
+    losses, accuracies = {}, {}
+    for parts in (1, 2, 4):
+        store = make_store(graph, tmp_path / str(parts), parts, "metis")
+        with train_pool(store, config) as pool:
+            runs = [pool.call("train_epoch", e, e == 50, timeout_s=60) for e in range(1, 51)]
+            confusion = sum(r["evaluation"]["confusion"]["test"] for r in runs[-1])
+        losses[parts] = np.array([sum(r["loss"] for r in epoch) for epoch in runs])
+        accuracies[parts] = np.trace(confusion) / confusion.sum()
+    assert losses[1][-1] < 0.7 * losses[1][0]
+    for parts in (2, 4):
+        drift = float((np.abs(losses[parts] - losses[1]) / losses[1]).mean())
+        print(f"law 10, {parts} parts: mean |Δloss| {drift:.2e}, test {accuracies[parts]:.3f} / {accuracies[1]:.3f}")
+        assert drift <= 0.01
+        assert abs(accuracies[parts] - accuracies[1]) <= 0.03
+
+
+@pytest.mark.parametrize("words", [("quant.bits=2",), ("quant.bits=4", "messages.coding=direct"), ("quant.bits=8",),
+                                   ("quant.messages=1",), ("quant.method=lsq",), ("quant.method=minmax",),
+                                   ("quant.bits=32",), ("quant.features=32",), ("quant.weights=32", "quant.hidden=4"),
+                                   ("propagation.rounds=two",), ("propagation.kind=none",)])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_packed_evaluation_is_the_training_forward(tmp_path: Path, words: tuple[str, ...], sparse: bool) -> None:
+    """The integer model's scores against the float arithmetic that trains it, the same weights and ranges."""
+    store = make_store(small_graph(nodes=600, sparse=sparse), tmp_path / "s", 2, "metis")
+    config = settings(*words, "model.feature_norm=l2")
+    with train_pool(store, config) as pool:
+        for epoch in range(1, 6):
+            pool.call("train_epoch", epoch, epoch == 5, timeout_s=60)
+        trained = by_source(pool.call("training_scores", timeout_s=60))
+        packed = by_source(pool.call("packed_scores", timeout_s=60))
+    agreement = float((trained.argmax(1) == packed.argmax(1)).mean())
+    worst = float(np.abs(trained - packed).max() / np.abs(trained).max())
+    print(f"packed against training forward, {words} sparse={sparse}: agreement {agreement:.4f}, worst {worst:.1e}")
+    assert agreement >= 0.999
+    assert len(np.unique(packed.argmax(1))) > 1

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from qgnn_dist.training.metrics import accuracy, figures, macro_f1, roc_auc
+
+
+def test_accuracy_and_f1() -> None:
+    confusion = np.array([[3, 1, 0], [0, 2, 0], [0, 0, 0]])
+    assert accuracy(confusion) == pytest.approx(5 / 6)
+    assert macro_f1(confusion) == pytest.approx((6 / 7 + 4 / 5) / 2)
+    assert accuracy(np.zeros((2, 2), np.int64)) == 0.0
+
+
+def test_roc_auc_counts_pairs() -> None:
+    rng = np.random.default_rng(0)
+    margins, labels = rng.integers(0, 6, 60).astype(np.float32), rng.integers(0, 2, 60)
+    positive, negative = margins[labels == 1], margins[labels == 0]
+    pairs = (positive[:, None] > negative).mean() + 0.5 * (positive[:, None] == negative).mean()
+    assert roc_auc(margins, labels) == pytest.approx(pairs)
+    assert roc_auc(margins, np.ones(60, np.int64)) == 0.5
+
+
+def test_figures_add_up_workers() -> None:
+    parts = [{"confusion": {"valid": np.array([[1, 0], [1, 0]])}}, {"confusion": {"valid": np.array([[0, 0], [0, 2]])}}]
+    accuracies, chosen = figures(parts, "macro_f1")
+    assert accuracies == {"valid": 0.75}
+    assert chosen == {"valid": pytest.approx((2 / 3 + 4 / 5) / 2)}

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The public surface, what importing does, and which way imports run."""
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import qgnn_dist
+
+PACKAGE = Path(qgnn_dist.__file__).parent
+LEVELS = [
+    {"errors", "config", "memory"}, {"kernels", "quant", "data"}, {"store"}, {"partitioning", "comm"},
+    {"propagation"}, {"model"}, {"training", "inference"}, {"cluster"}, {"render"}, {"cli"},
+]
+"""Imports run from a later set to an earlier one, or inside one room."""
+
+
+def _imports(file: Path) -> set[str]:
+    """Absolute dotted names of all modules that a file imports at run time."""
+    here = ("qgnn_dist", *file.relative_to(PACKAGE).parts[:-1])
+    found = set()
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            node.body = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(here[:len(here) - node.level + 1]) if node.level else ""
+            stem = ".".join(p for p in (base, node.module or "") if p)
+            found.update(f"{stem}.{alias.name}" for alias in node.names)
+    return found
+
+
+FILES = [f for f in PACKAGE.rglob("*.py") if f.name != "__init__.py" or f.parent != PACKAGE]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
+def test_imports_run_one_way(file: Path) -> None:
+    own = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    level = next(i for i, rooms in enumerate(LEVELS) if own in rooms)
+    below = set().union(*LEVELS[:level], {own})
+    for name in _imports(file):
+        if name.startswith("qgnn_dist.") and name != "qgnn_dist.__version__":
+            assert name.split(".")[1] in below, f"{file} imports {name}"
+        if name.split(".")[0] == "ray":
+            assert own == "cluster", f"{file} imports ray"
+        if name.startswith("torch.distributed"):
+            assert own == "comm", f"{file} imports torch.distributed"
+
+
+def test_public_names() -> None:
+    assert len(qgnn_dist.__all__) <= 12
+    for name in qgnn_dist.__all__:
+        assert getattr(qgnn_dist, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        qgnn_dist.nothing  # noqa: B018
+
+
+def test_importing_starts_and_loads_nothing() -> None:
+    code = ("import sys, threading, qgnn_dist; "
+            "print(threading.active_count(), [m for m in ('torch', 'ray', 'pyarrow', 'numpy') if m in sys.modules])")
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
+    assert out.stdout.strip() == "1 []"
