@@ -1,145 +1,169 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A round of messages: the rows that peers read of ours go out, the rows that we read of theirs come in.
+"""One round of messages: every rank sends its boundary rows to the peers that read them, and gets its halo rows.
 
-Legend: n local rows, H halo rows, C columns, P packed bytes a row.
+Legend: N local rows, H halo rows, P packed bytes a row. A state's rows lie in one buffer (N+H, P), halo rows last, so
+that a peer's rows arrive where the kernels read them.
 """
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
 from .. import kernels
-from ..errors import ExchangeError
-from .group import Group
-from .wire import DIRECTIONS, HEADER_BYTES, FrameHeader, check_header, pack_header
+from .group import EXCHANGE_LANE, Group, Pending
+from .wire import DIRECTIONS, HEADER_BYTES, Header, check_header, check_payload, pack_header, payload_sum, row_bytes
 
-if TYPE_CHECKING:
-    from ..store.reader import PeerPlan
+__all__ = ["Exchange", "PeerRows"]
 
-__all__ = ["Exchange"]
+
+class PeerRows(Protocol):
+    """What goes to and comes from one peer (store.reader.PeerPlan).
+
+    Attributes:
+        peer: rank. send_rows: int32 (n,), local rows in the order of the peer's slots.
+        recv_begin, recv_count: the peer's slots, counted from the first halo slot.
+    """
+
+    @property
+    def peer(self) -> int: ...
+    @property
+    def send_rows(self) -> np.ndarray: ...
+    @property
+    def recv_begin(self) -> int: ...
+    @property
+    def recv_count(self) -> int: ...
 
 
 @dataclass
-class _Lane:
-    """Frames to and from one peer, for one row size."""
+class _Incoming:
+    """A frame that a peer is to send in this round."""
 
-    outgoing: np.ndarray
-    incoming: np.ndarray
+    expected: Header
+    head: np.ndarray
+    payload: np.ndarray
 
 
 @dataclass
-class _Open:
-    """The round that is under way."""
+class _Round:
+    """What is under way between `begin` and `finish`."""
 
-    buffer: np.ndarray
-    bits: int
-    columns: int
-    direction: str
+    what: str
     layer: int
-    round: int
-    receives: list[Any]
-    sends: list[Any]
+    incoming: list[_Incoming] = field(default_factory=list)
+    heads: list[Pending] = field(default_factory=list)
+    payloads: list[Pending] = field(default_factory=list)
+    sent: list[Pending] = field(default_factory=list)
 
 
 class Exchange:
-    """One part's side of every round. `begin`, then work on interior rows, then `finish`.
+    """A part's halo plan over a group of workers. All ranks call `begin` and `finish` the same number of times.
 
     Args:
-        peers: the halo plan (store.reader.PeerPlan), one entry a peer with rows to send or to receive.
-        num_local, num_halo: n and H; the buffer of a round has n + H rows.
-        group: the workers, None with one part (then a round is nothing at all).
-        run_id: u64 that all workers of a run share. timeout_s: deadline of a round.
+        peers: this part's plans; a peer with nothing to send in one direction sends nothing.
+        num_local, num_halo: N and H.
+        group: the workers; None with one part, where a round does nothing.
+        run_id: u64 in every header. timeout_s: deadline of a `finish`.
     Attributes:
-        wait_s: seconds spent waiting in `finish`, all rounds together.
-        num_rounds: rounds finished.
+        exchange_rounds: rounds finished. wait_s: seconds spent in `finish`, the share of the wire that nothing hid.
     """
 
-    def __init__(self, peers: Sequence[PeerPlan], num_local: int, num_halo: int, group: Group | None, run_id: int,
+    def __init__(self, peers: Sequence[PeerRows], num_local: int, num_halo: int, group: Group | None, run_id: int,
                  timeout_s: float) -> None:
         if peers and group is None:
-            raise ExchangeError(f"the part has {len(peers)} peers, but no process group was formed")
-        self._peers, self._num_local, self._num_halo = list(peers), num_local, num_halo
-        self._group, self._run_id, self._timeout_s = group, run_id, timeout_s
-        self._lanes: dict[int, list[_Lane]] = {}
-        self._open: _Open | None = None
+            raise ValueError(f"Exchange: {len(peers)} peers, but no group to reach them")
+        self._peers, self._group = list(peers), group
+        self._num_local, self._num_halo = num_local, num_halo
+        self._run_id, self._timeout_s = run_id, timeout_s
+        self._frames: dict[int, dict[int, np.ndarray]] = {}
+        self._heads = {p.peer: (np.zeros(HEADER_BYTES, np.uint8), np.zeros(HEADER_BYTES, np.uint8)) for p in peers}
+        self._round: _Round | None = None
+        self.exchange_rounds = 0
         self.wait_s = 0.0
-        self.num_rounds = 0
 
-    def expected_bytes(self, row_bytes: int) -> int:
-        """Bytes that one round sends from here: Σ rows × P, and one header a peer."""
-        return sum(HEADER_BYTES + len(p.send_rows) * row_bytes for p in self._peers)
+    def expected_bytes(self, bits: int, columns: int) -> int:
+        """Bytes that this rank sends in one round: rows times packed bytes, and one header a peer (DESIGN law 5)."""
+        rows = [len(p.send_rows) for p in self._peers]
+        return sum(rows) * row_bytes(columns, bits) + HEADER_BYTES * sum(n > 0 for n in rows)
 
     def begin(self, buffer: np.ndarray, bits: int, columns: int, direction: str, layer: int, round: int) -> None:
-        """Post every receive, then send our rows.
+        """Send local rows to the peers and start receiving the halo rows; does not wait for them.
+
+        Every receive is posted before the first send: gloo moves no byte before both sides are there, and with sends
+        first a full link reaches half its rate.
 
         Args:
-            buffer: uint8 (n + H, P), the first n rows filled; the halo rows are written by `finish`.
-            bits, columns: what a row means; P = ⌈C·bits/8⌉. direction: forward, backward or evaluation.
-            layer, round: for the header and for errors.
+            buffer: uint8 (N+H, P), P = row_bytes(columns, bits); float32 rows as their bytes, bits = 32. The halo rows
+                arrive in it, so they may be neither read nor written until `finish` returns; the local rows are copied
+                here and free again.
+            direction: forward, backward or evaluation; the counter that the bytes go to.
+        Raises:
+            ValueError: a buffer of another shape. ConnectionLostError: a peer is gone.
         """
-        if self._open is not None:
-            raise ExchangeError("a round was begun before the last one was finished", layer=layer)
-        self._open = _Open(buffer, bits, columns, direction, layer, round, [], [])
-        group = self._group
-        if group is None:
+        if self._round is not None:
+            raise ValueError("Exchange.begin: the round before has not been finished")
+        self._check_buffer(buffer, bits, columns, direction)
+        now = self._round = _Round(f"{direction} round {round}", layer)
+        if self._group is None:
             return
-        row_bytes = buffer.shape[1]
-        if buffer.shape[0] != self._num_local + self._num_halo or row_bytes != -(-columns * bits // 8):
-            raise ExchangeError(f"round buffer is {buffer.shape}, expected ({self._num_local + self._num_halo}, "
-                                f"{-(-columns * bits // 8)}) at {bits} bits", rank=group.rank, layer=layer)
-        lanes = self._lanes.get(row_bytes) or self._new_lanes(row_bytes)
-        # Both sides of a connection send at once: with no receive posted, gloo stops at half the link's rate.
-        self._open.receives = [group.irecv(lane.incoming, p.peer, self._tag()) for p, lane in zip(self._peers, lanes)]
-        for p, lane in zip(self._peers, lanes):
-            header = pack_header(self._header(group.rank, len(p.send_rows), row_bytes))
-            lane.outgoing[:HEADER_BYTES] = np.frombuffer(header, np.uint8)
-            rows = lane.outgoing[HEADER_BYTES:].reshape(len(p.send_rows), row_bytes)
-            kernels.gather_rows(buffer[:self._num_local], p.send_rows, rows)
-            self._open.sends.append(group.isend(lane.outgoing, p.peer, self._tag(), direction))
+        sequence = self.exchange_rounds % 2**32
+        for plan in self._peers:
+            if plan.recv_count:
+                expected = Header(self._run_id, sequence, direction, layer, round, bits, plan.recv_count, columns,
+                                  plan.peer, self._group.rank)
+                first = self._num_local + plan.recv_begin
+                one = _Incoming(expected, self._heads[plan.peer][0], buffer[first:first + plan.recv_count].reshape(-1))
+                now.heads.append(self._group.irecv(plan.peer, one.head, EXCHANGE_LANE, header=True))
+                now.payloads.append(self._group.irecv(plan.peer, one.payload, EXCHANGE_LANE))
+                now.incoming.append(one)
+        frames = self._send_frames(buffer.shape[1])
+        for plan in self._peers:
+            if len(plan.send_rows):
+                frame, head = frames[plan.peer], self._heads[plan.peer][1]
+                kernels.gather_rows(buffer, plan.send_rows, frame)
+                payload = frame.reshape(-1)
+                header = Header(self._run_id, sequence, direction, layer, round, bits, len(frame), columns,
+                                self._group.rank, plan.peer)
+                pack_header(header, payload_sum(payload), head)
+                now.sent += [self._group.isend(plan.peer, head, direction, EXCHANGE_LANE, header=True),
+                             self._group.isend(plan.peer, payload, direction, EXCHANGE_LANE)]
 
     def finish(self) -> None:
-        """Wait for every peer's rows, check their headers, and put them into the buffer's halo rows.
+        """Wait until the halo rows are in the buffer, checked, and the own rows are sent.
 
         Raises:
-            DeadlineError, ExchangeError: name rank, peer and layer.
+            DeadlineError: names every peer that is late and timeouts.exchange_s. ConnectionLostError: a peer is gone.
+            ExchangeError: a peer's frame is not the one of this round; names what came and what was expected.
         """
-        now, self._open = self._open, None
+        now = self._round
         if now is None:
-            raise ExchangeError("finish without begin")
-        group = self._group
-        if group is not None:
+            raise ValueError("Exchange.finish: no round was begun")
+        if self._group is not None:
             start = time.monotonic()
-            end = start + self._timeout_s
-            row_bytes = now.buffer.shape[1]
-            for p, lane, work in zip(self._peers, self._lanes[row_bytes], now.receives):
-                group.wait(work, p.peer, now.layer, end)
-                self._check(lane.incoming, now, p.peer, p.recv_count, row_bytes)
-                first = self._num_local + p.recv_begin
-                now.buffer[first:first + p.recv_count] = lane.incoming[HEADER_BYTES:].reshape(p.recv_count, row_bytes)
-            for p, work in zip(self._peers, now.sends):
-                group.wait(work, p.peer, now.layer, end)
+            deadline = start + self._timeout_s
+            self._group.wait(now.heads, deadline, now.what, now.layer)
+            sums = [check_header(one.head, one.expected) for one in now.incoming]
+            self._group.wait(now.payloads, deadline, now.what, now.layer)
+            for one, checksum in zip(now.incoming, sums):
+                check_payload(one.payload, checksum, one.expected)
+            self._group.wait(now.sent, deadline, now.what, now.layer)
             self.wait_s += time.monotonic() - start
-        self.num_rounds += 1
+        self._round = None
+        self.exchange_rounds += 1
 
-    def _tag(self) -> int:
-        return self.num_rounds % (1 << 30)
+    def _send_frames(self, num_bytes: int) -> dict[int, np.ndarray]:
+        """Peer → uint8 (rows, P), made at the first round of a width and used again in every later one."""
+        if num_bytes not in self._frames:
+            self._frames[num_bytes] = {p.peer: np.empty((len(p.send_rows), num_bytes), np.uint8) for p in self._peers}
+        return self._frames[num_bytes]
 
-    def _new_lanes(self, row_bytes: int) -> list[_Lane]:
-        lanes = [_Lane(np.empty(HEADER_BYTES + len(p.send_rows) * row_bytes, np.uint8),
-                       np.empty(HEADER_BYTES + p.recv_count * row_bytes, np.uint8)) for p in self._peers]
-        self._lanes[row_bytes] = lanes
-        return lanes
-
-    def _header(self, sender: int, rows: int, row_bytes: int, now: _Open | None = None) -> FrameHeader:
-        now = now or self._open
-        assert now is not None
-        return FrameHeader(DIRECTIONS[now.direction], now.bits, self._run_id, self.num_rounds, now.layer, now.round,
-                           rows, now.columns, rows * row_bytes, sender)
-
-    def _check(self, frame: np.ndarray, now: _Open, peer: int, rows: int, row_bytes: int) -> None:
-        assert self._group is not None
-        check_header(frame, self._header(peer, rows, row_bytes, now), rank=self._group.rank)
+    def _check_buffer(self, buffer: np.ndarray, bits: int, columns: int, direction: str) -> None:
+        shape = (self._num_local + self._num_halo, row_bytes(columns, bits))
+        if buffer.dtype != np.uint8 or buffer.shape != shape or not buffer.flags.c_contiguous:
+            raise ValueError(f"Exchange.begin: buffer is {buffer.dtype} {buffer.shape}, contiguous "
+                             f"{buffer.flags.c_contiguous}; expected uint8 {shape}, C-contiguous")
+        if direction not in DIRECTIONS or direction == "control":
+            raise ValueError(f"Exchange.begin: direction is {direction!r}, expected forward, backward or evaluation")

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The workers' process group: gloo over an address of our choosing, deadlines on every wait, bytes counted where sent.
+"""The workers of a run as one group: point-to-point bytes over gloo, a sum over all ranks, and deadlines on every wait.
 
-It holds `torch.distributed` process groups as objects and never touches the global default group, so that several
-ranks can live in one process (tests) and a run can be formed again after a fault.
+`ProcessGroupGloo` is used directly and not through torch's global default group, so that a process may hold several
+groups, one a thread. gloo is bound to a given address: nothing asks a name server.
 """
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,16 +18,25 @@ import torch
 import torch.distributed as dist
 
 from ..errors import DeadlineError, ExchangeError
+from .wire import HEADER_BYTES, Header, check_header, check_payload, pack_header, payload_sum
 
-__all__ = ["Group", "WireCounters"]
+__all__ = ["ConnectionLostError", "Group", "Pending", "WireCounters"]
+
+_ELEMENTS = {np.dtype(np.float32): 0, np.dtype(np.float64): 1, np.dtype(np.int64): 2}
+EXCHANGE_LANE, CONTROL_LANE = 0, 1
+_LEAST_S = 1e-3
+"""gloo reads a wait of 0 as "no deadline"."""
+
+
+class ConnectionLostError(ExchangeError):
+    """A peer's connection closed: as a rule the consequence of an error on that peer, not a cause."""
 
 
 @dataclass
 class WireCounters:
-    """Bytes that this rank has sent, frame headers included.
+    """Bytes that this rank has sent, headers included, by what they were sent for.
 
-    `control` is what is not a round of messages: the all-reduce of weight gradients and of small statistics, by the
-    ring formula, 2·(p − 1)/p of the array (gloo's ring sends each of p chunks p − 1 times, in two phases).
+    Counted as handed to gloo; gloo's own preambles and TCP's headers come on top.
     """
 
     forward: int = 0
@@ -34,128 +44,254 @@ class WireCounters:
     evaluation: int = 0
     control: int = 0
 
-    def add(self, kind: str, count: int) -> None:
-        """Count bytes under one of the four kinds."""
-        setattr(self, kind, getattr(self, kind) + count)
+    def add(self, kind: str, num_bytes: int) -> None:
+        """Count a message; `kind` is one of the four names."""
+        setattr(self, kind, getattr(self, kind) + num_bytes)
+
+    @property
+    def total(self) -> int:
+        """All four together."""
+        return self.forward + self.backward + self.evaluation + self.control
+
+
+@dataclass
+class Pending:
+    """A message under way. It keeps the buffer alive, which must not be touched until `Group.wait` returned."""
+
+    peer: int
+    receiving: bool
+    work: Any
+    tensor: torch.Tensor
+
+
+def _tag(num_bytes: int, lane: int, header: bool) -> int:
+    """gloo ends the receiving process when a message is longer than the buffer posted for it. With the size in the tag
+    a message of another size finds no buffer at all, and the header, of fixed size, tells what is wrong."""
+    return (num_bytes & (2**27 - 1)) << 3 | lane << 1 | int(header)
 
 
 class Group:
-    """One rank's membership. Build it by `Group.open`, on every rank at once.
+    """`size` ranks that can send bytes to one another; every rank opens it at the same time (`Group.open`).
+
+    One thread at a time may use it. All waits end: a peer that is late raises DeadlineError, one whose connection
+    closed ConnectionLostError, and after either the group is of no more use.
 
     Attributes:
-        rank, size: this worker's number and how many there are. timeout_s: of every wait.
-        counters: what this rank has sent.
+        counters: what this rank has sent. timeout_s: deadline of an all-reduce, in seconds.
     """
 
-    def __init__(self, group: Any, store: Any, rank: int, size: int, timeout_s: float) -> None:
-        self._group, self._store = group, store
-        self.rank, self.size, self.timeout_s = rank, size, timeout_s
+    def __init__(self, rank: int, size: int, timeout_s: float, run_id: int, backend: Any, store: Any) -> None:
+        self.rank, self.size, self.timeout_s, self.run_id = rank, size, timeout_s, run_id
         self.counters = WireCounters()
+        self._backend, self._store = backend, store
+        self._sequence = 0
 
     @staticmethod
     def host_store(address: str, timeout_s: float = 60.0) -> tuple[Any, int]:
-        """Open the meeting point on a free port of this host; returns it (keep it alive) and the port."""
-        store = dist.TCPStore(address, 0, None, True, timedelta(seconds=timeout_s), wait_for_workers=False)
-        return store, int(store.port)
+        """Start the store by which the ranks find one another, on one rank's own address and a free port.
+
+        Returns:
+            The store, to be given to this rank's `open` and kept until then, and its port.
+        """
+        listener = socket.create_server((address, 0), family=_family(address), backlog=1024)
+        port = listener.getsockname()[1]
+        store = dist.TCPStore(address, port, is_master=True, wait_for_workers=False,
+                              master_listen_fd=listener.detach(), timeout=timedelta(seconds=timeout_s))
+        return store, port
 
     @classmethod
     def open(cls, rank: int, size: int, address: str, port: int, prefix: str, bind_address: str, timeout_s: float,
-             store: Any = None, rendezvous_s: float | None = None) -> Group:
-        """Meet the other ranks.
+             store: Any = None, *, rendezvous_s: float | None = None, run_id: int = 0) -> Group:
+        """Meet the other ranks and connect to each of them. Blocks until all are there.
 
         Args:
-            address, port: the meeting point. prefix: separates one group's keys from another's.
-            bind_address: this host's own IP; gloo then needs no look-up of a host name.
-            timeout_s: deadline of every later wait. rendezvous_s: deadline of this meeting (default the same).
-            store: the object of `host_store` on the rank that hosts it.
+            address, port: of the store (`host_store`). prefix: name of this group in the store, unique per use.
+            bind_address: this host's own IP address, by which the others can reach it.
+            timeout_s: deadline of an all-reduce. rendezvous_s: deadline of this call, `timeout_s` if None.
+            store: on the rank that hosts the store, the store itself. run_id: u64 in the headers of all-reduces.
         Raises:
-            DeadlineError: some ranks did not come; the message names them.
+            DeadlineError: names the ranks that did not come. ExchangeError: a rank could not be connected to.
         """
-        wait = timedelta(seconds=timeout_s if rendezvous_s is None else rendezvous_s)
+        limit_s = timeout_s if rendezvous_s is None else rendezvous_s
+        deadline = time.monotonic() + limit_s
+        if store is None:
+            try:
+                store = dist.TCPStore(address, port, is_master=False, wait_for_workers=False,
+                                      timeout=timedelta(seconds=limit_s))
+            except RuntimeError as error:
+                raise DeadlineError(f"rank 0's rendezvous at {address}:{port} cannot be reached within {limit_s:g} s "
+                                    f"({_first_line(error)}); is a firewall between the hosts? timeouts.rendezvous_s "
+                                    "sets the wait", rank=rank, peer=0) from None
+        place = dist.PrefixStore(prefix, store)
+        _await_all(place, rank, size, deadline, limit_s)
+        gloo: Any = dist.ProcessGroupGloo
+        options = gloo._Options()
+        options._devices = [gloo.create_device(hostname=bind_address)]
+        options._threads = 1
+        options._timeout = timedelta(seconds=max(deadline - time.monotonic(), 1.0))
         try:
-            base = store if store is not None else dist.TCPStore(address, port, None, False, wait)
-            keys = dist.PrefixStore(prefix, base)
-            keys.set(f"here/{rank}", bind_address)
-            cls._await_all(keys, rank, size, wait.total_seconds())
-            options = dist.ProcessGroupGloo._Options()
-            options._devices = [dist.ProcessGroupGloo.create_device(hostname=bind_address)]
-            options._timeout = wait
-            return cls(dist.ProcessGroupGloo(keys, rank, size, options), keys, rank, size, timeout_s)
-        except (RuntimeError, dist.DistError) as error:
-            raise DeadlineError(f"could not meet the other workers at {address}:{port} from {bind_address} within "
-                                f"{wait.total_seconds():g} s ({_first_line(error)}); look at the network between the "
-                                "hosts, or raise timeouts.rendezvous_s", rank=rank) from None
+            backend = gloo(place, rank, size, options)
+        except RuntimeError as error:
+            raise ExchangeError(f"cannot connect to the other {size - 1} ranks from {bind_address} within {limit_s:g} "
+                                f"s ({_first_line(error)}); are all TCP ports open between the hosts?",
+                                rank=rank) from None
+        return cls(rank, size, timeout_s, run_id, backend, store)
 
-    @staticmethod
-    def _await_all(keys: Any, rank: int, size: int, seconds: float) -> None:
-        end = time.monotonic() + seconds
-        names = [f"here/{r}" for r in range(size)]
-        while not keys.check(names):
-            if time.monotonic() > end:
-                missing = [r for r in range(size) if not keys.check([names[r]])]
-                raise DeadlineError(f"rank(s) {', '.join(map(str, missing))} did not come to the rendezvous within "
-                                    f"{seconds:g} s; look at those hosts, or raise timeouts.rendezvous_s", rank=rank)
-            time.sleep(0.01)
-
-    def irecv(self, buffer: np.ndarray, peer: int, tag: int) -> Any:
-        """Start to receive into a uint8 array, C-contiguous and kept alive by the caller; returns the work to wait for."""
-        return self._start(self._group.recv, buffer, peer, tag)
-
-    def isend(self, buffer: np.ndarray, peer: int, tag: int, kind: str) -> Any:
-        """Start to send a uint8 array and count its bytes; it must not change until the work is done."""
+    def isend(self, peer: int, buffer: np.ndarray, kind: str, lane: int, *, header: bool = False) -> Pending:
+        """Start sending `buffer` (uint8, 1-D, contiguous) and count it as `kind`."""
+        pending = self._post(peer, buffer, lane, header, receiving=False)
         self.counters.add(kind, buffer.nbytes)
-        return self._start(self._group.send, buffer, peer, tag)
+        return pending
 
-    def _start(self, operation: Any, buffer: np.ndarray, peer: int, tag: int) -> Any:
-        try:
-            return operation([torch.from_numpy(buffer)], peer, tag)
-        except RuntimeError as error:
-            raise ExchangeError(f"connection lost: {_first_line(error)}", rank=self.rank, peer=peer) from None
+    def irecv(self, peer: int, buffer: np.ndarray, lane: int, *, header: bool = False) -> Pending:
+        """Start receiving exactly `buffer.nbytes` bytes into `buffer` (uint8, 1-D, contiguous)."""
+        return self._post(peer, buffer, lane, header, receiving=True)
 
-    def wait(self, work: Any, peer: int, layer: int, end: float) -> None:
-        """Wait for one work until the monotonic time `end`.
+    def wait(self, pending: Sequence[Pending], deadline: float, what: str, layer: int | None = None) -> None:
+        """Wait until all messages are through.
 
+        Args:
+            deadline: on time.monotonic's clock. what, layer: for the error: what is waited for.
         Raises:
-            DeadlineError: it took too long. ExchangeError: the peer's connection broke.
+            DeadlineError: names every peer that is late. ConnectionLostError: names the peer.
         """
-        left = max(end - time.monotonic(), 0.001)
-        try:
-            work.wait(timedelta(seconds=left))
-        except RuntimeError as error:
-            if time.monotonic() >= end - 0.05 or "imed out" in str(error):
-                raise DeadlineError(f"nothing from the peer within {self.timeout_s:g} s; look at its log, or raise "
-                                    "timeouts.exchange_s", rank=self.rank, peer=peer, layer=layer) from None
-            raise ExchangeError(f"connection lost: {_first_line(error)}", rank=self.rank, peer=peer,
-                                layer=layer) from None
+        start = time.monotonic()
+        for i, one in enumerate(pending):
+            try:
+                one.work.wait(timedelta(seconds=max(deadline - time.monotonic(), _LEAST_S)))
+            except RuntimeError as error:
+                if "Timed out" not in str(error):
+                    raise self._lost(one.peer, what, layer, error) from None
+                late = self._late(pending[i:])
+                verb = "sent nothing for" if one.receiving else "did not take"
+                raise DeadlineError(
+                    f"peer(s) {_list(late)} {verb} {what} within {max(deadline - start, 0):.3g} s; look at those "
+                    "workers and their hosts, or raise timeouts.exchange_s", rank=self.rank,
+                    peer=late[0] if len(late) == 1 else None, layer=layer) from None
 
     def all_reduce_sum(self, array: np.ndarray, kind: str = "control") -> None:
-        """Add an array (float32, float64 or int64, C-contiguous) over all ranks, in place; the same bits on each rank.
+        """Replace `array` by its sum over all ranks, in place; every rank must call it with the same shape and dtype.
 
+        Each rank adds up one slice, in rank order (float32 in float64, rounded once), and sends the sum to all others,
+        so that every rank gets the same bits, whoever is faster. A rank sends 2·(size−1)/size of the array and a header
+        a message, as a ring would, in two steps instead of 2·(size−1); unlike gloo's own ring it can name who is late.
+
+        Args:
+            array: float32, float64 or int64, C-contiguous. kind: the counter its bytes go to.
         Raises:
-            DeadlineError, ExchangeError: a rank is missing or lost.
+            TypeError: another dtype or layout. DeadlineError, ExchangeError: as for any message.
         """
-        options = dist.AllreduceOptions()
-        options.timeout = timedelta(seconds=self.timeout_s)
-        self.counters.add(kind, 2 * (self.size - 1) * array.nbytes // self.size)
-        start = time.monotonic()
-        try:
-            self._group.allreduce([torch.from_numpy(array.reshape(-1))], options).wait()
-        except RuntimeError as error:
-            if time.monotonic() - start >= self.timeout_s - 0.05:
-                raise DeadlineError(f"a sum over all {self.size} ranks took more than {self.timeout_s:g} s; some rank "
-                                    "did not come, see its log, or raise timeouts.exchange_s", rank=self.rank) from None
-            raise ExchangeError(f"connection lost during a sum over all ranks: {_first_line(error)}",
-                                rank=self.rank) from None
+        if array.dtype not in _ELEMENTS or not array.flags.c_contiguous:
+            raise TypeError(f"all_reduce_sum: got {array.dtype}, contiguous {array.flags.c_contiguous}; expected "
+                            "float32, float64 or int64, C-contiguous")
+        if self.size == 1 or array.size == 0:
+            return
+        flat = array.reshape(-1)
+        bounds = [flat.size * r // self.size for r in range(self.size + 1)]
+        slices = [flat[bounds[r]:bounds[r + 1]] for r in range(self.size)]
+        others = [r for r in range(self.size) if r != self.rank]
+        own = slices[self.rank]
+        parts = {r: np.empty_like(own) for r in others}
+        deadline = time.monotonic() + self.timeout_s
+        self._swap(0, {r: slices[r] for r in others}, parts, kind, deadline)
+        parts[self.rank] = own
+        total = np.zeros(own.size, np.float64 if array.dtype == np.float32 else array.dtype)
+        for r in range(self.size):
+            total += parts[r]
+        own[:] = total
+        self._swap(1, dict.fromkeys(others, own), {r: slices[r] for r in others}, kind, deadline)
+        self._sequence = (self._sequence + 1) % 2**32
 
     def barrier(self) -> None:
-        """Wait until every rank is here."""
-        self.all_reduce_sum(np.zeros(1, np.int64))
+        """Return when every rank has called it; DeadlineError names who did not."""
+        self.all_reduce_sum(np.zeros(self.size, np.int64))
 
     def close(self) -> None:
-        """Leave. Peers that still wait for this rank get an error at once."""
-        self._group = self._store = None
+        """Drop the connections; peers that still wait for this rank get ConnectionLostError. May be called twice."""
+        self._backend = self._store = None
+
+    def _swap(self, step: int, out: dict[int, np.ndarray], into: dict[int, np.ndarray], kind: str,
+              deadline: float) -> None:
+        """One step of an all-reduce: a frame to each rank of `out`, one from each of `into`; empty ones stay."""
+        what = f"all-reduce {self._sequence}, step {step}"
+        expected, heads, bodies = {}, [], []
+        for peer, array in into.items():
+            if array.size:
+                expected[peer] = self._control_header(step, array, peer, self.rank), np.zeros(HEADER_BYTES, np.uint8)
+                heads.append(self.irecv(peer, expected[peer][1], CONTROL_LANE, header=True))
+                bodies.append(self.irecv(peer, array.view(np.uint8), CONTROL_LANE))
+        sent = []
+        for peer, array in out.items():
+            if array.size:
+                head, body = np.empty(HEADER_BYTES, np.uint8), array.view(np.uint8)
+                pack_header(self._control_header(step, array, self.rank, peer), payload_sum(body), head)
+                sent += [self.isend(peer, head, kind, CONTROL_LANE, header=True),
+                         self.isend(peer, body, kind, CONTROL_LANE)]
+        self.wait(heads, deadline, what)
+        sums = {peer: check_header(head, header) for peer, (header, head) in expected.items()}
+        self.wait(bodies, deadline, what)
+        for peer, (header, _) in expected.items():
+            check_payload(into[peer].view(np.uint8), sums[peer], header)
+        self.wait(sent, deadline, what)
+
+    def _control_header(self, step: int, array: np.ndarray, sender: int, receiver: int) -> Header:
+        return Header(self.run_id, self._sequence, "control", _ELEMENTS[array.dtype], step, 8 * array.dtype.itemsize, 1,
+                      array.size, sender, receiver)
+
+    def _post(self, peer: int, buffer: np.ndarray, lane: int, header: bool, *, receiving: bool) -> Pending:
+        if self._backend is None:
+            raise ConnectionLostError("this worker has left the group", rank=self.rank, peer=peer)
+        tensor = torch.from_numpy(buffer)
+        post = self._backend.recv if receiving else self._backend.send
+        try:
+            work = post([tensor], peer, _tag(buffer.nbytes, lane, header))
+        except RuntimeError as error:
+            raise self._lost(peer, "a message", None, error) from None
+        return Pending(peer, receiving, work, tensor)
+
+    def _late(self, pending: Sequence[Pending]) -> list[int]:
+        """After the first timeout: which peers' messages have not come either."""
+        late = {pending[0].peer}
+        for one in pending[1:]:
+            try:
+                one.work.wait(timedelta(seconds=_LEAST_S))
+            except RuntimeError:
+                late.add(one.peer)
+        return sorted(late)
+
+    def _lost(self, peer: int, what: str, layer: int | None, error: Exception) -> ConnectionLostError:
+        return ConnectionLostError(f"lost the connection while waiting for {what} ({_first_line(error)}); look at that "
+                                   "worker's own error and its host", rank=self.rank, peer=peer, layer=layer)
 
 
-def _first_line(error: BaseException) -> str:
-    lines: Sequence[str] = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:200]
+def _await_all(place: Any, rank: int, size: int, deadline: float, limit_s: float) -> None:
+    """Wait in the store until every rank has left its name there."""
+    try:
+        place.set(f"here/{rank}", b"1")
+        names = [f"here/{other}" for other in range(size)]
+        while not place.check(names):
+            if time.monotonic() > deadline:
+                late = [other for other, name in enumerate(names) if not place.check([name])]
+                raise DeadlineError(
+                    f"rank(s) {_list(late)} of {size} did not come to the rendezvous within {limit_s:g} s; look at "
+                    "those workers, or raise timeouts.rendezvous_s", rank=rank,
+                    peer=late[0] if len(late) == 1 else None)
+            time.sleep(0.01)
+    except RuntimeError as error:
+        raise ConnectionLostError(f"lost the rendezvous ({_first_line(error)}); look at rank 0's own error",
+                                  rank=rank, peer=0) from None
+
+
+def _family(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def _list(ranks: Sequence[int]) -> str:
+    return ", ".join(str(r) for r in ranks)
+
+
+def _first_line(error: Exception) -> str:
+    """gloo's own words, without its source path and advice."""
+    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    text = text.partition("This is typically caused")[0]
+    return (text.partition("] ")[2] if text.startswith("[") else text).strip(" .")

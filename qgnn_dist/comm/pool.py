@@ -1,53 +1,50 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Workers that are called together: what a pool is, and the one that lives in this process.
+"""A pool of workers, one a part, as the controller sees it; and the pool that lives in this process.
 
-A worker class is built as `worker_class(context, **kwargs)`; its public methods are then called by name on all ranks at
-once. `cluster/` has the pool of Ray actors.
+`cluster/` has the pool of Ray actors. Both call a method on every worker at the same time and report who failed first.
 """
 from __future__ import annotations
 
-import os
 import secrets
 import socket
-import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from .. import kernels
-from ..errors import DeadlineError
-from .group import Group
+import torch
 
-__all__ = ["LocalPool", "MultiplierClient", "Reply", "WorkerContext", "WorkerPool"]
+from .. import kernels
+from ..errors import DeadlineError, ExchangeError, QgnnError
+from .group import ConnectionLostError, Group
+
+__all__ = ["LocalPool", "MultiplierClient", "Reply", "WorkerContext", "WorkerPool", "blame", "new_run_id"]
+
+GRACE_S = 1.0
+"""How long to wait, after a worker complained of another one, for that other one's own error."""
 
 
 class Reply(Protocol):
     """An answer that is still on its way."""
 
     def result(self, timeout_s: float) -> Any:
-        """Wait for it; DeadlineError, naming who is missing, after `timeout_s` seconds."""
+        """Wait for it; DeadlineError where it does not come in time, or the server names ranks that did not post."""
 
 
 class MultiplierClient(Protocol):
-    """One rank's way to the multiplier server; neither call waits."""
+    """One rank's way to the multiplier server. Posting does not wait."""
 
     def post_layer(self, epoch: int, layer: int, dot: float, energy: float) -> Reply:
-        """This rank's share of ⟨Δ, G⟩ and ‖H⁰‖²; the answer is the next layer's λ."""
+        """This rank's share of ⟨Δ, G⟩ and ‖H⁰‖²; the reply is λ of the next layer."""
 
     def post_ranges(self, epoch: int, moments: Mapping[str, Sequence[float]]) -> Reply:
-        """This rank's moments of every stage; the answer holds the running ranges."""
+        """This rank's moments of every stage; the reply is the running ranges for the next epoch."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class WorkerContext:
-    """What a worker is told about its place.
-
-    Attributes:
-        rank, size: its number among the workers. host: the machine's name. threads: of its kernels.
-        group: the process group, None with one worker. server: None where the job has no multiplier server.
-        run_id: u64, the same on all workers.
-    """
+    """What a worker is told of its place. `group` is None with one worker, `server` where there is none."""
 
     rank: int
     size: int
@@ -59,88 +56,161 @@ class WorkerContext:
 
 
 class WorkerPool(Protocol):
-    """Workers of one job, in rank order."""
+    """Workers 0 … size−1. After a call has raised, only `close` makes sense."""
 
-    size: int
+    @property
+    def size(self) -> int: ...
 
     def call(self, method: str, *args: Any, timeout_s: float) -> list[Any]:
-        """Call a method on all ranks with the same arguments; results in rank order. The first error ends the call."""
+        """Call a method with the same arguments on every worker at once; the results in rank order.
+
+        Raises: the first failing worker's error, with rank and host; DeadlineError names ranks that have not answered.
+        """
 
     def call_one(self, rank: int, method: str, *args: Any, timeout_s: float) -> Any:
-        """Call a method on one rank."""
+        """Call a method on one worker."""
 
     def close(self) -> None:
         """End the workers."""
 
 
+def new_run_id() -> int:
+    """A random u64 that tells this run's frames from another's."""
+    return secrets.randbits(64)
+
+
+def blame(failures: Mapping[int, Exception]) -> Exception:
+    """The error to report out of those of several ranks: the likely cause, not what followed from it.
+
+    A worker's own error comes before a wrong frame, that before a peer that is late, that before a lost connection; a
+    late peer that did not complain itself before one that did. Equal errors of several ranks become one.
+    """
+    def weight(rank: int) -> tuple[int, bool, int]:
+        error = failures[rank]
+        order = (ConnectionLostError, DeadlineError, ExchangeError)
+        kind = next((i for i, cls in enumerate(order) if isinstance(error, cls)), len(order))
+        return len(order) - kind, getattr(error, "peer", None) in failures, rank
+
+    first = failures[min(failures, key=weight)]
+    if not isinstance(first, QgnnError):
+        return first
+    alike = [rank for rank, error in sorted(failures.items()) if type(error) is type(first)
+             and error.message == first.message and error.peer == first.peer and error.layer == first.layer]
+    if len(alike) < 2:
+        return first
+    hosts = sorted({str(failures[rank].host) for rank in alike} - {"None"})  # type: ignore[attr-defined]
+    merged = type(first)(f"ranks {', '.join(map(str, alike))}: {first.message}", host=", ".join(hosts) or None,
+                         peer=first.peer, layer=first.layer, file=first.file)
+    merged.__cause__ = first.__cause__
+    if hasattr(first, "remote_traceback"):
+        merged.remote_traceback = first.remote_traceback  # type: ignore[attr-defined]
+    return merged
+
+
 class LocalPool:
-    """Workers in this process: one is called directly, several run as threads with real gloo on the loopback.
+    """Workers in this process: one is called directly, several live in a thread each, with real gloo between them.
 
     Args:
-        server: source of each rank's multiplier client (`server.client(rank)`), or None.
-        timeout_s: deadline of every wait between workers. threads: of the kernels.
-    Attributes:
-        workers: the worker objects, in rank order.
+        worker_class, kwargs: each worker is worker_class(context, **kwargs); a `close` method, if any, ends it.
+        server: has `client(rank)`, which becomes the worker's `context.server`; None: no multiplier server.
+        timeout_s: deadline of the group's waits, and of the start.
+        threads: of each worker (torch's, and the kernels' pool, which all workers of a process share).
     """
 
-    def __init__(self, worker_class: type, kwargs: dict[str, Any], size: int, *, server: Any = None,
-                 timeout_s: float = 60.0, threads: int | None = None) -> None:
+    def __init__(self, worker_class: type, kwargs: Mapping[str, Any], size: int, server: Any = None,
+                 timeout_s: float = 60.0, threads: int = 1) -> None:
         self.size = size
-        threads = threads or os.cpu_count() or 1
+        self.workers: list[Any] = [None] * size
+        self._groups: list[Group | None] = [None] * size
+        self._timeout_s = timeout_s
+        host, run_id = socket.gethostname(), new_run_id()
+        contexts = [WorkerContext(rank, size, host, threads, None, server.client(rank) if server is not None else None,
+                                  run_id) for rank in range(size)]
         kernels.set_threads(threads)
-        run_id, host = secrets.randbits(63), socket.gethostname()
-        groups: list[Group | None] = [None]
-        if size > 1:
-            store, port = Group.host_store("127.0.0.1", timeout_s)
-            groups = self._together([
-                lambda rank=rank: Group.open(rank, size, "127.0.0.1", port, str(run_id), "127.0.0.1", timeout_s,
-                                             store=store if rank == 0 else None) for rank in range(size)], timeout_s)
-        self.groups = groups
-        self.workers = [
-            worker_class(WorkerContext(rank, size, host, threads, groups[rank],
-                                       server.client(rank) if server is not None else None, run_id), **kwargs)
-            for rank in range(size)]
+        if size == 1:
+            torch.set_num_threads(threads)
+            self._threads: list[ThreadPoolExecutor] = []
+            self.workers[0] = worker_class(contexts[0], **kwargs)
+            return
+        store, port = Group.host_store("127.0.0.1")
+
+        def start(rank: int) -> None:
+            torch.set_num_threads(threads)
+            group = self._groups[rank] = Group.open(
+                rank, size, "127.0.0.1", port, f"run-{run_id:016x}", "127.0.0.1", timeout_s,
+                store if rank == 0 else None, run_id=run_id)
+            self.workers[rank] = worker_class(replace(contexts[rank], group=group), **kwargs)
+
+        self._threads = [ThreadPoolExecutor(1, f"qgnn-rank-{rank}") for rank in range(size)]
+        try:
+            self._gather([thread.submit(start, rank) for rank, thread in enumerate(self._threads)], 2 * timeout_s,
+                         "start")
+        except BaseException:
+            self.close()
+            raise
 
     def call(self, method: str, *args: Any, timeout_s: float) -> list[Any]:
-        """See WorkerPool."""
+        """See WorkerPool. A single worker runs in the caller's thread, where no deadline can end it."""
         if self.size == 1:
             return [getattr(self.workers[0], method)(*args)]
-        return self._together([lambda w=w: getattr(w, method)(*args) for w in self.workers], timeout_s)
+        return self._gather([thread.submit(getattr(worker, method), *args)
+                             for thread, worker in zip(self._threads, self.workers)], timeout_s, method)
 
     def call_one(self, rank: int, method: str, *args: Any, timeout_s: float) -> Any:
         """See WorkerPool."""
-        return getattr(self.workers[rank], method)(*args)
+        if self.size == 1:
+            return getattr(self.workers[rank], method)(*args)
+        future = self._threads[rank].submit(getattr(self.workers[rank], method), *args)
+        return self._gather([future], timeout_s, method, first_rank=rank)[0]
 
     def close(self) -> None:
-        """Close the workers that can be closed, and leave the groups."""
-        for worker in self.workers:
-            if hasattr(worker, "close"):
-                worker.close()
-        for group in self.groups:
-            if group is not None:
-                group.close()
+        """See WorkerPool. Ranks that are still busy lose their connections and are waited for until their deadline."""
+        busy = []
+        for rank, thread in enumerate(self._threads or [None]):
+            closing = getattr(self.workers[rank], "close", None)
+            if thread is None:
+                if closing is not None:
+                    closing()
+            else:
+                busy.append(thread.submit(self._close_rank, rank, closing))
+        _, late = wait(busy, timeout=self._timeout_s + 5)
+        for thread in self._threads:
+            thread.shutdown(wait=not late, cancel_futures=True)
+        self.workers, self._groups, self._threads = [None] * self.size, [None] * self.size, []
 
-    @staticmethod
-    def _together(calls: list[Any], timeout_s: float) -> list[Any]:
-        """Run one call a thread; raise the first error in time, since the others follow from it."""
-        results: list[Any] = [None] * len(calls)
-        errors: list[BaseException] = []
+    def _close_rank(self, rank: int, closing: Any) -> None:
+        group = self._groups[rank]
+        if group is not None:
+            group.close()
+        if closing is not None:
+            closing()
 
-        def run(rank: int) -> None:
-            try:
-                results[rank] = calls[rank]()
-            except BaseException as error:
-                errors.append(error)
+    def _gather(self, futures: list[Future[Any]], timeout_s: float, method: str, first_rank: int = 0) -> list[Any]:
+        ranks = {future: first_rank + i for i, future in enumerate(futures)}
+        done, pending = wait(futures, timeout=timeout_s, return_when=FIRST_EXCEPTION)
+        failed = _errors(done, ranks)
+        if not failed and pending:
+            late = ", ".join(str(ranks[f]) for f in pending)
+            raise DeadlineError(f"rank(s) {late} did not answer {method}() within {timeout_s:g} s")
+        if failed and all(isinstance(e, (ExchangeError, DeadlineError)) for e in failed.values()):
+            until = time.monotonic() + GRACE_S
+            while pending and time.monotonic() < until:
+                done, pending = wait(futures, timeout=0.02)
+            failed = _errors(done, ranks)
+        if failed:
+            raise blame(failed)
+        return [future.result() for future in futures]
 
-        threads = [threading.Thread(target=run, args=(rank,), daemon=True) for rank in range(len(calls))]
-        for thread in threads:
-            thread.start()
-        end = time.monotonic() + timeout_s
-        for thread in threads:
-            thread.join(max(end - time.monotonic(), 0))
-        if errors:
-            raise errors[0]
-        late = [rank for rank, thread in enumerate(threads) if thread.is_alive()]
-        if late:
-            raise DeadlineError(f"rank(s) {', '.join(map(str, late))} did not answer within {timeout_s:g} s")
-        return results
+
+def _errors(done: set[Future[Any]], ranks: Mapping[Future[Any], int]) -> dict[int, Exception]:
+    """Rank → its error, with the rank filled in."""
+    found: dict[int, Exception] = {}
+    for future in done:
+        error = future.exception()
+        if isinstance(error, QgnnError) and error.rank is None:
+            error.rank = ranks[future]
+        if isinstance(error, Exception):
+            found[ranks[future]] = error
+        elif error is not None:
+            raise error
+    return found

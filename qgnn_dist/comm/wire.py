@@ -1,91 +1,164 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The frame that carries one round's rows from one rank to one peer: a fixed header, then the packed rows.
+"""The frame that travels from one worker to another: a fixed header, then rows of packed bytes.
 
-Header, 48 bytes, little-endian:
+Header, 64 bytes, little-endian, every field at a multiple of its own size:
 
-| offset | type | field |
-|---|---|---|
-| 0 | 4 bytes | magic `QGNF` |
-| 4 | u16 | version of the frame format |
-| 6 | u8 | direction: 0 forward, 1 backward, 2 evaluation |
-| 7 | u8 | bits of a value: 1, 2, 4, 8, or 32 for float32 |
-| 8 | u64 | run id, drawn at the start of a run |
-| 16 | u32 | sequence: rounds since the exchange was opened |
-| 20 | u16, u16 | layer, round |
-| 24 | u32 | rows |
-| 28 | u32 | columns |
-| 32 | u64 | payload bytes |
-| 40 | u32 | sender's rank |
-| 44 | u32 | CRC-32 of the 44 bytes before |
+    offset  type  field          meaning
+         0  4s    magic          b"QGNF"
+         4  u16   version        1; another one is refused
+         6  u8    direction      1 forward, 2 backward, 3 evaluation, 4 control (all-reduce)
+         7  u8    bits           width of a value: 1, 2, 4, 8, 32 (64 in control frames only)
+         8  u64   run id         drawn once a run; a worker of another run is refused
+        16  u32   sequence       frames counted from 0 by sender and receiver alike, modulo 2**32
+        20  u32   layer          of the propagation; in control frames the type of the elements
+        24  u32   round          of messages in this forward or backward; in control frames the step
+        28  u32   rows           in the payload
+        32  u32   columns        values in a row
+        36  u16   sender         rank
+        38  u16   receiver       rank
+        40  u64   payload bytes  rows * row_bytes(columns, bits)
+        48  u64   payload sum    the payload as little-endian u64 words (zero-padded), added up modulo 2**64
+        56  u32   reserved       0
+        60  u32   header crc     CRC-32 (zlib's) of bytes 0 to 59
 
-A receiver knows every field beforehand; anything else is refused with what was got and what was expected.
+The payload is rows of planar packed bytes (quant/packed.py), or float32 little-endian at 32 bits, without gaps. Its sum
+is no CRC: it runs at memory speed and finds every single changed bit and lost tails; TCP has its own check below it.
 """
 from __future__ import annotations
 
 import struct
 import zlib
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
 
 import numpy as np
 
 from ..errors import ExchangeError
 
-__all__ = ["DIRECTIONS", "FRAME_VERSION", "HEADER_BYTES", "FrameHeader", "check_header", "pack_header"]
+__all__ = ["DIRECTIONS", "HEADER_BYTES", "Header", "check_header", "check_payload", "pack_header", "payload_sum",
+           "row_bytes"]
 
 MAGIC = b"QGNF"
-FRAME_VERSION = 1
-DIRECTIONS = {"forward": 0, "backward": 1, "evaluation": 2}
-_BODY = struct.Struct("<4sHBBQIHHIIQI")
-HEADER_BYTES = _BODY.size + 4
+VERSION = 1
+DIRECTIONS = {"forward": 1, "backward": 2, "evaluation": 3, "control": 4}
+_DIRECTION_NAMES = {number: name for name, number in DIRECTIONS.items()}
+_LAYOUT = struct.Struct("<4sHBBQIIIIIHHQQI")
+_CRC = struct.Struct("<I")
+HEADER_BYTES = _LAYOUT.size + _CRC.size
+
+_ADVICE = {
+    "run_id": "a worker of another run answered; start the command again",
+    "rows": "the hosts see different partitions of the graph; the store's path must be the same shared folder",
+    "columns": "the workers do not run the same model",
+    "bits": "the workers do not run with the same settings",
+    "payload_bytes": "the workers do not run with the same settings",
+}
+_OUT_OF_STEP = "the workers are out of step; look at the other workers' own errors"
 
 
 @dataclass(frozen=True)
-class FrameHeader:
-    """All that a header says, in the order of its bytes (magic, version and checksum aside)."""
+class Header:
+    """What a frame says of itself; see the module's table. `direction` is a name of DIRECTIONS."""
 
-    direction: int
-    bits: int
     run_id: int
     sequence: int
+    direction: str
     layer: int
     round: int
+    bits: int
     rows: int
     columns: int
-    payload_bytes: int
     sender: int
+    receiver: int
+
+    @property
+    def payload_bytes(self) -> int:
+        """Bytes that follow the header."""
+        return self.rows * row_bytes(self.columns, self.bits)
 
 
-def pack_header(header: FrameHeader) -> bytes:
-    """The 48 bytes of a header."""
-    body = _BODY.pack(MAGIC, FRAME_VERSION, *astuple(header))
-    return body + struct.pack("<I", zlib.crc32(body))
+def row_bytes(columns: int, bits: int) -> int:
+    """Bytes of one row on the wire, ceil(columns * bits / 8); 4 a value at 32 bits.
+
+    >>> row_bytes(7, 2), row_bytes(7, 32)
+    (2, 28)
+    """
+    return (columns * bits + 7) // 8
 
 
-def check_header(data: bytes | np.ndarray, expected: FrameHeader, *, rank: int) -> None:
-    """Compare a received header with the expected one, field by field.
+def payload_sum(payload: np.ndarray) -> int:
+    """Sum of a payload (uint8, 1-D, contiguous, any alignment) as little-endian u64 words modulo 2**64.
+
+    >>> payload_sum(np.array([1, 0, 0, 0, 0, 0, 0, 0, 2, 1], np.uint8))    # 1 + (2 + 256)
+    259
+    """
+    whole = len(payload) // 8 * 8
+    total = int(payload[:whole].view("<u8").sum(dtype=np.uint64)) if whole else 0
+    return (total + int.from_bytes(payload[whole:].tobytes(), "little")) % 2**64
+
+
+def pack_header(header: Header, checksum: int, out: np.ndarray) -> None:
+    """Write the header's 64 bytes to `out`, uint8 (64,).
 
     Args:
-        data: at least 48 bytes. rank: the receiver, for the error.
+        checksum: `payload_sum` of the payload.
     Raises:
-        ExchangeError: names rank, peer, layer, the field, what was got and what was expected.
+        ValueError: a field that does not fit its place.
     """
-    raw = bytes(data[:HEADER_BYTES])
-    peer, layer = expected.sender, expected.layer
+    view = out.data
+    try:
+        _LAYOUT.pack_into(view, 0, MAGIC, VERSION, DIRECTIONS[header.direction], header.bits, header.run_id,
+                          header.sequence, header.layer, header.round, header.rows, header.columns, header.sender,
+                          header.receiver, header.payload_bytes, checksum, 0)
+    except (struct.error, KeyError) as error:
+        raise ValueError(f"frame header: {header} does not fit its fields: {error}") from None
+    _CRC.pack_into(view, _LAYOUT.size, zlib.crc32(view[:_LAYOUT.size]))
 
-    def refuse(what: str) -> ExchangeError:
-        return ExchangeError(f"frame refused: {what}; every worker must run the same version, store and settings",
-                             rank=rank, peer=peer, layer=layer)
 
-    if len(raw) < HEADER_BYTES:
-        raise refuse(f"header is {len(raw)} bytes, expected {HEADER_BYTES}")
-    body, (checksum,) = raw[:_BODY.size], struct.unpack("<I", raw[_BODY.size:])
-    magic, version, *values = _BODY.unpack(body)
+def check_header(received: np.ndarray, expected: Header) -> int:
+    """Compare the 64 bytes that came with what this round must bring.
+
+    Args:
+        received: uint8 (64,). expected: with `receiver` this rank and `sender` the peer.
+    Returns:
+        The payload sum that the header announces, for `check_payload`.
+    Raises:
+        ExchangeError: names rank, peer, layer, every field that differs, what came and what was expected.
+    """
+    data = received.tobytes()
+    (magic, version, direction, bits, run_id, sequence, layer, round_, rows, columns, sender, receiver, size,
+     checksum, reserved) = _LAYOUT.unpack_from(data)
     if magic != MAGIC:
-        raise refuse(f"magic is {magic!r}, expected {MAGIC!r}")
-    if zlib.crc32(body) != checksum:
-        raise refuse(f"header checksum is {checksum:#010x}, its bytes give {zlib.crc32(body):#010x}")
-    if version != FRAME_VERSION:
-        raise refuse(f"version is {version}, expected {FRAME_VERSION}")
-    for spec, value, wanted in zip(fields(FrameHeader), values, astuple(expected)):
-        if value != wanted:
-            raise refuse(f"{spec.name} is {value}, expected {wanted}")
+        raise _refused(expected, f"magic is {magic!r}, expected {MAGIC!r}; something else talks on this connection")
+    (crc,), computed = _CRC.unpack_from(data, _LAYOUT.size), zlib.crc32(data[:_LAYOUT.size])
+    if crc != computed:
+        raise _refused(expected, f"header crc is {crc:#010x}, expected {computed:#010x}; bytes changed on the way")
+    if version != VERSION:
+        raise _refused(expected, f"frame version is {version}, expected {VERSION}; install the same qgnn-dist on all "
+                                 "hosts")
+    if direction not in _DIRECTION_NAMES or reserved != 0:
+        raise _refused(expected, f"direction is {direction} and the reserved field {reserved}, expected 1 to 4 and 0")
+    got = Header(run_id, sequence, _DIRECTION_NAMES[direction], layer, round_, bits, rows, columns, sender, receiver)
+    wrong = {f.name: (getattr(got, f.name), getattr(expected, f.name)) for f in fields(Header)
+             if getattr(got, f.name) != getattr(expected, f.name)}
+    if size != expected.payload_bytes:
+        wrong["payload_bytes"] = (size, expected.payload_bytes)
+    if wrong:
+        listed = ", ".join(f"{name.replace('_', ' ')} is {was}, expected {should}"
+                           for name, (was, should) in wrong.items())
+        raise _refused(expected, f"{listed}; {next((_ADVICE[n] for n in wrong if n in _ADVICE), _OUT_OF_STEP)}")
+    return int(checksum)
+
+
+def check_payload(payload: np.ndarray, checksum: int, expected: Header) -> None:
+    """Compare a payload (uint8, 1-D) with the sum that its header announced; ExchangeError where they differ."""
+    computed = payload_sum(payload)
+    if computed != checksum:
+        raise _refused(expected, f"the payload of {len(payload)} B (bits={expected.bits}, rows={expected.rows}, "
+                                 f"columns={expected.columns}) sums to {computed:#018x}, expected {checksum:#018x}; bytes were "
+                                 "changed or lost on the way")
+
+
+def _refused(expected: Header, why: str) -> ExchangeError:
+    layer = expected.layer if expected.direction != "control" else None
+    return ExchangeError(f"{expected.direction} frame, round {expected.round}: {why}", rank=expected.receiver,
+                         peer=expected.sender, layer=layer)
