@@ -12,7 +12,7 @@ import numpy as np
 from qgnn_dist.comm.pool import LocalPool
 from qgnn_dist.config import RunConfig, load_config
 from qgnn_dist.data.graph import Graph, SparseFeatures
-from qgnn_dist.partition.api import partition_graph
+from qgnn_dist.partitioning.api import partition_graph
 from qgnn_dist.propagation.multiplier import InProcessServer, MultiplierRule, MultiplierServer
 from qgnn_dist.store.reader import Store
 from qgnn_dist.training.worker import TrainWorker

@@ -19,7 +19,7 @@ from ..errors import InputError
 from ..inference.batch import check_output, check_predictable, run_prediction
 from ..inference.worker import PredictWorker
 from ..model.packed import PackedModel
-from ..partition.api import partition_graph
+from ..partitioning.api import partition_graph
 from ..propagation.multiplier import InProcessServer, MultiplierRule, MultiplierServer
 from ..store.describe import describe_store
 from ..store.reader import Store

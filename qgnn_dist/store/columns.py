@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Arrow IPC files of a part: written once, synced, then memory-mapped without a copy."""
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from ..errors import StoreError
+
+__all__ = ["checksum", "open_batches", "read_columns", "write_batches", "write_columns"]
+
+
+def write_columns(path: Path, columns: Mapping[str, np.ndarray | pa.Array]) -> None:
+    """One record batch: every column is one contiguous piece of the file."""
+    arrays = {name: c if isinstance(c, pa.Array) else pa.array(np.ascontiguousarray(c)) for name, c in columns.items()}
+    batch = pa.record_batch(list(arrays.values()), names=list(arrays))
+    write_batches(path, batch.schema, [batch])
+
+
+def write_batches(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+    """Any number of batches, as they come; the file is synced to disk before this returns."""
+    with open(path, "wb") as out:
+        with pa.ipc.new_file(out, schema) as writer:
+            for batch in batches:
+                writer.write_batch(batch)
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def open_batches(path: Path) -> pa.ipc.RecordBatchFileReader:
+    """Memory-map a file.
+
+    Raises:
+        StoreError: missing, or not an Arrow file.
+    """
+    try:
+        return pa.ipc.open_file(pa.memory_map(str(path)))
+    except FileNotFoundError:
+        raise StoreError("file is missing; partition the graph again", file=str(path)) from None
+    except (pa.ArrowInvalid, OSError) as error:
+        raise StoreError(f"damaged Arrow file ({str(error).splitlines()[0]}); partition the graph again",
+                         file=str(path)) from None
+
+
+def read_columns(path: Path, names: Iterable[str]) -> dict[str, pa.Array]:
+    """The columns of a one-batch file, memory-mapped.
+
+    Raises:
+        StoreError: also where a column is absent.
+    """
+    reader = open_batches(path)
+    if reader.num_record_batches != 1:
+        raise StoreError(f"has {reader.num_record_batches} record batches, expected 1", file=str(path))
+    batch = reader.get_batch(0)
+    found = {}
+    for name in names:
+        if name not in batch.schema.names:
+            raise StoreError(f"column {name} is missing; found {', '.join(batch.schema.names)}", file=str(path))
+        found[name] = batch.column(name)
+    return found
+
+
+def checksum(path: Path) -> str:
+    """BLAKE2b-256 of a file, hex."""
+    digest = hashlib.blake2b(digest_size=32)
+    with open(path, "rb") as opened:
+        while block := opened.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A store in words and numbers, for `qgnn inspect`."""
+from __future__ import annotations
+
+from typing import Any
+
+from .reader import Store
+
+__all__ = ["describe_store", "summarise"]
+
+
+def summarise(manifest: dict[str, Any]) -> dict[str, Any]:
+    """What people ask of a store: all of its manifest but the files."""
+    parts = [{"part": i, **{k: v for k, v in entry.items() if not isinstance(v, dict)}}
+             for i, entry in enumerate(manifest["parts"])]
+    return {**{k: v for k, v in manifest.items() if k != "parts"}, "num_parts": len(parts), "parts": parts}
+
+
+def describe_store(store: Store, verify: bool = False) -> dict[str, Any]:
+    """Describe a store; with `verify` every checksum is compared first (StoreError names a damaged file)."""
+    result = summarise(store.manifest)
+    if verify:
+        result["verified_files"] = store.verify()
+    return result

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The store's manifest: read with distrust, written last."""
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from ..errors import StoreError
+
+__all__ = ["FORMAT_VERSION", "MANIFEST", "part_folder", "read_manifest"]
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+LARGEST_MANIFEST = 256 << 20
+_FILE_NAME = re.compile(r"[a-z_]+\.arrow")
+_TOP: dict[str, type | tuple[type, ...]] = {
+    "format_version": int, "fingerprint": str, "name": str, "num_nodes": int, "num_edges": int, "num_features": int,
+    "feature_kind": (str, type(None)), "num_classes": int, "class_names": (list, type(None)), "has_labels": bool,
+    "has_split": bool, "partitioner": dict, "cut_fraction": (int, float), "parts": list,
+}
+_PART: dict[str, type] = {"rows": int, "boundary": int, "halo": int, "directed_edges": int, "files": dict}
+
+
+def part_folder(part: int) -> str:
+    """Name of a part's folder inside the store."""
+    return f"part-{part:05d}"
+
+
+def read_manifest(store: Path) -> dict[str, Any]:
+    """Read and check a store's manifest and the sizes of all files that it lists.
+
+    Raises:
+        StoreError: no store here, another format version, fields missing or odd, a file missing or of another size.
+    """
+    file = store / MANIFEST
+    try:
+        if file.stat().st_size > LARGEST_MANIFEST:
+            raise StoreError(f"manifest is {file.stat().st_size} bytes, expected at most {LARGEST_MANIFEST}",
+                             file=str(file))
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StoreError("not a store (no manifest.json); make one with `qgnn partition`", file=str(store)) from None
+    except NotADirectoryError:
+        raise StoreError("not a store but a file; make a store with `qgnn partition`", file=str(store)) from None
+    except (OSError, ValueError) as error:
+        raise StoreError(f"manifest cannot be read: {error}", file=str(file)) from None
+    version = manifest.get("format_version") if isinstance(manifest, dict) else None
+    if version != FORMAT_VERSION:
+        raise StoreError(f"store format {version}, this program reads {FORMAT_VERSION}; partition the graph again",
+                         file=str(file))
+    _demand(manifest, _TOP, file, "manifest")
+    for part, entry in enumerate(manifest["parts"]):
+        if not isinstance(entry, dict):
+            raise StoreError(f"part {part} is no object", file=str(file))
+        _demand(entry, _PART, file, f"part {part}")
+        _check_files(store, part, entry["files"], file)
+    rows = sum(entry["rows"] for entry in manifest["parts"])
+    if not manifest["parts"] or rows != manifest["num_nodes"]:
+        raise StoreError(f"parts hold {rows} rows, the manifest counts {manifest['num_nodes']} nodes", file=str(file))
+    return manifest
+
+
+def _demand(values: dict[str, Any], wanted: dict[str, Any], file: Path, where: str) -> None:
+    for key, kind in wanted.items():
+        if key not in values or not isinstance(values[key], kind) or isinstance(values[key], bool) != (kind is bool):
+            raise StoreError(f"{where}: {key} is {values.get(key)!r}, which is missing or of the wrong type",
+                             file=str(file))
+        if kind is int and not 0 <= values[key] < 2**62:
+            raise StoreError(f"{where}: {key}={values[key]} is out of range", file=str(file))
+
+
+def _check_files(store: Path, part: int, files: dict[str, Any], manifest: Path) -> None:
+    for name, entry in files.items():
+        if not _FILE_NAME.fullmatch(name):
+            raise StoreError(f"part {part}: file name {name!r} is not one that a store has", file=str(manifest))
+        if not isinstance(entry, dict) or type(entry.get("bytes")) is not int or type(entry.get("blake2b")) is not str:
+            raise StoreError(f"part {part}: {name} has no size and checksum", file=str(manifest))
+        path = store / part_folder(part) / name
+        try:
+            size = path.stat().st_size
+        except OSError:
+            raise StoreError("file is missing; partition the graph again", file=str(path)) from None
+        if size != entry["bytes"]:
+            raise StoreError(f"is {size} bytes, the manifest says {entry['bytes']}; partition the graph again",
+                             file=str(path))

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A graph on disk, one folder a part, memory-mapped.
+
+Legend: n local rows of a part, H halo slots, F features.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ..data.graph import SparseFeatures
+from ..errors import StoreError
+from .columns import checksum, open_batches, read_columns
+from .manifest import part_folder, read_manifest
+
+__all__ = ["FEATURE_BLOCK_ROWS", "Part", "PeerPlan", "Store"]
+
+FEATURE_BLOCK_ROWS = 65536
+"""Rows of one record batch of dense features."""
+
+
+@dataclass(frozen=True)
+class PeerPlan:
+    """What a part exchanges with one other part.
+
+    Attributes:
+        peer: the other part. send_rows: int32, our local rows that it reads, ascending source index.
+        recv_begin, recv_count: our halo slots that hold its rows, in the same order as its `send_rows`.
+    """
+
+    peer: int
+    send_rows: np.ndarray
+    recv_begin: int
+    recv_count: int
+
+
+class Store:
+    """A partitioned graph. Open it by `Store.open`."""
+
+    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+        self.path, self.manifest = path, manifest
+        self.fingerprint: str = manifest["fingerprint"]
+        self.name: str = manifest["name"]
+        self.num_parts = len(manifest["parts"])
+        self.num_nodes: int = manifest["num_nodes"]
+        self.num_edges: int = manifest["num_edges"]
+        self.num_features: int = manifest["num_features"]
+        self.feature_kind: str | None = manifest["feature_kind"]
+        self.num_classes: int = manifest["num_classes"]
+        self.class_names: list[str] | None = manifest["class_names"]
+        self.has_labels: bool = manifest["has_labels"]
+        self.has_split: bool = manifest["has_split"]
+
+    @classmethod
+    def open(cls, path: str | Path) -> Store:
+        """Check the manifest and every file's size.
+
+        Raises:
+            StoreError: no store, damaged, or of another version.
+        """
+        return cls(Path(path), read_manifest(Path(path)))
+
+    def part(self, index: int) -> Part:
+        """One part, its arrays memory-mapped and its sizes checked.
+
+        Raises:
+            StoreError: no such part, or its files contradict the manifest.
+        """
+        if not 0 <= index < self.num_parts:
+            raise StoreError(f"no part {index}: the store has {self.num_parts}", file=str(self.path))
+        return Part(self, index)
+
+    def verify(self) -> int:
+        """Compare every file with its checksum; returns the number of files.
+
+        Raises:
+            StoreError: names the first file that differs.
+        """
+        count = 0
+        for part, entry in enumerate(self.manifest["parts"]):
+            for name, wanted in entry["files"].items():
+                path = self.path / part_folder(part) / name
+                got = checksum(path)
+                if got != wanted["blake2b"]:
+                    raise StoreError(f"checksum is {got[:16]}…, the manifest says {wanted['blake2b'][:16]}…; the file "
+                                     "was changed or damaged, partition the graph again", file=str(path))
+                count += 1
+        return count
+
+
+class Part:
+    """One part's arrays.
+
+    Attributes:
+        indptr: int64 (n+1,). indices: int32, below n a local row, from n on a halo slot; each row's neighbours in the
+            order of their source index, whatever the cut. degree: int32 (n,).
+        source_index: int64 (n,), the row's place in the source; boundary rows first, then interior, each ascending.
+        labels: int32 (n,) or None. split: int8 (n,) or None. node_ids: Arrow array (n,).
+        peers: plans of all parts that it exchanges rows with, ascending.
+    """
+
+    def __init__(self, store: Store, index: int) -> None:
+        entry = store.manifest["parts"][index]
+        self.index = index
+        self.folder = store.path / part_folder(index)
+        self.num_local, self.num_boundary, self.num_halo = entry["rows"], entry["boundary"], entry["halo"]
+        self.feature_kind, self.num_features = store.feature_kind, store.num_features
+        names = ["source_index", "node_id", "degree"]
+        names += ["label"] * store.has_labels + ["split"] * store.has_split
+        nodes = read_columns(self.folder / "nodes.arrow", names)
+        self.node_ids: pa.Array = nodes["node_id"]
+        self.source_index = self._array("nodes.arrow", nodes["source_index"], np.int64, self.num_local)
+        self.degree = self._array("nodes.arrow", nodes["degree"], np.int32, self.num_local)
+        self.labels = self._array("nodes.arrow", nodes["label"], np.int32, self.num_local) if store.has_labels else None
+        self.split = self._array("nodes.arrow", nodes["split"], np.int8, self.num_local) if store.has_split else None
+        self.indptr = self._column("rows.arrow", "indptr", np.int64, self.num_local + 1)
+        self.indices = self._column("neighbours.arrow", "index", np.int32, entry["directed_edges"])
+        self.peers = self._read_peers(store.num_parts)
+
+    def features_dense(self, begin: int, end: int) -> np.ndarray:
+        """Rows begin..end as float32 (n, F), C-contiguous; a view where one float32 block holds them."""
+        reader, size = self._feature_batches, self.num_features
+        pieces = []
+        for number in range(begin // FEATURE_BLOCK_ROWS, -(-end // FEATURE_BLOCK_ROWS) if end > begin else 0):
+            first = number * FEATURE_BLOCK_ROWS
+            column = reader.get_batch(number).column("x")
+            low, high = max(begin - first, 0), min(end - first, len(column))
+            flat = column.flatten().to_numpy(zero_copy_only=True)
+            pieces.append(flat[low * size:high * size].reshape(-1, size))
+        rows = pieces[0] if len(pieces) == 1 else np.concatenate(pieces or [np.empty((0, size), np.float32)])
+        if len(rows) != end - begin:
+            raise StoreError(f"holds {len(rows)} of the rows {begin}…{end}", file=str(self.folder / "features.arrow"))
+        return np.ascontiguousarray(rows, np.float32)
+
+    def features_sparse(self, begin: int, end: int) -> SparseFeatures:
+        """Rows begin..end in CSR form, views."""
+        return self._sparse.block(begin, end)
+
+    @cached_property
+    def _feature_batches(self) -> pa.ipc.RecordBatchFileReader:
+        return open_batches(self.folder / "features.arrow")
+
+    @cached_property
+    def _sparse(self) -> SparseFeatures:
+        indptr = self._column("feature_rows.arrow", "indptr", np.int64, self.num_local + 1)
+        count = int(indptr[-1]) if len(indptr) else 0
+        indices = self._column("features.arrow", "index", np.int32, count)
+        values = self._column("features.arrow", "value", np.float32, count)
+        if count and not (int(indices.min()) >= 0 and int(indices.max()) < self.num_features):
+            raise StoreError(f"a feature index is outside 0…{self.num_features - 1}",
+                             file=str(self.folder / "features.arrow"))
+        if (np.diff(indptr) < 0).any() or indptr[0] != 0:
+            raise StoreError("the row pointer does not ascend from 0", file=str(self.folder / "feature_rows.arrow"))
+        return SparseFeatures(indptr, indices, values, (self.num_local, self.num_features))
+
+    def _read_peers(self, num_parts: int) -> list[PeerPlan]:
+        file = self.folder / "peers.arrow"
+        table = {k: v.to_numpy() for k, v in read_columns(
+            file, ["peer", "send_begin", "send_count", "recv_begin", "recv_count"]).items()}
+        total = int(table["send_count"].sum())
+        send = self._column("send.arrow", "row", np.int32, total)
+        good = (len(send) == 0 or (send.min() >= 0 and send.max() < self.num_local)) and all(
+            int(v.min(initial=0)) >= 0 for v in table.values())
+        good = good and int(table["recv_count"].sum()) == self.num_halo
+        good = good and (table["recv_begin"] + table["recv_count"] <= self.num_halo).all()
+        good = good and (table["send_begin"] + table["send_count"] <= total).all()
+        good = good and (table["peer"] < num_parts).all()
+        if not good:
+            raise StoreError("the exchange plan is out of range; partition the graph again", file=str(file))
+        return [PeerPlan(int(peer), send[sb:sb + sc], int(rb), int(rc)) for peer, sb, sc, rb, rc in zip(
+            table["peer"], table["send_begin"], table["send_count"], table["recv_begin"], table["recv_count"])]
+
+    def _column(self, file: str, name: str, dtype: type, count: int) -> np.ndarray:
+        return self._array(file, read_columns(self.folder / file, [name])[name], dtype, count)
+
+    def _array(self, file: str, column: pa.Array, dtype: type, count: int) -> np.ndarray:
+        if column.type != pa.from_numpy_dtype(dtype) or len(column) != count or column.null_count:
+            raise StoreError(f"a column is {column.type} with {len(column)} values and {column.null_count} nulls, "
+                             f"expected {np.dtype(dtype)} with {count}", file=str(self.folder / file))
+        return column.to_numpy(zero_copy_only=True)
