@@ -19,7 +19,8 @@ from .. import kernels
 from ..errors import DeadlineError, ExchangeError, QgnnError
 from .group import ConnectionLostError, Group
 
-__all__ = ["LocalPool", "MultiplierClient", "Reply", "WorkerContext", "WorkerPool", "blame", "new_run_id"]
+__all__ = ["LocalPool", "MultiplierClient", "Reply", "WorkerContext", "WorkerPool", "blame", "is_consequence",
+           "new_run_id"]
 
 GRACE_S = 1.0
 """How long to wait, after a worker complained of another one, for that other one's own error."""
@@ -77,6 +78,11 @@ class WorkerPool(Protocol):
 def new_run_id() -> int:
     """A random u64 that tells this run's frames from another's."""
     return secrets.randbits(64)
+
+
+def is_consequence(error: BaseException) -> bool:
+    """Whether another rank may be the cause: a message was late, wrong, or its connection closed."""
+    return isinstance(error, (ExchangeError, DeadlineError))
 
 
 def blame(failures: Mapping[int, Exception]) -> Exception:
@@ -192,7 +198,7 @@ class LocalPool:
         if not failed and pending:
             late = ", ".join(str(ranks[f]) for f in pending)
             raise DeadlineError(f"rank(s) {late} did not answer {method}() within {timeout_s:g} s")
-        if failed and all(isinstance(e, (ExchangeError, DeadlineError)) for e in failed.values()):
+        if failed and all(map(is_consequence, failed.values())):
             until = time.monotonic() + GRACE_S
             while pending and time.monotonic() < until:
                 done, pending = wait(futures, timeout=0.02)

@@ -154,8 +154,8 @@ def check_payload(payload: np.ndarray, checksum: int, expected: Header) -> None:
     computed = payload_sum(payload)
     if computed != checksum:
         raise _refused(expected, f"the payload of {len(payload)} B (bits={expected.bits}, rows={expected.rows}, "
-                                 f"columns={expected.columns}) sums to {computed:#018x}, expected {checksum:#018x}; bytes were "
-                                 "changed or lost on the way")
+                                 f"columns={expected.columns}) sums to {computed:#018x}, expected {checksum:#018x}; "
+                                 "bytes were changed or lost on the way")
 
 
 def _refused(expected: Header, why: str) -> ExchangeError:

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How errors travel between Ray processes: as values, so that they arrive in their own type and with their rank."""
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import DeadlineError, QgnnError, WorkerError
+
+__all__ = ["Failure", "attempt", "died", "unwrap", "wait_for_all"]
+
+GRACE_S = 1.0
+"""How long to wait, after a worker complained of another one, for that other one's own error."""
+ALIKE_S = 0.1
+
+
+@dataclass
+class Failure:
+    """An error that a remote method returns in place of its result."""
+
+    error: QgnnError
+    remote_traceback: str
+
+
+def attempt(call: Callable[[], Any], *, host: str | None = None, rank: int | None = None) -> Any:
+    """The result of `call`, or a Failure: our own errors as they are, others as WorkerError."""
+    try:
+        return call()
+    except QgnnError as error:
+        return failure(error, error, host, rank)
+    except Exception as error:
+        words = str(error).strip().splitlines()
+        return failure(WorkerError(f"{type(error).__name__}: {words[0] if words else 'no message'}"), error, host, rank)
+
+
+def failure(error: QgnnError, origin: BaseException, host: str | None, rank: int | None) -> Failure:
+    """A Failure that knows where it happened."""
+    error.host = error.host or host
+    error.rank = rank if error.rank is None else error.rank
+    return Failure(error, "".join(traceback.format_exception(origin)))
+
+
+def unwrap(result: Any) -> Any:
+    """Raise a Failure's error (its `remote_traceback` attached), return anything else."""
+    if isinstance(result, Failure):
+        result.error.remote_traceback = result.remote_traceback  # type: ignore[attr-defined]
+        raise result.error
+    return result
+
+
+def died(error: Exception, *, who: str, host: str | None, rank: int | None) -> WorkerError:
+    """Ray's many lines about a lost process, in one."""
+    text = " ".join(line.strip() for line in str(error).splitlines() if line and not line.startswith("\t"))
+    if "Worker exit detail:" in text:
+        text = text.partition("Worker exit detail:")[2].partition("Some common causes")[0]
+    text = text.strip()
+    text = text if len(text) <= 240 else text[:237] + "..."
+    return WorkerError(f"{who} was lost ({type(error).__name__}: {text}); was it killed, or the host out of memory? "
+                       "Start again with --resume", host=host, rank=rank)
+
+
+def wait_for_all(refs: Mapping[int, Any], hosts: Mapping[int, str], timeout_s: float, what: str,
+                 who: Callable[[int], str], setting: str = "") -> list[Any]:
+    """Results of all ranks' calls, in the order of `refs`; the first failing rank ends the wait.
+
+    Args:
+        refs: rank → ObjectRef. hosts: rank → host, for errors. what: the call's name. who: names a rank's process.
+        setting: the setting that made the deadline, if any.
+    Raises:
+        QgnnError: of the rank that is the likely cause. DeadlineError: names the ranks that have not answered.
+    """
+    import ray
+    from ray.exceptions import GetTimeoutError, RayError
+
+    from ..comm.pool import blame, is_consequence
+
+    ranks = {ref: rank for rank, ref in refs.items()}
+    results: dict[int, Any] = {}
+    failures: dict[int, Exception] = {}
+    pending, until = list(ranks), time.monotonic() + timeout_s
+    while pending and time.monotonic() < until:
+        ready, pending = ray.wait(pending, num_returns=1, timeout=max(0.0, until - time.monotonic()))
+        for ref in ready:
+            rank = ranks[ref]
+            try:
+                results[rank] = unwrap(ray.get(ref, timeout=max(until - time.monotonic(), 1.0)))
+            except QgnnError as error:
+                failures[rank] = error
+            except GetTimeoutError:
+                pending = [*pending, ref]
+            except RayError as error:
+                failures[rank] = died(error, who=who(rank), host=hosts.get(rank), rank=rank)
+        if failures:
+            # What others complain of may be about to arrive; a worker's own error waits for its equals alone.
+            patience_s = GRACE_S if all(is_consequence(e) for e in failures.values()) else ALIKE_S
+            until = min(until, time.monotonic() + patience_s)
+    if failures:
+        raise blame(failures)
+    if pending:
+        late = sorted(ranks[ref] for ref in pending)
+        where = ", ".join(f"{r} on {hosts[r]}" if r in hosts else str(r) for r in late)
+        advice = f", or raise {setting}" if setting else ""
+        raise DeadlineError(f"rank(s) {where} did not answer {what} within {timeout_s:g} s; look at those workers"
+                            f"{advice}", rank=late[0] if len(late) == 1 else None)
+    return [results[rank] for rank in refs]

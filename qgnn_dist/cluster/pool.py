@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Workers as Ray actors, one a part: reserved together, met over gloo, watched, and ended with their driver.
+
+Actors are not detached and never restart: a restarted worker would have lost its state. Ray ends them when their driver
+does, so that a controller that is killed leaves nothing behind.
+"""
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any
+
+from ..config import ClusterConfig, TimeoutsConfig
+from ..errors import DeadlineError
+from .actor import WorkerActor
+from .failure import wait_for_all
+from .server import call_server, start_server
+
+__all__ = ["RayPool"]
+
+CLOSE_S = 5.0
+FORWARDED = ("QGNN_SIMD",)
+"""Variables of the controller that every worker gets."""
+
+
+class RayPool:
+    """A comm.pool.WorkerPool of Ray actors; use it as a context manager inside a RaySession.
+
+    Args:
+        worker_class, kwargs: each worker is worker_class(context, **kwargs), built in its own process; both must
+            pickle. A `close` method, if any, ends it.
+        size: number of workers. Several may share a host, and a CPU with `cluster.cpus_per_worker` below 1.
+        cluster, timeouts: of the run's settings; `timeouts.start_s` bounds placement, and again the start.
+        server_factory: builds the multiplier server in an actor of its own, which takes no CPU; None: no server.
+        strategy: Ray's placement strategy: PACK (few hosts), SPREAD (many), STRICT_SPREAD (one worker a host).
+    Raises:
+        DeadlineError: not placed, started or met in time; says what was asked for and what is there, or which rank.
+        QgnnError: a worker failed while it was built, with its rank and host.
+    """
+
+    def __init__(self, worker_class: type, kwargs: Mapping[str, Any], size: int, *, cluster: ClusterConfig,
+                 timeouts: TimeoutsConfig, server_factory: Callable[[], Any] | None = None,
+                 strategy: str = "PACK") -> None:
+        from ..comm.pool import new_run_id
+
+        self.size = size
+        self._cluster, self._timeouts = cluster, timeouts
+        self._run_id = new_run_id()
+        self._actors: list[Any] = []
+        self._server: Any = None
+        self._placement: Any = None
+        self._where: list[dict[str, Any]] = []
+        self._broken = True
+        try:
+            self._reserve(strategy)
+            self._start(server_factory)
+            self._build(worker_class, kwargs)
+        except BaseException:
+            self.close()
+            raise
+        self._broken = False
+
+    def __enter__(self) -> RayPool:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self._broken = self._broken or kind is not None
+        self.close()
+
+    def pids(self) -> list[int]:
+        """Process ids of the workers, in rank order."""
+        return [int(w["pid"]) for w in self._where]
+
+    def hosts(self) -> list[str]:
+        """Host names of the workers, in rank order."""
+        return [str(w["host"]) for w in self._where]
+
+    def call(self, method: str, *args: Any, timeout_s: float) -> list[Any]:
+        """Call a method with the same arguments on every worker at once; the results in rank order.
+
+        Raises:
+            QgnnError: of the first failing worker, in its own type, with its rank and host; equal errors of several
+                ranks as one. Other exceptions arrive as WorkerError; `remote_traceback` has the worker's own trace.
+            WorkerError: a worker's process or host was lost. DeadlineError: names the ranks that did not answer.
+        """
+        return self._wait({r: actor.call.remote(method, *args) for r, actor in enumerate(self._actors)}, timeout_s,
+                          f"{method}()")
+
+    def call_one(self, rank: int, method: str, *args: Any, timeout_s: float) -> Any:
+        """Call a method on one worker."""
+        return self._wait({rank: self._actors[rank].call.remote(method, *args)}, timeout_s, f"{method}()")[0]
+
+    def server_call(self, method: str, *args: Any) -> Any:
+        """Call a plain method of the multiplier server (`state`, `load_state`)."""
+        return call_server(self._server, method, *args, timeout_s=self._timeouts.server_s)
+
+    def close(self) -> None:
+        """End the workers and the server and free their places; seconds at most. May be called twice."""
+        import ray
+        from ray.exceptions import RayError
+        from ray.util.placement_group import remove_placement_group
+
+        actors, server, placement = self._actors, self._server, self._placement
+        self._actors, self._server, self._placement = [], None, None
+        if not ray.is_initialized():
+            return
+        try:
+            if actors and not self._broken:
+                ray.wait([actor.close.remote() for actor in actors], num_returns=len(actors), timeout=CLOSE_S)
+            for actor in [*actors, *([server] if server is not None else [])]:
+                ray.kill(actor, no_restart=True)
+            if placement is not None:
+                remove_placement_group(placement)
+        except RayError:
+            # The cluster is gone, and all of this with it.
+            return
+
+    def _reserve(self, strategy: str) -> None:
+        """One bundle a worker, all at once or not at all."""
+        from ray.util.placement_group import placement_group
+
+        cpus = self._cluster.cpus_per_worker
+        self._placement = placement_group([{"CPU": cpus}] * self.size, strategy=strategy)
+        if not self._placement.wait(self._timeouts.start_s):
+            raise DeadlineError(
+                f"{self.size} workers of {cpus:g} CPU ({strategy}) could not be placed within "
+                f"{self._timeouts.start_s:g} s; {_what_is_there()}; add hosts, lower cluster.cpus_per_worker, or raise "
+                "timeouts.start_s")
+
+    def _start(self, server_factory: Callable[[], Any] | None) -> None:
+        import ray
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        if server_factory is not None:
+            self._server = start_server(server_factory, f"qgnn-multiplier-{self._run_id:016x}")
+        cpus = self._cluster.cpus_per_worker
+        threads = self._cluster.threads or max(1, int(cpus))
+        environment = {name: os.environ[name] for name in FORWARDED if name in os.environ}
+        actor = ray.remote(WorkerActor)
+        for rank in range(self.size):
+            place = PlacementGroupSchedulingStrategy(self._placement, placement_group_bundle_index=rank)
+            self._actors.append(actor.options(
+                name=f"qgnn-worker-{self._run_id:016x}-{rank}", num_cpus=cpus, max_restarts=0,
+                scheduling_strategy=place).remote(rank, self.size, threads, self._run_id, environment))
+        self._where = self._wait({r: a.hello.remote() for r, a in enumerate(self._actors)}, self._timeouts.start_s,
+                                 "its start", "timeouts.start_s")
+
+    def _build(self, worker_class: type, kwargs: Mapping[str, Any]) -> None:
+        meeting = None
+        if self.size > 1:
+            (meeting,) = self._wait({0: self._actors[0].host_store.remote(self._timeouts.rendezvous_s)},
+                                    self._timeouts.start_s, "its rendezvous store's start", "timeouts.start_s")
+        self._wait({r: a.build.remote(worker_class, dict(kwargs), meeting, self._timeouts, self._server)
+                    for r, a in enumerate(self._actors)}, self._timeouts.rendezvous_s + self._timeouts.start_s,
+                   "the meeting of all workers", "timeouts.rendezvous_s")
+
+    def _wait(self, refs: Mapping[int, Any], timeout_s: float, what: str, setting: str = "") -> list[Any]:
+        hosts = dict(enumerate(self.hosts()))
+        pids = dict(enumerate(self.pids()))
+        try:
+            return wait_for_all(refs, hosts, timeout_s, what, lambda r: f"the worker process {pids.get(r, '')}".strip(),
+                                setting)
+        except BaseException:
+            # Other workers may be in the middle of a call, so that only ending them is left.
+            self._broken = True
+            raise
+
+
+def _what_is_there() -> str:
+    """CPUs of the cluster, all and free, by host."""
+    import ray
+
+    free: dict[str, dict[str, float]] = {}
+    try:
+        from ray._private.state import available_resources_per_node
+
+        free = available_resources_per_node()
+    except (ImportError, AttributeError):
+        # Not a public interface of Ray: without it, totals have to do.
+        pass
+    hosts = []
+    for node in ray.nodes():
+        if node["Alive"]:
+            total = node["Resources"].get("CPU", 0.0)
+            left = f"{free[node['NodeID']].get('CPU', 0.0):g} free of " if node["NodeID"] in free else ""
+            hosts.append(f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}) {left}{total:g} CPU")
+    return f"the cluster has {len(hosts)} host(s): {', '.join(hosts)}"
