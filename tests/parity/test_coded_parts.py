@@ -54,7 +54,7 @@ def test_first_epoch_codes_do_not_depend_on_the_cut(monkeypatch: pytest.MonkeyPa
     config = settings(f"quant.bits={bits}", f"propagation.kind={kind}", f"messages.coding={coding}",
                       "model.feature_norm=l2")
     want = _first_epoch_codes(monkeypatch, make_store(graph, tmp_path / "1", 1), config, bits)
-    assert len(np.unique(want)) == 2**bits
+    assert len(np.unique(want)) > 2 ** (bits - 1)
     for parts, method in ((2, "metis"), (4, "random")):
         store = make_store(graph, tmp_path / f"{parts}{method}", parts, method)
         got = _first_epoch_codes(monkeypatch, store, config, bits)

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Integer and float kernels over NumPy arrays: compiled C++ (AVX2 or scalar, chosen at run time), or NumPy.
+
+`isa()` says which; QGNN_SIMD=scalar|avx2 overrides. Signatures, shapes and formulas stand in ops.py and perceptron.py.
+"""
+from __future__ import annotations
+
+from .dispatch import isa, set_threads, threads, using_isa
+from .ops import (
+    add_news,
+    aggregate_codes,
+    aggregate_float,
+    apply_multiplier,
+    check_csr,
+    code_news,
+    exponent_histogram,
+    gather_rows,
+    half_step,
+    midrise,
+    pack,
+    propagated,
+    scale_rows,
+    unpack,
+)
+from .perceptron import (
+    dropout_csr,
+    dropout_dense,
+    feature_codes_csr,
+    feature_codes_dense,
+    hidden_codes,
+    keyed_bits,
+    matmul_codes_csr,
+    matmul_codes_dense,
+    matmul_float_csr,
+    matmul_float_dense,
+    normalise_csr,
+    normalise_dense,
+    scores_from_codes,
+    softmax,
+)
+
+__all__ = [
+    "add_news", "aggregate_codes", "aggregate_float", "apply_multiplier", "check_csr", "code_news", "dropout_csr",
+    "dropout_dense", "exponent_histogram", "feature_codes_csr", "feature_codes_dense", "gather_rows", "half_step",
+    "hidden_codes", "isa", "keyed_bits", "matmul_codes_csr", "matmul_codes_dense", "matmul_float_csr",
+    "matmul_float_dense", "midrise", "normalise_csr", "normalise_dense", "pack", "propagated", "scale_rows",
+    "scores_from_codes", "set_threads", "softmax", "threads", "unpack", "using_isa",
+]

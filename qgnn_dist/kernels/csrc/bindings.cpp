@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: Apache-2.0
+// Python's view of the kernels: NumPy arrays in, caller's arrays out. Shapes are checked by qgnn_dist/kernels/dispatch.py,
+// which names function and argument; types and layout are checked here again, and nothing is converted silently.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <optional>
+#include <vector>
+
+#include "kernels.h"
+#include "pool.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+using namespace qgnn;
+
+namespace {
+
+template <typename T, int D>
+using Array = nb::ndarray<T, nb::ndim<D>, nb::c_contig, nb::device::cpu>;
+using In8 = Array<const std::uint8_t, 2>;
+using Out8 = Array<std::uint8_t, 2>;
+using InF = Array<const float, 2>;
+using OutF = Array<float, 2>;
+using InF1 = Array<const float, 1>;
+using OutF1 = Array<float, 1>;
+using In64 = Array<const i64, 1>;
+using In32 = Array<const std::int32_t, 1>;
+using In32x2 = Array<const std::int32_t, 2>;
+using Out32 = Array<std::int32_t, 2>;
+using Out32x1 = Array<std::int32_t, 1>;
+using In16 = Array<const std::int16_t, 2>;
+using Out16 = Array<std::int16_t, 2>;
+using In16x1 = Array<const std::int16_t, 1>;
+using Out16x1 = Array<std::int16_t, 1>;
+using InW = Array<const std::int8_t, 2>;
+using OutD = Array<double, 2>;
+using OutD1 = Array<double, 1>;
+
+i64 rows(const auto& a) { return static_cast<i64>(a.shape(0)); }
+i64 columns(const auto& a) { return static_cast<i64>(a.shape(1)); }
+template <typename A>
+auto* data_or_null(std::optional<A>& a) { return a ? a->data() : nullptr; }
+
+// Rows a chunk: enough work to pay for handing it out, few enough to even out long rows.
+i64 grain(i64 work_per_row) { return std::clamp<i64>(65536 / std::max<i64>(work_per_row, 1), 16, 8192); }
+
+std::uint64_t threshold(double p) { return static_cast<std::uint64_t>(std::llround(p * 4294967296.0)); }
+float kept(double p) { return static_cast<float>(1.0 / (1.0 - p)); }
+
+}  // namespace
+
+// The calls below hold no Python object but their arguments, so other Python threads may run meanwhile.
+#define RUN(BEGIN, END, WORK, BODY)                                     \
+  {                                                                     \
+    const Kernels& k = active();                                        \
+    nb::gil_scoped_release free_threads;                                \
+    parallel(BEGIN, END, grain(WORK), [&](i64 b, i64 e) { BODY; });     \
+  }
+
+NB_MODULE(_kernels, m) {
+  m.def("isa", [] { return active().isa; });
+  m.def("select_isa", &select_isa, "name"_a);
+  m.def("set_threads", &set_threads, "count"_a, nb::call_guard<nb::gil_scoped_release>());
+  m.def("threads", &threads);
+
+  m.def("pack", [](In8 codes, int bits, Out8 out) {
+    const i64 C = columns(codes);
+    RUN(0, rows(codes), C, k.pack(codes.data(), C, bits, out.data(), b, e))
+  }, nb::arg().noconvert(), nb::arg(), nb::arg().noconvert());
+
+  m.def("unpack", [](In8 payload, int bits, Out8 out) {
+    const i64 C = columns(out);
+    RUN(0, rows(out), C, k.unpack(payload.data(), C, bits, out.data(), b, e))
+  }, nb::arg().noconvert(), nb::arg(), nb::arg().noconvert());
+
+  m.def("gather_rows", [](In8 payload, In32 index, Out8 out) {
+    const i64 B = columns(payload);
+    RUN(0, rows(index), B, {
+      (void)k;
+      for (i64 i = b; i < e; ++i) std::copy_n(payload.data() + index.data()[i] * B, B, out.data() + i * B);
+    })
+  }, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert());
+
+  m.def("aggregate_codes", [](In64 indptr, In32 indices, In8 payload, int bits, i64 begin, i64 end, Out32 out) {
+    RUN(begin, end, 16 * columns(out), k.aggregate_codes(indptr.data(), indices.data(), payload.data(), rows(payload),
+                                                         columns(out), bits, out.data(), b, e))
+  }, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg(),
+     nb::arg().noconvert());
+
+  m.def("aggregate_float", [](In64 indptr, In32 indices, InF x, i64 begin, i64 end, OutF out) {
+    RUN(begin, end, 16 * columns(out),
+        k.aggregate_float(indptr.data(), indices.data(), x.data(), columns(x), out.data(), b, e))
+  }, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg().noconvert());
+
+  m.def("code_news", [](InF h, InF1 d, std::optional<OutF> believed, float step, int bits, i64 begin, i64 end,
+                        Out8 payload, std::optional<OutD> moments) {
+    float* known = data_or_null(believed);
+    double* m3 = data_or_null(moments);
+    RUN(begin, end, columns(h),
+        k.code_news(h.data(), d.data(), known, step, bits, columns(h), payload.data(), m3, b, e))
+  }, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert().none(), nb::arg(), nb::arg(), nb::arg(),
+     nb::arg(), nb::arg().noconvert(), nb::arg().noconvert().none());
+
+  m.def("add_news", [](In32x2 sums, In32 degree, float step, int bits, bool keep, i64 begin, i64 end, OutF r) {
+    RUN(begin, end, columns(r),
+        k.add_news(sums.data(), degree.data(), step, bits, keep, columns(r), r.data(), b, e))
+  }, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
+     nb::arg().noconvert());
+
+  m.def("scale_rows", [](InF h, InF1 d, i64 begin, i64 end, OutF out) {
+    RUN(begin, end, columns(h), k.scale_rows(h.data(), d.data(), columns(h), out.data(), b, e))
+  }, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg().noconvert());
+
+  m.def("propagated", [](InF r, InF h, InF1 d, i64 begin, i64 end, OutF out) {
+    RUN(begin, end, columns(h), k.propagated(r.data(), h.data(), d.data(), columns(h), out.data(), b, e))
+  }, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg().noconvert());
+
+  m.def("half_step", [](InF h, InF p, InF h0, float a, float b_, float c, OutF out) {
+    RUN(0, rows(h), columns(h), k.half_step(h.data(), p.data(), h0.data(), a, b_, c, columns(h), out.data(), b, e))
+  }, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg(),
+     nb::arg().noconvert());
+
+  m.def("apply_multiplier", [](InF h, InF half, InF p, InF p_next, float coefficient, OutF out,
+                               std::optional<OutD1> dots) {
+    double* d = data_or_null(dots);
+    RUN(0, rows(h), columns(h), k.apply_multiplier(h.data(), half.data(), p.data(), p_next.data(), coefficient,
+                                                   columns(h), out.data(), d, b, e))
+  }, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(),
+     nb::arg().noconvert(), nb::arg().noconvert().none());
+
+  m.def("midrise", [](InF x, float step, int bits, OutF out, std::optional<OutD> moments) {
+    double* m3 = data_or_null(moments);
+    RUN(0, rows(x), columns(x), k.midrise(x.data(), step, bits, columns(x), out.data(), m3, b, e))
+  }, nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg().noconvert(), nb::arg().noconvert().none());
+
+  m.def("exponent_histogram", [](InF h, InF1 d, Array<i64, 1> out) {
+    nb::gil_scoped_release free_threads;
+    const i64 C = columns(h);
+    for (i64 row = 0; row < rows(h); ++row)
+      for (i64 c = 0; c < C; ++c) {
+        const float v = d.data()[row] * h.data()[row * C + c];
+        std::uint32_t word;
+        std::memcpy(&word, &v, sizeof word);
+        ++out.data()[(word >> 23) & 255];
+      }
+  }, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert());
+
+  m.def("softmax", [](InF scores, Out32x1 classes, OutF1 confidence, std::optional<OutF> probabilities) {
+    float* p = data_or_null(probabilities);
+    RUN(0, rows(scores), 32 * columns(scores),
+        k.softmax(scores.data(), columns(scores), classes.data(), confidence.data(), p, b, e))
+  }, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert().none());
+
+  m.def("normalise_dense", [](InF x, int norm, OutF out) {
+    RUN(0, rows(x), columns(x), k.normalise_dense(x.data(), columns(x), norm, out.data(), b, e))
+  }, nb::arg().noconvert(), nb::arg(), nb::arg().noconvert());
+
+  m.def("normalise_csr", [](In64 indptr, InF1 values, int norm, OutF1 out) {
+    RUN(0, rows(indptr) - 1, 64, k.normalise_csr(indptr.data(), values.data(), norm, out.data(), b, e))
+  }, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg().noconvert());
+
+  m.def("feature_codes_dense", [](InF x, int norm, int bits, bool is_signed, Out16 codes, OutF1 scale) {
+    RUN(0, rows(x), 8 * columns(x), k.feature_codes_dense(x.data(), columns(x), norm, bits, is_signed, codes.data(),
+                                                          scale.data(), b, e))
+  }, nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg(), nb::arg().noconvert(), nb::arg().noconvert());
+
+  m.def("feature_codes_csr", [](In64 indptr, InF1 values, i64, int norm, int bits, bool is_signed, Out16x1 codes,
+                                OutF1 scale) {
+    RUN(0, rows(indptr) - 1, 256, k.feature_codes_csr(indptr.data(), values.data(), norm, bits, is_signed,
+                                                      codes.data(), scale.data(), b, e))
+  }, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().noconvert(),
+     nb::arg().noconvert());
+
+  m.def("matmul_codes_dense", [](In16 codes, InW weights, Out32 out) {
+    const i64 F = columns(codes), H = columns(weights);
+    std::vector<std::int16_t> pairs(static_cast<std::size_t>((F + 1) / 2 * H * 2), 0);
+    for (i64 f = 0; f < F; ++f)
+      for (i64 j = 0; j < H; ++j) pairs[((f / 2) * H + j) * 2 + f % 2] = weights.data()[f * H + j];
+    RUN(0, rows(codes), F * H / 16, k.matmul_codes_dense(codes.data(), pairs.data(), F, H, out.data(), b, e))
+  }, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert());
+
+  m.def("matmul_codes_csr", [](In64 indptr, In32 indices, In16x1 codes, InW weights, Out32 out) {
+    RUN(0, rows(out), 8 * columns(out), k.matmul_codes_csr(indptr.data(), indices.data(), codes.data(),
+                                                           weights.data(), columns(weights), out.data(), b, e))
+  }, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(),
+     nb::arg().noconvert());
+
+  m.def("matmul_float_dense", [](InF x, InF weights, OutF out) {
+    const i64 F = columns(x), H = columns(weights);
+    RUN(0, rows(x), F * H / 8, k.matmul_float_dense(x.data(), weights.data(), F, H, out.data(), b, e))
+  }, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert());
+
+  m.def("matmul_float_csr", [](In64 indptr, In32 indices, InF1 values, InF weights, OutF out) {
+    RUN(0, rows(out), 8 * columns(out), k.matmul_float_csr(indptr.data(), indices.data(), values.data(),
+                                                           weights.data(), columns(weights), out.data(), b, e))
+  }, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(),
+     nb::arg().noconvert());
+
+  m.def("hidden_codes", [](In32x2 acc, InF1 row_scale, float weight_step, InF1 bias, float hidden_step, int bits,
+                           Out16 codes) {
+    RUN(0, rows(acc), columns(acc), k.hidden_codes(acc.data(), row_scale.data(), weight_step, bias.data(), hidden_step,
+                                                   bits, columns(acc), codes.data(), b, e))
+  }, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg().noconvert(), nb::arg(), nb::arg(),
+     nb::arg().noconvert());
+
+  m.def("scores_from_codes", [](In32x2 acc, float scale, InF1 bias, OutF out) {
+    RUN(0, rows(acc), columns(acc),
+        k.scores_from_codes(acc.data(), scale, bias.data(), columns(acc), out.data(), b, e))
+  }, nb::arg().noconvert(), nb::arg(), nb::arg().noconvert(), nb::arg().noconvert());
+
+  m.def("keyed_bits", [](std::uint64_t seed, std::uint32_t epoch, std::uint32_t stage, std::uint32_t layer,
+                         std::uint32_t round, In64 index, i64 width, Array<std::uint32_t, 2> out) {
+    const Key key{seed, epoch, stage, layer, round};
+    RUN(0, rows(index), 8 * width, k.keyed_bits(key, index.data(), width, out.data(), b, e))
+  }, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().noconvert(), nb::arg(), nb::arg().noconvert());
+
+  m.def("dropout_dense", [](std::uint64_t seed, std::uint32_t epoch, std::uint32_t stage, std::uint32_t layer,
+                            In64 index, i64 width, double p, OutF out) {
+    const Key key{seed, epoch, stage, layer, 0};
+    RUN(0, rows(index), 8 * width,
+        k.dropout_dense(key, index.data(), width, threshold(p), kept(p), out.data(), b, e))
+  }, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg().noconvert());
+
+  m.def("dropout_csr", [](std::uint64_t seed, std::uint32_t epoch, std::uint32_t stage, std::uint32_t layer,
+                          In64 index, In64 indptr, In32 indices, double p, OutF1 out) {
+    const Key key{seed, epoch, stage, layer, 0};
+    RUN(0, rows(index), 256, k.dropout_csr(key, index.data(), indptr.data(), indices.data(), threshold(p), kept(p),
+                                           out.data(), b, e))
+  }, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().noconvert(), nb::arg().noconvert(),
+     nb::arg().noconvert(), nb::arg(), nb::arg().noconvert());
+}

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+// The kernels as plain functions over rows begin..end: pointers and sizes, no allocation, no exceptions, no Python.
+// N rows, C columns, b bits, B = ceil(C*b/8) packed bytes a row in planar order: byte i of a row holds columns
+// i, i+B, i+2B, ..., lowest bits first, pad bits zero (quant/packed.py has a worked example).
+#pragma once
+#include <cstdint>
+
+namespace qgnn {
+
+using i64 = std::int64_t;
+
+inline i64 row_bytes(i64 columns, int bits) { return (columns * bits + 7) / 8; }
+
+struct Key { std::uint64_t seed; std::uint32_t epoch, stage, layer, round; };
+
+// One entry a kernel; `kernels_body.h` is the only implementation, compiled once for each instruction set.
+struct Kernels {
+  const char* isa;
+  void (*pack)(const std::uint8_t* codes, i64 C, int bits, std::uint8_t* out, i64 begin, i64 end);
+  void (*unpack)(const std::uint8_t* payload, i64 C, int bits, std::uint8_t* out, i64 begin, i64 end);
+  void (*aggregate_codes)(const i64* indptr, const std::int32_t* indices, const std::uint8_t* payload, i64 M, i64 C,
+                          int bits, std::int32_t* out, i64 begin, i64 end);
+  void (*aggregate_float)(const i64* indptr, const std::int32_t* indices, const float* x, i64 C, float* out, i64 begin,
+                          i64 end);
+  void (*code_news)(const float* h, const float* d, float* believed, float step, int bits, i64 C,
+                    std::uint8_t* payload, double* moments, i64 begin, i64 end);
+  void (*add_news)(const std::int32_t* sums, const std::int32_t* degree, float step, int bits, bool keep, i64 C,
+                   float* r, i64 begin, i64 end);
+  void (*scale_rows)(const float* h, const float* d, i64 C, float* out, i64 begin, i64 end);
+  void (*propagated)(const float* r, const float* h, const float* d, i64 C, float* out, i64 begin, i64 end);
+  void (*half_step)(const float* h, const float* p, const float* h0, float a, float b, float c, i64 C, float* out,
+                    i64 begin, i64 end);
+  void (*apply_multiplier)(const float* h, const float* half, const float* p, const float* p_next, float coefficient,
+                           i64 C, float* out, double* dots, i64 begin, i64 end);
+  void (*midrise)(const float* x, float step, int bits, i64 C, float* out, double* moments, i64 begin, i64 end);
+  void (*softmax)(const float* scores, i64 C, std::int32_t* classes, float* confidence, float* probabilities,
+                  i64 begin, i64 end);
+  void (*normalise_dense)(const float* x, i64 F, int norm, float* out, i64 begin, i64 end);
+  void (*normalise_csr)(const i64* indptr, const float* values, int norm, float* out, i64 begin, i64 end);
+  void (*feature_codes_dense)(const float* x, i64 F, int norm, int bits, bool is_signed, std::int16_t* codes,
+                              float* scale, i64 begin, i64 end);
+  void (*feature_codes_csr)(const i64* indptr, const float* values, int norm, int bits, bool is_signed,
+                            std::int16_t* codes, float* scale, i64 begin, i64 end);
+  // `pairs`: weights of rows f and f+1 side by side as int16, (ceil(F/2), H, 2), zero past F.
+  void (*matmul_codes_dense)(const std::int16_t* codes, const std::int16_t* pairs, i64 F, i64 H, std::int32_t* out,
+                             i64 begin, i64 end);
+  void (*matmul_codes_csr)(const i64* indptr, const std::int32_t* indices, const std::int16_t* codes,
+                           const std::int8_t* weights, i64 H, std::int32_t* out, i64 begin, i64 end);
+  void (*matmul_float_dense)(const float* x, const float* weights, i64 F, i64 H, float* out, i64 begin, i64 end);
+  void (*matmul_float_csr)(const i64* indptr, const std::int32_t* indices, const float* values, const float* weights,
+                           i64 H, float* out, i64 begin, i64 end);
+  void (*hidden_codes)(const std::int32_t* acc, const float* row_scale, float weight_step, const float* bias,
+                       float hidden_step, int bits, i64 H, std::int16_t* codes, i64 begin, i64 end);
+  void (*scores_from_codes)(const std::int32_t* acc, float scale, const float* bias, i64 C, float* out, i64 begin,
+                            i64 end);
+  void (*keyed_bits)(Key key, const i64* rows, i64 columns, std::uint32_t* out, i64 begin, i64 end);
+  void (*dropout_dense)(Key key, const i64* rows, i64 columns, std::uint64_t threshold, float kept, float* out,
+                        i64 begin, i64 end);
+  void (*dropout_csr)(Key key, const i64* rows, const i64* indptr, const std::int32_t* indices,
+                      std::uint64_t threshold, float kept, float* out, i64 begin, i64 end);
+};
+
+extern const Kernels kernels_scalar;
+#ifdef QGNN_HAVE_AVX2
+extern const Kernels kernels_avx2;
+#endif
+
+// The table in use. `select_isa` returns false where the name is unknown or this processor cannot run it.
+const Kernels& active();
+bool select_isa(const char* name);
+
+}  // namespace qgnn

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Messages and propagation: what each kernel computes, as NumPy; csrc/ has the compiled twins.
+
+Legend: N rows, M rows of a buffer (local, then halo), C columns, E directed edges, B packed bytes a row,
+b bits of a code. Results go to arrays that the caller supplies; float32 throughout, one rounding an operation.
+"""
+from __future__ import annotations
+
+import numpy as np
+
+from ..quant.packed import pack_codes, unpack_codes
+from .dispatch import kernel
+
+__all__ = [
+    "add_news", "aggregate_codes", "aggregate_float", "apply_multiplier", "check_csr", "code_news",
+    "exponent_histogram", "gather_rows", "half_step", "midrise", "pack", "propagated", "scale_rows", "unpack",
+]
+F4 = np.float32
+
+
+def check_csr(indptr: np.ndarray, indices: np.ndarray, num_columns: int) -> None:
+    """Refuse a row pointer or an index that a kernel would read out of bounds by.
+
+    Args: indptr int64 (N+1,); indices int32 (E,), expected in [0, num_columns).
+    Raises: ValueError naming the first bad row.
+    """
+    if len(indptr) == 0 or indptr[0] != 0 or indptr[-1] != len(indices):
+        raise ValueError(f"check_csr: row pointer runs from {indptr[:1]} to {indptr[-1:]}, expected 0 to {len(indices)}")
+    falling = np.flatnonzero(np.diff(indptr) < 0)
+    if len(falling):
+        raise ValueError(f"check_csr: row pointer falls at row {falling[0]}")
+    if len(indices) and (int(indices.min()) < 0 or int(indices.max()) >= num_columns):
+        bad = int(np.flatnonzero((indices < 0) | (indices >= num_columns))[0])
+        row = int(np.searchsorted(indptr, bad, side="right")) - 1
+        raise ValueError(f"check_csr: row {row} has index {indices[bad]}, expected 0 to {num_columns - 1}")
+
+
+@kernel(codes="u1 N C", out="=u1 N B")
+def pack(codes: np.ndarray, bits: int, out: np.ndarray) -> None:
+    """Codes, each under 2^bits, to payload; the bits of larger ones run into their neighbours."""
+    out[:] = pack_codes(codes, bits)
+
+
+@kernel(payload="u1 N B", out="=u1 N C")
+def unpack(payload: np.ndarray, bits: int, out: np.ndarray) -> None:
+    """Payload to codes."""
+    out[:] = unpack_codes(payload, bits, out.shape[1])
+
+
+@kernel(payload="u1 M P", rows="i4 N", out="=u1 N P")
+def gather_rows(payload: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
+    """out[i] = payload[rows[i]]; rows are checked by the caller to lie in [0, M)."""
+    out[:] = payload[rows]
+
+
+@kernel(indptr="i8 N+1", indices="i4 E", payload="u1 M B", out="=i4 N C")
+def aggregate_codes(indptr: np.ndarray, indices: np.ndarray, payload: np.ndarray, bits: int, begin: int, end: int,
+                    out: np.ndarray) -> None:
+    """out[i] = sum of the codes of i's neighbours, for rows begin ≤ i < end. The CSR is checked by `check_csr` once."""
+    codes = unpack_codes(payload, bits, out.shape[1]).astype(np.int32)
+    out[begin:end] = 0
+    rows = np.repeat(np.arange(begin, end), np.diff(indptr[begin:end + 1]))
+    np.add.at(out, rows, codes[indices[indptr[begin]:indptr[end]]])
+
+
+@kernel(indptr="i8 N+1", indices="i4 E", x="f4 M C", out="=f4 N C")
+def aggregate_float(indptr: np.ndarray, indices: np.ndarray, x: np.ndarray, begin: int, end: int,
+                    out: np.ndarray) -> None:
+    """out[i] = sum of x over i's neighbours, added in the order of the row, for rows begin ≤ i < end."""
+    out[begin:end] = 0
+    counts = np.diff(indptr[begin:end + 1])
+    for k in range(int(counts.max(initial=0))):
+        rows = begin + np.flatnonzero(counts > k)
+        out[rows] += x[indices[indptr[rows] + k]]
+
+
+@kernel(h="f4 N C", inv_sqrt_degree="f4 N", believed="=?f4 N C", payload="=u1 N B", moments="=?f8 N 3")
+def code_news(h: np.ndarray, inv_sqrt_degree: np.ndarray, believed: np.ndarray | None, step: float, bits: int,
+              begin: int, end: int, payload: np.ndarray, moments: np.ndarray | None) -> None:
+    """Code what is new about y = D̃^-½·h on the mid-rise grid, and bring `believed` up to date.
+
+    e = y − believed (y itself without it); level = clip(⌊e/step⌋, −2^(b−1), 2^(b−1) − 1); the code is
+    level + 2^(b−1); believed += (level + ½)·step. NaN gets code 0. moments: per row [Σe², Σ|e|, max|e|].
+    """
+    half, rows = F4(2 ** (bits - 1)), slice(begin, end)
+    news = inv_sqrt_degree[rows, None] * h[rows]
+    if believed is not None:
+        news = news - believed[rows]
+    if moments is not None:
+        moments[rows] = _row_moments(news)
+    level = _level(news / F4(step), half)
+    if believed is not None:
+        believed[rows] += (level + F4(0.5)) * F4(step)
+    payload[rows] = pack_codes((level + half).astype(np.uint8), bits)
+
+
+@kernel(sums="i4 N C", degree="i4 N", r="=f4 N C")
+def add_news(sums: np.ndarray, degree: np.ndarray, step: float, bits: int, keep: bool, begin: int, end: int,
+             r: np.ndarray) -> None:
+    """R += step·(Σ codes − ½·(2^b − 1)·degree) over rows begin ≤ i < end; without `keep`, R is set."""
+    rows = slice(begin, end)
+    whole = 2 * sums[rows].astype(np.int64) - (2**bits - 1) * degree[rows, None].astype(np.int64)
+    news = whole.astype(F4) * (F4(step) * F4(0.5))
+    r[rows] = r[rows] + news if keep else news
+
+
+@kernel(h="f4 N C", inv_sqrt_degree="f4 N", out="=f4 N+ C")
+def scale_rows(h: np.ndarray, inv_sqrt_degree: np.ndarray, begin: int, end: int, out: np.ndarray) -> None:
+    """y = D̃^-½·h, into the first rows of `out`."""
+    out[begin:end] = inv_sqrt_degree[begin:end, None] * h[begin:end]
+
+
+@kernel(r="f4 N C", h="f4 N C", inv_sqrt_degree="f4 N", out="=f4 N C")
+def propagated(r: np.ndarray, h: np.ndarray, inv_sqrt_degree: np.ndarray, begin: int, end: int,
+               out: np.ndarray) -> None:
+    """P = Â·h = D̃^-½·R + D̃^-1·h: the neighbours' part from messages, the node's own part exact."""
+    d = inv_sqrt_degree[begin:end, None]
+    out[begin:end] = d * r[begin:end] + (d * d) * h[begin:end]
+
+
+@kernel(h="f4 N C", p="f4 N C", h0="f4 N C", out="=f4 N C")
+def half_step(h: np.ndarray, p: np.ndarray, h0: np.ndarray, a: float, b: float, c: float, out: np.ndarray) -> None:
+    """H½ = a·H + b·P + c·H⁰, the gradient step of a layer."""
+    out[:] = (F4(a) * h + F4(b) * p) + F4(c) * h0
+
+
+@kernel(h="f4 N C", half="f4 N C", p="f4 N C", p_next="f4 N C", out="=f4 N C", dots="=?f8 N")
+def apply_multiplier(h: np.ndarray, half: np.ndarray, p: np.ndarray, p_next: np.ndarray, coefficient: float,
+                     out: np.ndarray, dots: np.ndarray | None) -> None:
+    """H = H½ + coefficient·G with Δ = H½ − H, G = Δ − (P' − P); dots[i] = ⟨Δ_i, G_i⟩. `out` may be `h`."""
+    delta = half - h
+    g = delta - (p_next - p)
+    if dots is not None:
+        dots[:] = 0
+        for c in range(h.shape[1]):
+            dots += delta[:, c].astype(np.float64) * g[:, c].astype(np.float64)
+    out[:] = half + F4(coefficient) * g
+
+
+@kernel(x="f4 N C", out="=f4 N C", moments="=?f8 N 3")
+def midrise(x: np.ndarray, step: float, bits: int, out: np.ndarray, moments: np.ndarray | None) -> None:
+    """The value that a mid-rise code of x stands for: (clip(⌊x/step⌋) + ½)·step. moments: as `code_news`, of x."""
+    if moments is not None:
+        moments[:] = _row_moments(x)
+    out[:] = (_level(x / F4(step), F4(2 ** (bits - 1))) + F4(0.5)) * F4(step)
+
+
+@kernel(h="f4 N C", inv_sqrt_degree="f4 N", out="=i8 256")
+def exponent_histogram(h: np.ndarray, inv_sqrt_degree: np.ndarray, out: np.ndarray) -> None:
+    """out[biased binary exponent of D̃^-½·h] += 1 for every value."""
+    words = (inv_sqrt_degree[:, None] * h).view(np.uint32)
+    out += np.bincount(((words >> 23) & 255).ravel(), minlength=256)
+
+
+def _level(scaled: np.ndarray, half: np.float32) -> np.ndarray:
+    return np.floor(np.fmin(np.fmax(scaled, -half), half - F4(1)))
+
+
+def _row_moments(x: np.ndarray) -> np.ndarray:
+    result = np.zeros((len(x), 3))
+    for c in range(x.shape[1]):
+        v = np.abs(x[:, c].astype(np.float64))
+        result[:, 0] += v * v
+        result[:, 1] += v
+        result[:, 2] = np.fmax(result[:, 2], v)
+    return result

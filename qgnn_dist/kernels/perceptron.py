@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The perceptron, its input and output, and random numbers: each kernel as NumPy; csrc/ has the compiled twins.
+
+Legend: N rows, F features, H hidden width, C classes, Z stored values of a sparse matrix, b bits of a code.
+"""
+from __future__ import annotations
+
+import numpy as np
+
+from .dispatch import kernel
+
+__all__ = [
+    "dropout_csr", "dropout_dense", "feature_codes_csr", "feature_codes_dense", "hidden_codes", "keyed_bits",
+    "matmul_codes_csr", "matmul_codes_dense", "matmul_float_csr", "matmul_float_dense", "normalise_csr",
+    "normalise_dense", "scores_from_codes", "softmax",
+]
+F4 = np.float32
+SIGNED_STEP = {2: 1.0, 4: 0.335, 8: 0.0308}
+"""Best step of a signed mid-tread grid for a Gaussian, in units of its rms."""
+
+
+@kernel(x="f4 N F", out="=f4 N F")
+def normalise_dense(x: np.ndarray, norm: int, out: np.ndarray) -> None:
+    """Rows over their sum (norm 1), their l2 norm (2), or as they are (0); sums in double, in column order."""
+    indptr = np.arange(0, x.size + 1, max(x.shape[1], 1), dtype=np.int64)[:len(x) + 1]
+    out[:] = _normalised(indptr, x.ravel(), norm).reshape(x.shape)
+
+
+@kernel(values="f4 Z", indptr="i8 R", out="=f4 Z")
+def normalise_csr(indptr: np.ndarray, values: np.ndarray, norm: int, out: np.ndarray) -> None:
+    """`normalise_dense` for the stored values of CSR rows."""
+    out[:] = _normalised(indptr, values, norm)
+
+
+@kernel(x="f4 N F", codes="=i2 N F", scale="=f4 N")
+def feature_codes_dense(x: np.ndarray, norm: int, bits: int, signed: bool, codes: np.ndarray,
+                        scale: np.ndarray) -> None:
+    """Normalise, then code each row on a mid-tread grid of its own: value ≈ code·scale[row].
+
+    Unsigned: scale = largest/(2^b − 1), exact for 0/1 features; signed: scale = SIGNED_STEP[b]·rms. Half to even.
+    """
+    indptr = np.arange(0, x.size + 1, max(x.shape[1], 1), dtype=np.int64)[:len(x) + 1]
+    flat = np.empty(x.size, np.int16)
+    _feature_codes(indptr, x.ravel(), norm, bits, signed, flat, scale)
+    codes[:] = flat.reshape(x.shape)
+
+
+@kernel(values="f4 Z", indptr="i8 R", codes="=i2 Z", scale="=f4 N")
+def feature_codes_csr(indptr: np.ndarray, values: np.ndarray, num_features: int, norm: int, bits: int, signed: bool,
+                      codes: np.ndarray, scale: np.ndarray) -> None:
+    """`feature_codes_dense` for the stored values of CSR rows; rms over the stored values."""
+    _feature_codes(indptr, values, norm, bits, signed, codes, scale)
+
+
+@kernel(codes="i2 N F", weights="i1 F H", out="=i4 N H")
+def matmul_codes_dense(codes: np.ndarray, weights: np.ndarray, out: np.ndarray) -> None:
+    """Codes times weight codes, exactly."""
+    out[:] = codes.astype(np.int32) @ weights.astype(np.int32)
+
+
+@kernel(indices="i4 Z", codes="i2 Z", weights="i1 F H", out="=i4 N H", indptr="i8 N+1")
+def matmul_codes_csr(indptr: np.ndarray, indices: np.ndarray, codes: np.ndarray, weights: np.ndarray,
+                     out: np.ndarray) -> None:
+    """Sparse codes times weight codes, exactly; indices are checked by the caller to lie in [0, F)."""
+    out[:] = 0
+    rows = np.repeat(np.arange(len(out)), np.diff(indptr))
+    np.add.at(out, rows, codes[:, None].astype(np.int32) * weights[indices].astype(np.int32))
+
+
+@kernel(x="f4 N F", weights="f4 F H", out="=f4 N H")
+def matmul_float_dense(x: np.ndarray, weights: np.ndarray, out: np.ndarray) -> None:
+    """x times weights, added over features in their order, two roundings a term."""
+    out[:] = 0
+    for f in range(x.shape[1]):
+        out += x[:, f:f + 1] * weights[f]
+
+
+@kernel(indices="i4 Z", values="f4 Z", weights="f4 F H", out="=f4 N H", indptr="i8 N+1")
+def matmul_float_csr(indptr: np.ndarray, indices: np.ndarray, values: np.ndarray, weights: np.ndarray,
+                     out: np.ndarray) -> None:
+    """Sparse x times weights, added in the order of the row, two roundings a term."""
+    out[:] = 0
+    counts = np.diff(indptr)
+    for k in range(int(counts.max(initial=0))):
+        rows = np.flatnonzero(counts > k)
+        at = indptr[rows] + k
+        out[rows] += values[at, None] * weights[indices[at]]
+
+
+@kernel(acc="i4 N H", row_scale="f4 N", bias="f4 H", codes="=i2 N H")
+def hidden_codes(acc: np.ndarray, row_scale: np.ndarray, weight_step: float, bias: np.ndarray, hidden_step: float,
+                 bits: int, codes: np.ndarray) -> None:
+    """relu and grid of the hidden layer: clip(round((acc·(row_scale·weight_step) + bias)/hidden_step), 0, 2^b − 1)."""
+    value = acc.astype(F4) * (row_scale * F4(weight_step))[:, None] + bias
+    codes[:] = np.rint(np.fmin(np.fmax(value / F4(hidden_step), F4(0)), F4(2**bits - 1)))
+
+
+@kernel(acc="i4 N C", bias="f4 C", out="=f4 N C")
+def scores_from_codes(acc: np.ndarray, scale: float, bias: np.ndarray, out: np.ndarray) -> None:
+    """acc·scale + bias."""
+    out[:] = acc.astype(F4) * F4(scale) + bias
+
+
+@kernel(scores="f4 N C", classes="=i4 N", confidence="=f4 N", probabilities="=?f4 N C")
+def softmax(scores: np.ndarray, classes: np.ndarray, confidence: np.ndarray,
+            probabilities: np.ndarray | None) -> None:
+    """Class of the largest score (the lowest on ties), its probability, and all probabilities.
+
+    Arithmetic in double with an exponential of our own, added in column order. A row with NaN gets class 0 and NaN.
+    """
+    odd = np.isnan(scores).any(1)
+    clean = np.where(odd[:, None], F4(0), scores).astype(np.float64)
+    best = clean.argmax(1)
+    exponentials = _exp_negative(clean - clean[np.arange(len(clean)), best][:, None])
+    total = np.zeros(len(clean))
+    for c in range(scores.shape[1]):
+        total += exponentials[:, c]
+    classes[:] = np.where(odd, 0, best)
+    confidence[:] = np.where(odd, np.nan, 1.0 / total)
+    if probabilities is not None:
+        probabilities[:] = np.where(odd[:, None], np.nan, exponentials / total[:, None])
+
+
+@kernel(rows="i8 N", out="=u4 N K")
+def keyed_bits(seed: int, epoch: int, stage: int, layer: int, round: int, rows: np.ndarray, columns: int,
+               out: np.ndarray) -> None:
+    """Philox4x32-10 (Salmon et al., SC 2011) at (row, column): numbers that depend on the key and place alone.
+
+    Counter: row (40 bits), column/4 (24 bits), epoch (32), layer (16), stage (8), round (8); lane = column mod 4; key =
+    seed (64 bits).
+    """
+    out[:] = _philox(seed, epoch, stage, layer, round, rows[:, None], np.arange(columns)[None])
+
+
+@kernel(rows="i8 N", out="=f4 N K")
+def dropout_dense(seed: int, epoch: int, stage: int, layer: int, rows: np.ndarray, columns: int, p: float,
+                  out: np.ndarray) -> None:
+    """out = 0 with probability p, else 1/(1 − p), by `keyed_bits`."""
+    _mask(_philox(seed, epoch, stage, layer, 0, rows[:, None], np.arange(columns)[None]), p, out)
+
+
+@kernel(rows="i8 N", indptr="i8 N+1", indices="i4 Z", out="=f4 Z")
+def dropout_csr(seed: int, epoch: int, stage: int, layer: int, rows: np.ndarray, indptr: np.ndarray,
+                indices: np.ndarray, p: float, out: np.ndarray) -> None:
+    """The same numbers as `dropout_dense`, at the stored places only."""
+    _mask(_philox(seed, epoch, stage, layer, 0, np.repeat(rows, np.diff(indptr)), indices), p, out)
+
+
+def _mask(bits: np.ndarray, p: float, out: np.ndarray) -> None:
+    out[:] = np.where(bits.astype(np.uint64) >= round(p * 2**32), F4(1 / (1 - p)), F4(0))
+
+
+def _philox(seed: int, epoch: int, stage: int, layer: int, round: int, rows: np.ndarray,
+            columns: np.ndarray) -> np.ndarray:
+    rows, columns = np.broadcast_arrays(rows.astype(np.uint64), columns.astype(np.uint64))
+    low = np.uint64(0xFFFFFFFF)
+    c = [rows & low, (rows >> np.uint64(32)) | ((columns // np.uint64(4)) << np.uint64(8)) & low,
+         np.full(rows.shape, epoch, np.uint64), np.full(rows.shape, layer | stage << 16 | round << 24, np.uint64)]
+    k0, k1 = seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF
+    shift = np.uint64(32)
+    for _ in range(10):
+        a, b = np.uint64(0xD2511F53) * c[0], np.uint64(0xCD9E8D57) * c[2]
+        c = [(b >> shift) ^ c[1] ^ np.uint64(k0), b & low, (a >> shift) ^ c[3] ^ np.uint64(k1), a & low]
+        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
+    return np.choose((columns % np.uint64(4)).astype(np.int64), c).astype(np.uint32)
+
+
+def _row_sums(indptr: np.ndarray, terms: np.ndarray) -> np.ndarray:
+    """Sums of each row's terms in double, in order."""
+    total, counts = np.zeros(len(indptr) - 1), np.diff(indptr)
+    for k in range(int(counts.max(initial=0))):
+        rows = np.flatnonzero(counts > k)
+        total[rows] += terms[indptr[rows] + k]
+    return total
+
+
+def _normalised(indptr: np.ndarray, values: np.ndarray, norm: int) -> np.ndarray:
+    x = values.astype(np.float64)
+    by = np.ones(len(indptr) - 1)
+    if norm:
+        by = _row_sums(indptr, x if norm == 1 else x * x)
+        by = np.sqrt(by) if norm == 2 else by
+    by[by == 0] = 1.0
+    return (x / np.repeat(by, np.diff(indptr))).astype(F4)
+
+
+def _feature_codes(indptr: np.ndarray, values: np.ndarray, norm: int, bits: int, signed: bool, codes: np.ndarray,
+                   scale: np.ndarray) -> None:
+    x, counts = _normalised(indptr, values, norm), np.diff(indptr)
+    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+    if signed:
+        squares = _row_sums(indptr, x.astype(np.float64) ** 2)
+        scale[:] = SIGNED_STEP[bits] * np.sqrt(squares / np.maximum(counts, 1))
+    else:
+        largest = np.zeros(len(counts))
+        np.maximum.at(largest, np.repeat(np.arange(len(counts)), counts), x.astype(np.float64))
+        scale[:] = largest / high
+    scale[scale == 0] = 1.0
+    codes[:] = np.rint(np.clip(x / np.repeat(scale, counts), F4(low), F4(high)))
+
+
+def _exp_negative(x: np.ndarray) -> np.ndarray:
+    """e^x for x ≤ 0, the same polynomial as the compiled kernels."""
+    safe = np.where(x > -700.0, x, 0.0)
+    n = np.rint(safe * 1.4426950408889634)
+    r = (safe - n * 0.6931471803691238) - n * 1.9082149292705877e-10
+    s = np.full(x.shape, 1.0 / 6227020800.0)
+    for k in (479001600.0, 39916800.0, 3628800.0, 362880.0, 40320.0, 5040.0, 720.0, 120.0, 24.0, 6.0, 2.0, 1.0, 1.0):
+        s = s * r + 1.0 / k
+    return np.where(x > -700.0, np.ldexp(s, n.astype(np.int64)), 0.0)
