@@ -52,7 +52,15 @@ def unwrap(result: Any) -> Any:
 
 
 def died(error: Exception, *, who: str, host: str | None, rank: int | None) -> WorkerError:
-    """Ray's many lines about a lost process, in one."""
+    """Ray's many lines about a lost process, or about a call that never began, in one."""
+    from ray.exceptions import RayTaskError
+
+    if isinstance(error, RayTaskError):
+        words = str(error.cause).strip().splitlines()
+        lost = WorkerError(f"{who} could not take the call: {type(error.cause).__name__}: {words[0] if words else ''}",
+                           host=host, rank=rank)
+        lost.remote_traceback = str(error)  # type: ignore[attr-defined]
+        return lost
     text = " ".join(line.strip() for line in str(error).splitlines() if line and not line.startswith("\t"))
     if "Worker exit detail:" in text:
         text = text.partition("Worker exit detail:")[2].partition("Some common causes")[0]

@@ -79,4 +79,4 @@ class RaySession:
 
     def _refused(self, why: str) -> InputError:
         return InputError(f"--ray-address {self._address}: no Ray cluster could be joined there ({why}); see `ray "
-                          "status` on its head, or leave out the address (and RAY_ADDRESS) to run on this machine alone")
+                          "status` on its head, or leave out the address and RAY_ADDRESS to run on this machine alone")
