@@ -28,7 +28,7 @@ def small_graph(nodes: int = 300, classes: int = 5, features: int = 24, *, spars
     edges = edges[:, same | (rng.random(edges.shape[1]) < 0.2)]
     edges = edges[:, (edges != 7).all(0) & (edges != nodes - 1).all(0)]
     centre = rng.normal(size=(classes, features))
-    x = (centre[labels] + 1.5 * rng.normal(size=(nodes, features))).astype(np.float32)
+    x = (1.5 * centre[labels] + rng.normal(size=(nodes, features))).astype(np.float32)
     given: np.ndarray | SparseFeatures = x
     if sparse:
         mask = x > 1.0
@@ -36,7 +36,7 @@ def small_graph(nodes: int = 300, classes: int = 5, features: int = 24, *, spars
         given = SparseFeatures(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
                                np.nonzero(mask)[1].astype(np.int32), np.ones(int(counts.sum()), np.float32), x.shape)
     elif not signed:
-        given = np.abs(x)
+        given = np.maximum(x, 0)
     split = rng.choice(np.array([0, 1, 2, 3], np.int8), nodes, p=[0.1, 0.3, 0.3, 0.3])
     labels[rng.random(nodes) < 0.05] = -1
     return Graph(name="small", num_nodes=nodes, edges=lambda: iter([edges.astype(np.int64)]), features=given,
@@ -71,7 +71,7 @@ def train_pool(store: Store, config: RunConfig, server: Any = None) -> Iterator[
 
 def settings(*words: str) -> RunConfig:
     """A configuration of a small network."""
-    return load_config(overrides=["model.hidden=16", "train.epochs=5", "propagation.layers=4", *words])
+    return load_config(overrides=["model.hidden=16", "train.epochs=5", "train.lr=0.05", "propagation.layers=4", *words])
 
 
 def by_source(results: list[dict[str, np.ndarray]]) -> np.ndarray:

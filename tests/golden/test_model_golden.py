@@ -14,7 +14,12 @@ import pytest
 from qgnn_dist.errors import InputError, ModelError
 from qgnn_dist.model.packed import ModelInfo, PackedModel
 
-SHA256 = {2: "", 4: "", 8: "", 32: ""}
+SHA256 = {
+    2: "69b4261f840294aa497528708cdd1c0203fc29f0aa9df543b0249056cc542746",
+    4: "c85c6805fa5b5022a4ac7fa959558eef2e067474c3ce7c2ff040f0b4efeb531e",
+    8: "94497d4d3b651bcdef1b44fa02780d94b23ace38a4fff44cc31c5fde9f93c239",
+    32: "8d7287c081434d724adb37671a5fb4bdba517b71b37a53fb50e802de9119a13d",
+}
 
 
 def _model(bits: int = 2) -> PackedModel:

@@ -64,8 +64,8 @@ def test_first_epoch_codes_do_not_depend_on_the_cut(monkeypatch: pytest.MonkeyPa
 
 
 def test_fifty_epochs_follow_one_part(tmp_path: Path) -> None:
-    graph = small_graph(nodes=600)
-    config = settings("quant.bits=2", "model.feature_norm=l2")
+    graph = small_graph(nodes=1500)
+    config = settings("quant.bits=2", "model.feature_norm=l2", "train.lr=0.01")
     losses, accuracies = {}, {}
     for parts in (1, 2, 4):
         store = make_store(graph, tmp_path / str(parts), parts, "metis")
@@ -92,8 +92,8 @@ def test_packed_evaluation_is_the_training_forward(tmp_path: Path, words: tuple[
     store = make_store(small_graph(nodes=600, sparse=sparse), tmp_path / "s", 2, "metis")
     config = settings(*words, "model.feature_norm=l2")
     with train_pool(store, config) as pool:
-        for epoch in range(1, 6):
-            pool.call("train_epoch", epoch, epoch == 5, timeout_s=60)
+        for epoch in range(1, 16):
+            pool.call("train_epoch", epoch, epoch == 15, timeout_s=60)
         trained = by_source(pool.call("training_scores", timeout_s=60))
         packed = by_source(pool.call("packed_scores", timeout_s=60))
     agreement = float((trained.argmax(1) == packed.argmax(1)).mean())

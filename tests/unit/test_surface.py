@@ -13,7 +13,7 @@ import qgnn_dist
 
 PACKAGE = Path(qgnn_dist.__file__).parent
 LEVELS = [
-    {"errors", "config", "memory"}, {"kernels", "quant", "data"}, {"store"}, {"partitioning", "comm"},
+    {"errors", "memory"}, {"config"}, {"data", "quant"}, {"kernels"}, {"store"}, {"partitioning", "comm"},
     {"propagation"}, {"model"}, {"training", "inference"}, {"cluster"}, {"render"}, {"cli"},
 ]
 """Imports run from a later set to an earlier one, or inside one room."""
