@@ -67,8 +67,6 @@ class TrainingProgress:
     def __enter__(self) -> TrainingProgress:
         if self._live:
             self._bar.start()
-        else:
-            self._console.print("starting workers …", highlight=False)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -98,7 +96,7 @@ def _table(title: str, rows: list[tuple[str, str]], console: Console) -> None:
 
 def partition(result: dict[str, Any], console: Console) -> None:
     """A new store."""
-    inspection({"kind": "store", **result}, console)
+    _store(result, console)
 
 
 def training(result: dict[str, Any], console: Console) -> None:
@@ -106,7 +104,7 @@ def training(result: dict[str, Any], console: Console) -> None:
     wire, accuracy = result["wire_bytes_per_epoch"], result["accuracy"]
     bits = result["bits"]
     rows = [
-        ("accuracy", ", ".join(f"{name} {_percent(value)}" for name, value in accuracy.items())),
+        ("accuracy", _accuracies(accuracy)),
         ("best epoch", f"{result['best_epoch']} of {result['epochs']}"),
         ("bits", ", ".join(f"{stage} {width}" for stage, width in bits.items())),
         ("epoch", ", ".join(f"{1000 * result['epoch_s'][k]:.0f} ms ({k})" for k in ("median", "p90"))),
@@ -121,7 +119,7 @@ def training(result: dict[str, Any], console: Console) -> None:
 
 def exported(result: dict[str, Any], console: Console) -> None:
     """A packed model."""
-    inspection({"kind": "model", **result}, console)
+    _model(result, console)
 
 
 def prediction(result: dict[str, Any], console: Console) -> None:
@@ -129,7 +127,7 @@ def prediction(result: dict[str, Any], console: Console) -> None:
     seconds = result["seconds"]
     rows = [("nodes", f"{result['rows']:,}")]
     if result["accuracy"]:
-        rows.append(("accuracy", ", ".join(f"{name} {_percent(v)}" for name, v in result["accuracy"].items())))
+        rows.append(("accuracy", _accuracies(result["accuracy"])))
     rows += [
         ("seconds", ", ".join(f"{name} {value:.2f}" for name, value in seconds.items())),
         ("model", byte_size(result["model_bytes"])),
@@ -142,21 +140,66 @@ def prediction(result: dict[str, Any], console: Console) -> None:
 
 
 def inspection(result: dict[str, Any], console: Console) -> None:
-    """Any description: plain values as rows, lists of objects as tables."""
-    rows = []
-    for key, value in result.items():
-        if key == "kind" or (isinstance(value, list) and value and isinstance(value[0], dict)):
-            continue
-        if isinstance(value, dict):
-            value = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in value.items())
-        elif isinstance(value, float):
-            value = f"{value:.4g}"
-        rows.append((key.replace("_", " "), str(value)))
-    _table(f"A {result['kind']}", rows, console)
-    for key, value in result.items():
-        if isinstance(value, list) and value and isinstance(value[0], dict):
-            columns = [c for c in value[0] if not isinstance(value[0][c], (dict, list))]
-            table = Table(*(c.replace("_", " ") for c in columns), title=key, title_justify="left", title_style="bold")
-            for item in value:
-                table.add_row(*(f"{item[c]:,}" if isinstance(item[c], int) else str(item[c]) for c in columns))
-            console.print(table, highlight=False)
+    """A store, a run or a model."""
+    {"store": _store, "run": _run, "model": _model}[result["kind"]](result, console)
+
+
+def _store(result: dict[str, Any], console: Console) -> None:
+    cleaned, balance, how = result["cleaned"], result["balance"], result["partitioner"]
+    features = f"{result['num_features']} ({result['feature_kind']})" if result["num_features"] else "none"
+    rows = [
+        ("nodes, edges", f"{result['num_nodes']:,}, {result['num_edges']:,} undirected"),
+        ("features, classes", f"{features}, {result['num_classes'] or 'none'}"),
+        ("cleaned", ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in cleaned.items())),
+        ("partitioner", f"{how['method']}, seed {how['seed']} ({how['reason']})"),
+        ("cut", f"{_percent(result['cut_fraction'])} of the edges; {result['halo_rows']:,} halo rows"),
+        ("balance", f"largest part {balance['rows']:.3f} of the mean in rows, {balance['edges']:.3f} in edges"),
+        ("bytes a round", ", ".join(f"{byte_size(count)} at {b} bits" for b, count in
+                                    result["bytes_per_round"].items())),
+        ("peak memory", f"{byte_size(result['peak']['peak_rss_bytes'])} while partitioning"),
+        ("fingerprint", result["fingerprint"][:16]),
+    ]
+    if "verified_files" in result:
+        rows.append(("verified", f"{result['verified_files']} files, every checksum right"))
+    _table(f"Store of {result['name']} in {result['num_parts']} part(s)", rows, console)
+    columns = {"part": "part", "rows": "rows", "boundary": "boundary", "halo": "halo", "directed_edges": "edges",
+               "train": "train", "valid": "valid", "test": "test"}
+    shown = [key for key in columns if key in result["parts"][0]]
+    table = Table(*(columns[key] for key in shown))
+    for entry in result["parts"]:
+        table.add_row(*(f"{entry[key]:,}" for key in shown))
+    console.print(table, highlight=False)
+
+
+def _model(result: dict[str, Any], console: Console) -> None:
+    ratio = result["float_bytes"] / max(result["model_bytes"], 1)
+    rows = [
+        ("network", f"{result['num_features']} → {result['hidden']} → {result['num_classes']}, "
+                    f"{result['layers']} layers of {result['propagation']} ({result['rounds']} rounds)"),
+        ("bits", ", ".join(f"{stage} {width}" for stage, width in result["bits"].items())),
+        ("messages", result["coding"] + (", steps " + ", ".join(f"{s:g}" for s in result["message_steps"])
+                                         if result["message_steps"] else ", float")),
+        ("multipliers", ", ".join(f"{m:.3g}" for m in result["multipliers"]) or "none"),
+        ("features", f"norm {result['feature_norm']}, {'signed' if result['feature_signed'] else 'unsigned'} codes"),
+        ("size", f"{byte_size(result['model_bytes'])}, {ratio:.1f} times smaller than its float weights"),
+        ("trained on", f"{result['graph']} ({result['fingerprint'][:16]})"),
+    ]
+    if "accuracy" in result:
+        rows.append(("accuracy", f"{_accuracies(result['accuracy'])} at epoch {result['epoch']}"))
+    _table("Packed model", rows, console)
+
+
+def _run(result: dict[str, Any], console: Console) -> None:
+    rows = [("state", "complete" if result["complete"] else "not complete; `qgnn train … --resume` goes on"),
+            ("bits", ", ".join(f"{stage} {width}" for stage, width in result["bits"].items()))]
+    if "epoch" in result:
+        rows += [("epochs", f"{result['epoch']}, best {result['best_epoch']}"),
+                 ("accuracy", _accuracies(result["accuracy"])),
+                 ("parts", str(result["parts"])),
+                 ("features", f"norm {result['features']['norm']}"),
+                 ("trained on", result["fingerprint"][:16])]
+    _table("Run", rows, console)
+
+
+def _accuracies(values: dict[str, float]) -> str:
+    return ", ".join(f"{name} {_percent(values[name])}" for name in ("train", "valid", "test") if name in values)

@@ -6,6 +6,7 @@ Each chooses where its workers live: with one part in this process, otherwise as
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -49,28 +50,29 @@ def partition(source: Any, *, parts: int, out: str | Path, method: str = "auto",
     Returns: the manifest's summary: counts, cut fraction, halo sizes, bytes a round, peak memory.
     Raises: InputError for bad input; nothing is written then.
     """
-    from ..data.load import load_graph
-    from ..data.pyg import from_pyg
-
     if Path(out).exists() and not overwrite:
         raise InputError("output exists; add --overwrite to replace it", file=str(out))
     if isinstance(source, Graph):
         graph = source
     elif isinstance(source, (str, os.PathLike)):
+        from ..data.load import load_graph
+
         graph = load_graph(os.fspath(source), root=root, yes=yes, columns=columns, progress=progress)
     else:
+        from ..data.pyg import from_pyg
+
         graph = from_pyg(source)
     if not 1 <= parts <= graph.num_nodes:
         raise InputError(f"--parts {parts}: expected 1 to {graph.num_nodes}, the number of nodes")
-    common = {"parts": parts, "out": out, "method": method, "seed": seed, "memory_gb": memory_gb,
-              "overwrite": overwrite, "progress": progress}
+    build = functools.partial(partition_graph, graph, parts=parts, out=out, method=method, seed=seed,
+                              memory_gb=memory_gb, overwrite=overwrite, progress=progress)
     if parts == 1:
-        return partition_graph(graph, **common)
+        return build()
     from .builders import ray_builders
     from .session import RaySession
 
     with RaySession(ray_address, num_cpus=min(parts, os.cpu_count() or 1)):
-        return partition_graph(graph, run_builders=ray_builders(), **common)
+        return build(run_builders=ray_builders())
 
 
 def train(store: str | Path, *, out: str | Path, config: RunConfig | dict[str, Any] | str | Path | None = None,
@@ -155,7 +157,7 @@ def inspect(path: str | Path, *, verify: bool = False) -> dict[str, Any]:
     if (place / "config.toml").exists():
         return _describe_run(RunFolder(place))
     if place.is_file():
-        return {"kind": "model", **_describe_model(PackedModel.load(place), place.stat().st_size)}
+        return _describe_model(PackedModel.load(place), place.stat().st_size)
     raise InputError("neither a store, nor a run, nor a packed model" if place.exists() else "no such path",
                      file=str(path))
 
@@ -175,12 +177,12 @@ def _workers(worker: type, kwargs: dict[str, Any], size: int, config: RunConfig,
     times = config.timeouts
     if size == 1:
         server = InProcessServer(MultiplierServer(1, rule, times.server_s)) if rule is not None else None
-        pool = LocalPool(worker, kwargs, 1, server=server, timeout_s=times.exchange_s,
+        local = LocalPool(worker, kwargs, 1, server=server, timeout_s=times.exchange_s,
                          threads=config.cluster.threads or os.cpu_count() or 1)
         try:
-            yield pool, server.call if server is not None else _no_server
+            yield local, server.call if server is not None else _no_server
         finally:
-            pool.close()
+            local.close()
             if server is not None:
                 server.close()
         return
@@ -211,7 +213,8 @@ def _no_server(method: str, *_: Any) -> Any:
 
 def _describe_model(model: PackedModel, size: int) -> dict[str, Any]:
     info = dataclasses.asdict(model.info)
-    return {**info, "model_bytes": size,
+    info["propagation"] = info.pop("kind")
+    return {"kind": "model", **info, "model_bytes": size,
             "float_bytes": 4 * (model.weight1.size + model.weight2.size + model.bias1.size + model.bias2.size)}
 
 

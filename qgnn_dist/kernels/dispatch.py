@@ -50,7 +50,7 @@ def isa() -> str:
     return module.isa() if module is not None else "reference"
 
 
-class using_isa:  # noqa: N801
+class using_isa:
     """Context that runs another level, for tests and benchmarks; not for several threads at once."""
 
     def __init__(self, level: str) -> None:

@@ -25,7 +25,7 @@ def check_csr(indptr: np.ndarray, indices: np.ndarray, num_columns: int) -> None
     Raises: ValueError naming the first bad row.
     """
     if len(indptr) == 0 or indptr[0] != 0 or indptr[-1] != len(indices):
-        raise ValueError(f"check_csr: row pointer runs from {indptr[:1]} to {indptr[-1:]}, expected 0 to {len(indices)}")
+        raise ValueError(f"check_csr: row pointer is {indptr[:1]}…{indptr[-1:]}, expected 0…{len(indices)}")
     falling = np.flatnonzero(np.diff(indptr) < 0)
     if len(falling):
         raise ValueError(f"check_csr: row pointer falls at row {falling[0]}")

@@ -52,7 +52,7 @@ class FeatureMatrix:
 
     def times(self, weight: Tensor, key: DropoutKey | None) -> Tensor:
         """(X ∘ mask)·weight, without the row scales. weight: (F, H)."""
-        if self._indptr is None:
+        if self._indptr is None or self._indices is None:
             x = self._values
             if key is not None and key.share > 0:
                 mask = np.empty_like(x)

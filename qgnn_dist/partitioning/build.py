@@ -90,7 +90,8 @@ def _load(source: Path, name: str) -> np.ndarray:
 
 def _spool_dense(graph: Graph, path: Path) -> None:
     features = graph.features
-    assert isinstance(features, np.ndarray) or hasattr(features, "dtype")
+    assert features is not None
+    assert not isinstance(features, SparseFeatures)
     out = np.lib.format.open_memmap(path, mode="w+", dtype=features.dtype, shape=tuple(features.shape))
     for start in range(0, graph.num_nodes, FEATURE_BLOCK_ROWS):
         out[start:start + FEATURE_BLOCK_ROWS] = features[start:start + FEATURE_BLOCK_ROWS]
@@ -148,7 +149,7 @@ def _write_features(source: Path, folder: Path, nodes: np.ndarray, num_features:
 
         write_batches(folder / "features.arrow", schema, batches())
     elif (source / "x_indptr.npy").exists():
-        stored = SparseFeatures(*(_load(source, f"x_{k}") for k in ("indptr", "indices", "values")),
+        stored = SparseFeatures(_load(source, "x_indptr"), _load(source, "x_indices"), _load(source, "x_values"),
                                 (len(nodes), num_features)).rows(nodes)
         write_columns(folder / "feature_rows.arrow", {"indptr": stored.indptr})
         write_columns(folder / "features.arrow", {"index": np.asarray(stored.indices, np.int32),

@@ -134,10 +134,9 @@ class TrainWorker:
     def state(self) -> dict[str, np.ndarray]:
         """Everything of this worker that a checkpoint needs; equal on all workers at an epoch's end."""
         tensors = {f"network.{name}": value.numpy().copy() for name, value in self._network.state_dict().items()}
-        names = {parameter: name for name, parameter in self._network.named_parameters()}
-        for parameter, values in self._optimizer.state.items():
-            for key, value in values.items():
-                tensors[f"adam.{names[parameter]}.{key}"] = np.asarray(value).copy()
+        for name, parameter in self._network.named_parameters():
+            for key, value in self._optimizer.state.get(parameter, {}).items():
+                tensors[f"adam.{name}.{key}"] = np.asarray(value).copy()
         tensors["multipliers"] = np.array(self._multipliers, np.float64)
         if self._best is not None:
             tensors["best"] = np.frombuffer(self._best.to_bytes(), np.uint8)
