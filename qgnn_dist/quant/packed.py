@@ -2,8 +2,8 @@
 """THE bit order: how codes of 1, 2, 4 or 8 bits lie in bytes, on the wire, in stores, in models and in kernels.
 
 Planar: a row of C codes takes B = ⌈C·b/8⌉ bytes; byte i holds columns i, i+B, i+2B, …, the first of them in the
-lowest bits; bits of columns past C are zero. Adding up rows then needs shifts and masks only, no shuffles. Seven columns
-at 2 bits take B = 2 bytes; byte 0 holds columns 0, 2, 4, 6, byte 1 holds columns 1, 3, 5 and two zero bits:
+lowest bits; bits of columns past C are zero. Adding up rows then needs shifts and masks only, no shuffles. Seven
+columns at 2 bits take B = 2 bytes; byte 0 holds columns 0, 2, 4, 6, byte 1 holds columns 1, 3, 5 and two zero bits:
 
 >>> codes = np.array([[1, 2, 3, 0, 1, 3, 2]], np.uint8)
 >>> payload = pack_codes(codes, 2)
