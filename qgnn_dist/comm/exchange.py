@@ -14,8 +14,10 @@ from typing import Protocol
 import numpy as np
 
 from .. import kernels
-from .group import EXCHANGE_LANE, Group, Pending
-from .wire import DIRECTIONS, HEADER_BYTES, Header, check_header, check_payload, pack_header, payload_sum, row_bytes
+from ..errors import StoreError
+from ..quant.packed import row_bytes
+from .group import EXCHANGE_LANE, Deadline, Group, Pending
+from .wire import DIRECTIONS, HEADER_BYTES, Header, check_header, check_payload, pack_header, payload_sum
 
 __all__ = ["Exchange", "PeerRows"]
 
@@ -67,6 +69,8 @@ class Exchange:
         num_local, num_halo: N and H.
         group: the workers; None with one part, where a round does nothing.
         run_id: u64 in every header. timeout_s: deadline of a `finish`.
+    Raises:
+        StoreError: a plan that does not fit the part; kernels and gloo would read and write past its rows.
     Attributes:
         exchange_rounds: rounds finished. wait_s: seconds spent in `finish`, the share of the wire that nothing hid.
     """
@@ -75,6 +79,7 @@ class Exchange:
                  timeout_s: float) -> None:
         if peers and group is None:
             raise ValueError(f"Exchange: {len(peers)} peers, but no group to reach them")
+        _check_plans(peers, num_local, num_halo, group)
         self._peers, self._group = list(peers), group
         self._num_local, self._num_halo = num_local, num_halo
         self._run_id, self._timeout_s = run_id, timeout_s
@@ -143,7 +148,7 @@ class Exchange:
             raise ValueError("Exchange.finish: no round was begun")
         if self._group is not None:
             start = time.monotonic()
-            deadline = start + self._timeout_s
+            deadline = Deadline(self._timeout_s)
             self._group.wait(now.heads, deadline, now.what, now.layer)
             sums = [check_header(one.head, one.expected) for one in now.incoming]
             self._group.wait(now.payloads, deadline, now.what, now.layer)
@@ -167,3 +172,23 @@ class Exchange:
                              f"{buffer.flags.c_contiguous}; expected uint8 {shape}, C-contiguous")
         if direction not in DIRECTIONS or direction == "control":
             raise ValueError(f"Exchange.begin: direction is {direction!r}, expected forward, backward or evaluation")
+
+
+def _check_plans(peers: Sequence[PeerRows], num_local: int, num_halo: int, group: Group | None) -> None:
+    seen: set[int] = set()
+    for plan in peers:
+        rank, size = (group.rank, group.size) if group is not None else (0, 1)
+        rows, end = np.asarray(plan.send_rows), plan.recv_begin + plan.recv_count
+        fault = ""
+        if not 0 <= plan.peer < size or plan.peer == rank or plan.peer in seen:
+            fault = f"peer {plan.peer} of rank {rank}, expected another rank below {size}, once"
+        elif rows.dtype != np.int32 or rows.ndim != 1 or not rows.flags.c_contiguous:
+            fault = f"send rows are {rows.dtype} {rows.shape}, expected int32 (n,), contiguous"
+        elif len(rows) and not (rows.min() >= 0 and rows.max() < num_local):
+            fault = f"send rows run from {rows.min()} to {rows.max()}, the part has {num_local} rows"
+        elif not 0 <= plan.recv_begin <= end <= num_halo:
+            fault = f"receives into slots {plan.recv_begin} to {end}, the part has {num_halo} halo slots"
+        if fault:
+            raise StoreError(f"halo plan of rank {rank}: {fault}; check the store with `qgnn inspect --verify`",
+                             rank=rank, peer=plan.peer)
+        seen.add(plan.peer)

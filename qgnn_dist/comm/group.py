@@ -20,12 +20,10 @@ import torch.distributed as dist
 from ..errors import DeadlineError, ExchangeError
 from .wire import HEADER_BYTES, Header, check_header, check_payload, pack_header, payload_sum
 
-__all__ = ["ConnectionLostError", "Group", "Pending", "WireCounters"]
+__all__ = ["ConnectionLostError", "Deadline", "Group", "Pending", "WireCounters"]
 
 _ELEMENTS = {np.dtype(np.float32): 0, np.dtype(np.float64): 1, np.dtype(np.int64): 2}
 EXCHANGE_LANE, CONTROL_LANE = 0, 1
-_LEAST_S = 1e-3
-"""gloo reads a wait of 0 as "no deadline"."""
 
 
 class ConnectionLostError(ExchangeError):
@@ -52,6 +50,22 @@ class WireCounters:
     def total(self) -> int:
         """All four together."""
         return self.forward + self.backward + self.evaluation + self.control
+
+
+class Deadline:
+    """A moment that several waits share."""
+
+    def __init__(self, limit_s: float) -> None:
+        self.limit_s = limit_s
+        self._end = time.monotonic() + limit_s
+
+    def left(self) -> timedelta:
+        """Time until then. Never 0, which gloo takes for "no deadline"."""
+        return timedelta(seconds=max(self._end - time.monotonic(), 1e-3))
+
+    def passed(self) -> bool:
+        """Whether it is over."""
+        return time.monotonic() >= self._end
 
 
 @dataclass
@@ -113,22 +127,22 @@ class Group:
             DeadlineError: names the ranks that did not come. ExchangeError: a rank could not be connected to.
         """
         limit_s = timeout_s if rendezvous_s is None else rendezvous_s
-        deadline = time.monotonic() + limit_s
+        deadline = Deadline(limit_s)
         if store is None:
             try:
                 store = dist.TCPStore(address, port, is_master=False, wait_for_workers=False,
-                                      timeout=timedelta(seconds=limit_s))
+                                      timeout=deadline.left())
             except RuntimeError as error:
                 raise DeadlineError(f"rank 0's rendezvous at {address}:{port} cannot be reached within {limit_s:g} s "
                                     f"({_first_line(error)}); is a firewall between the hosts? timeouts.rendezvous_s "
                                     "sets the wait", rank=rank, peer=0) from None
         place = dist.PrefixStore(prefix, store)
-        _await_all(place, rank, size, deadline, limit_s)
+        _await_all(place, rank, size, deadline)
         gloo: Any = dist.ProcessGroupGloo
         options = gloo._Options()
         options._devices = [gloo.create_device(hostname=bind_address)]
         options._threads = 1
-        options._timeout = timedelta(seconds=max(deadline - time.monotonic(), 1.0))
+        options._timeout = max(deadline.left(), timedelta(seconds=1))
         try:
             backend = gloo(place, rank, size, options)
         except RuntimeError as error:
@@ -147,25 +161,24 @@ class Group:
         """Start receiving exactly `buffer.nbytes` bytes into `buffer` (uint8, 1-D, contiguous)."""
         return self._post(peer, buffer, lane, header, receiving=True)
 
-    def wait(self, pending: Sequence[Pending], deadline: float, what: str, layer: int | None = None) -> None:
+    def wait(self, pending: Sequence[Pending], deadline: Deadline, what: str, layer: int | None = None) -> None:
         """Wait until all messages are through.
 
         Args:
-            deadline: on time.monotonic's clock. what, layer: for the error: what is waited for.
+            what, layer: for the error: what is waited for.
         Raises:
             DeadlineError: names every peer that is late. ConnectionLostError: names the peer.
         """
-        start = time.monotonic()
         for i, one in enumerate(pending):
             try:
-                one.work.wait(timedelta(seconds=max(deadline - time.monotonic(), _LEAST_S)))
+                one.work.wait(deadline.left())
             except RuntimeError as error:
                 if "Timed out" not in str(error):
                     raise self._lost(one.peer, what, layer, error) from None
                 late = self._late(pending[i:])
                 verb = "sent nothing for" if one.receiving else "did not take"
                 raise DeadlineError(
-                    f"peer(s) {_list(late)} {verb} {what} within {max(deadline - start, 0):.3g} s; look at those "
+                    f"peer(s) {_list(late)} {verb} {what} within {deadline.limit_s:g} s; look at those "
                     "workers and their hosts, or raise timeouts.exchange_s", rank=self.rank,
                     peer=late[0] if len(late) == 1 else None, layer=layer) from None
 
@@ -192,7 +205,7 @@ class Group:
         others = [r for r in range(self.size) if r != self.rank]
         own = slices[self.rank]
         parts = {r: np.empty_like(own) for r in others}
-        deadline = time.monotonic() + self.timeout_s
+        deadline = Deadline(self.timeout_s)
         self._swap(0, {r: slices[r] for r in others}, parts, kind, deadline)
         parts[self.rank] = own
         total = np.zeros(own.size, np.float64 if array.dtype == np.float32 else array.dtype)
@@ -211,7 +224,7 @@ class Group:
         self._backend = self._store = None
 
     def _swap(self, step: int, out: dict[int, np.ndarray], into: dict[int, np.ndarray], kind: str,
-              deadline: float) -> None:
+              deadline: Deadline) -> None:
         """One step of an all-reduce: a frame to each rank of `out`, one from each of `into`; empty ones stay."""
         what = f"all-reduce {self._sequence}, step {step}"
         expected, heads, bodies = {}, [], []
@@ -254,7 +267,7 @@ class Group:
         late = {pending[0].peer}
         for one in pending[1:]:
             try:
-                one.work.wait(timedelta(seconds=_LEAST_S))
+                one.work.wait(Deadline(0).left())
             except RuntimeError:
                 late.add(one.peer)
         return sorted(late)
@@ -264,17 +277,17 @@ class Group:
                                    "worker's own error and its host", rank=self.rank, peer=peer, layer=layer)
 
 
-def _await_all(place: Any, rank: int, size: int, deadline: float, limit_s: float) -> None:
+def _await_all(place: Any, rank: int, size: int, deadline: Deadline) -> None:
     """Wait in the store until every rank has left its name there."""
     try:
         place.set(f"here/{rank}", b"1")
         names = [f"here/{other}" for other in range(size)]
         while not place.check(names):
-            if time.monotonic() > deadline:
+            if deadline.passed():
                 late = [other for other, name in enumerate(names) if not place.check([name])]
                 raise DeadlineError(
-                    f"rank(s) {_list(late)} of {size} did not come to the rendezvous within {limit_s:g} s; look at "
-                    "those workers, or raise timeouts.rendezvous_s", rank=rank,
+                    f"rank(s) {_list(late)} of {size} did not come to the rendezvous within {deadline.limit_s:g} s; look "
+                    "at those workers, or raise timeouts.rendezvous_s", rank=rank,
                     peer=late[0] if len(late) == 1 else None)
             time.sleep(0.01)
     except RuntimeError as error:

@@ -196,7 +196,7 @@ class LocalPool:
         done, pending = wait(futures, timeout=timeout_s, return_when=FIRST_EXCEPTION)
         failed = _errors(done, ranks)
         if not failed and pending:
-            late = ", ".join(str(ranks[f]) for f in pending)
+            late = ", ".join(str(rank) for rank in sorted(ranks[f] for f in pending))
             raise DeadlineError(f"rank(s) {late} did not answer {method}() within {timeout_s:g} s")
         if failed and all(map(is_consequence, failed.values())):
             until = time.monotonic() + GRACE_S

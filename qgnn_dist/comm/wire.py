@@ -33,9 +33,9 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from ..errors import ExchangeError
+from ..quant.packed import row_bytes
 
-__all__ = ["DIRECTIONS", "HEADER_BYTES", "Header", "check_header", "check_payload", "pack_header", "payload_sum",
-           "row_bytes"]
+__all__ = ["DIRECTIONS", "HEADER_BYTES", "Header", "check_header", "check_payload", "pack_header", "payload_sum"]
 
 MAGIC = b"QGNF"
 VERSION = 1
@@ -74,15 +74,6 @@ class Header:
     def payload_bytes(self) -> int:
         """Bytes that follow the header."""
         return self.rows * row_bytes(self.columns, self.bits)
-
-
-def row_bytes(columns: int, bits: int) -> int:
-    """Bytes of one row on the wire, ceil(columns * bits / 8); 4 a value at 32 bits.
-
-    >>> row_bytes(7, 2), row_bytes(7, 32)
-    (2, 28)
-    """
-    return (columns * bits + 7) // 8
 
 
 def payload_sum(payload: np.ndarray) -> int:

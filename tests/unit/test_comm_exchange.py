@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 
 from qgnn_dist.comm.exchange import Exchange
+from qgnn_dist.comm.group import Group
 from qgnn_dist.comm.pool import LocalPool, WorkerContext
-from qgnn_dist.comm.wire import HEADER_BYTES, row_bytes
+from qgnn_dist.comm.wire import HEADER_BYTES
+from qgnn_dist.errors import StoreError
+from qgnn_dist.quant.packed import row_bytes
 
 BITS = (1, 2, 4, 8, 32)
 
@@ -125,15 +128,26 @@ def test_a_direction_without_rows_sends_nothing() -> None:
     assert results[0][0]["evaluation"] == 2 * (10 * len(layouts[0].peers[0].send_rows) + HEADER_BYTES)
 
 
+@pytest.mark.parametrize(("plan", "words"), [
+    (Plan(1, np.array([0, 60], np.int32), 0, 2), "send rows run from 0 to 60, the part has 60 rows"),
+    (Plan(1, np.array([-1], np.int32), 0, 2), "send rows run from -1"),
+    (Plan(1, np.array([1], np.int64), 0, 2), "send rows are int64"),
+    (Plan(1, np.array([1], np.int32), 3, 2), "slots 3 to 5, the part has 4 halo slots"),
+    (Plan(0, np.array([1], np.int32), 0, 2), "peer 0 of rank 0"),
+    (Plan(2, np.array([1], np.int32), 0, 2), "peer 2 of rank 0"),
+])
+def test_a_plan_that_does_not_fit_the_part_is_refused(plan: Plan, words: str) -> None:
+    group = Group(0, 2, 1.0, 1, None, None)
+    with pytest.raises(StoreError, match=words):
+        Exchange([plan], 60, 4, group, 1, 1.0)
+
+
 def test_headers_are_under_one_percent_from_10000_rows_a_peer() -> None:
     plan = Plan(1, np.arange(10_000, dtype=np.int32), 0, 10_000)
-    pool = LocalPool(HaloWorker, {"layouts": [Layout([plan], 10_000, []), Layout([], 1, [])]}, 2, timeout_s=10)
-    try:
-        exchange = pool.workers[0].exchange
-        for bits in BITS:
-            assert 0.01 * exchange.expected_bytes(bits, 7) > HEADER_BYTES
-    finally:
-        pool.close()
+    exchange = Exchange([plan], 10_000, 10_000, Group(0, 2, 1.0, 1, None, None), 1, 1.0)
+    for bits in BITS:
+        assert exchange.expected_bytes(bits, 7) == 10_000 * row_bytes(7, bits) + HEADER_BYTES
+        assert 0.01 * exchange.expected_bytes(bits, 7) > HEADER_BYTES
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])
