@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from ..errors import InputError
 from ..quant.packed import row_bytes
 
 __all__ = ["isa", "kernel", "native", "set_threads", "threads", "using_isa"]
@@ -28,11 +29,11 @@ def native() -> ModuleType | None:
     """The compiled kernels at the level that QGNN_SIMD asks for, or None where they were not built.
 
     Raises:
-        ValueError: QGNN_SIMD is not a level, or not one that this processor has.
+        InputError: QGNN_SIMD is not a level, or not one that this processor has.
     """
     wanted = os.environ.get(ENVIRONMENT, "")
     if wanted not in ("", "scalar", "avx2"):
-        raise ValueError(f"{ENVIRONMENT}={wanted}: expected scalar or avx2, or unset")
+        raise InputError(f"{ENVIRONMENT}={wanted}: expected scalar or avx2, or unset")
     try:
         from . import _kernels  # type: ignore[attr-defined]
     except ImportError:
@@ -40,7 +41,7 @@ def native() -> ModuleType | None:
                       "compiler and `pip install` the package again.", RuntimeWarning, stacklevel=3)
         return None
     if wanted and not _kernels.select_isa(wanted):
-        raise ValueError(f"{ENVIRONMENT}={wanted}: this processor cannot run it; unset it, or use scalar")
+        raise InputError(f"{ENVIRONMENT}={wanted}: this processor cannot run it; unset it, or use scalar")
     return _kernels
 
 
