@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AVX2, the scalar twin and NumPy give the same bits, for every kernel, awkward widths and degrees, any thread count."""
+"""AVX2, the scalar twin and NumPy give the same bits: every kernel, awkward widths and degrees, any thread count."""
 from __future__ import annotations
 
 import os
@@ -71,7 +71,7 @@ def test_pack_unpack_and_aggregate(bits: int, columns: int) -> None:
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
-@pytest.mark.parametrize("columns", (1, 7, 16, 33, 40, 130))
+@pytest.mark.parametrize("columns", [1, 7, 16, 33, 40, 130])
 @pytest.mark.parametrize("innovation", [True, False])
 def test_messages(bits: int, columns: int, innovation: bool) -> None:
     rng = np.random.default_rng(columns)
@@ -108,7 +108,7 @@ def test_messages(bits: int, columns: int, innovation: bool) -> None:
     np.testing.assert_allclose(got["r"][1:], (start[1:] if innovation else 0) + 0.25 * whole[1:], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("columns", (1, 7, 40, 65))
+@pytest.mark.parametrize("columns", [1, 7, 40, 65])
 def test_elementwise(columns: int) -> None:
     rng = np.random.default_rng(columns)
     n = 333
@@ -202,7 +202,7 @@ def test_zero_one_features_are_exact_when_normalised() -> None:
         np.testing.assert_allclose(codes * scale[:, None], plain, rtol=3e-7)
 
 
-@pytest.mark.parametrize("columns", (1, 2, 7, 40))
+@pytest.mark.parametrize("columns", [1, 2, 7, 40])
 def test_softmax(columns: int) -> None:
     rng = np.random.default_rng(columns)
     scores = (20 * rng.normal(size=(200, columns))).astype(np.float32)
@@ -301,7 +301,8 @@ def test_numpy_serves_without_a_compiler(tmp_path) -> None:
     """With the extension hidden, the reference runs and one warning says how to get the fast path."""
     code = ("import sys, warnings; sys.modules['qgnn_dist.kernels._kernels'] = None\n"
             "with warnings.catch_warnings(record=True) as seen:\n"
-            "    warnings.simplefilter('always'); import qgnn_dist.kernels as k; print(k.isa(), k.threads(), len(seen))\n"
+            "    warnings.simplefilter('always'); import qgnn_dist.kernels as k\n"
+            "    print(k.isa(), k.threads(), len(seen))\n"
             "print(seen[0].message)")
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert out.stdout.splitlines()[0] == "reference 1 1"
