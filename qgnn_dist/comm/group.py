@@ -286,8 +286,8 @@ def _await_all(place: Any, rank: int, size: int, deadline: Deadline) -> None:
             if deadline.passed():
                 late = [other for other, name in enumerate(names) if not place.check([name])]
                 raise DeadlineError(
-                    f"rank(s) {_list(late)} of {size} did not come to the rendezvous within {deadline.limit_s:g} s; look "
-                    "at those workers, or raise timeouts.rendezvous_s", rank=rank,
+                    f"rank(s) {_list(late)} of {size} did not come to the rendezvous within {deadline.limit_s:g} s; "
+                    "look at those workers, or raise timeouts.rendezvous_s", rank=rank,
                     peer=late[0] if len(late) == 1 else None)
             time.sleep(0.01)
     except RuntimeError as error:
