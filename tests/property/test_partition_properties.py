@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Any small graph, cut any way: the parts together are the graph, and what one part sends is what the other reads."""
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qgnn_dist.data.graph import Graph, SparseFeatures
+from qgnn_dist.partitioning.api import METHODS, partition_graph
+from qgnn_dist.partitioning.clean import clean
+from qgnn_dist.store.reader import Store
+
+
+@st.composite
+def graphs(draw: st.DrawFn) -> Graph:
+    """Up to 30 nodes, edges with self loops, duplicates and one-way ones, features of every kind, ids of every kind."""
+    n = draw(st.integers(1, 30))
+    pairs = draw(st.lists(st.tuples(st.integers(0, n - 1), st.integers(0, n - 1)), max_size=80))
+    edges = np.array(pairs, np.int64).reshape(-1, 2).T
+    rng = np.random.default_rng(draw(st.integers(0, 1000)))
+    kind = draw(st.sampled_from(["none", "f2", "f4", "sparse"]))
+    features: np.ndarray | SparseFeatures | None = None
+    if kind == "sparse":
+        counts = rng.integers(0, 4, n)
+        features = SparseFeatures(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+                                  rng.integers(0, 5, counts.sum()).astype(np.int32),
+                                  rng.random(counts.sum()).astype(np.float32), (n, 5))
+    elif kind != "none":
+        features = rng.normal(size=(n, 3)).astype(kind)
+    labelled = draw(st.booleans())
+    ids = draw(st.sampled_from([None, pa.array([f"n{i}" for i in range(n)]), pa.array(np.arange(n) * 7, pa.uint16())]))
+    return Graph("any", n, lambda: iter(np.array_split(edges, 2, axis=1)), features,
+                 rng.integers(-1, 3, n).astype(np.int32) if labelled else None, 3 if labelled else 0,
+                 rng.integers(0, 4, n).astype(np.int8) if labelled else None, ids)
+
+
+def _brute(graph: Graph) -> set[tuple[int, int]]:
+    pairs = {(int(a), int(b)) for chunk in graph.edges() for a, b in chunk.T if a != b}
+    return pairs | {(b, a) for a, b in pairs}
+
+
+@settings(max_examples=60, deadline=None)
+@given(graphs())
+def test_cleaning_is_what_sets_say(graph: Graph) -> None:
+    cleaned = clean(graph)
+    raw = [(int(a), int(b)) for chunk in graph.edges() for a, b in chunk.T]
+    straight = [p for p in raw if p[0] != p[1]]
+    want = _brute(graph)
+    rows = np.repeat(np.arange(graph.num_nodes), np.diff(cleaned.indptr))
+    assert list(zip(rows.tolist(), cleaned.indices.tolist())) == sorted(want)
+    assert cleaned.counts == {
+        "self_loops": len(raw) - len(straight), "duplicates": len(straight) - len(set(straight)),
+        "one_way": sum((b, a) not in set(straight) for a, b in set(straight)),
+        "isolated": graph.num_nodes - len({a for a, _ in want})}
+
+
+@settings(max_examples=60, deadline=None)
+@given(graphs(), st.integers(1, 5), st.sampled_from(sorted(METHODS)), st.integers(0, 3))
+def test_parts_together_are_the_graph(graph: Graph, parts: int, method: str, seed: int) -> None:
+    parts = min(parts, graph.num_nodes)
+    with tempfile.TemporaryDirectory() as folder:
+        manifest = partition_graph(graph, parts=parts, out=Path(folder) / "s", method=method, seed=seed)
+        store = Store.open(Path(folder) / "s")
+        assert store.verify() > 0
+        _check_store(graph, store)
+        again = partition_graph(graph, parts=1, out=Path(folder) / "one")
+        assert again["fingerprint"] == manifest["fingerprint"]
+        cut = sum(e["halo"] for e in manifest["parts"])
+        assert (cut == 0) == (manifest["cut_fraction"] == 0)
+
+
+def _check_store(graph: Graph, store: Store) -> None:
+    parts = [store.part(i) for i in range(store.num_parts)]
+    edges, seen = set(), []
+    for part in parts:
+        source, n = np.asarray(part.source_index), part.num_local
+        seen += source.tolist()
+        assert (np.diff(source[:part.num_boundary]) > 0).all()
+        assert (np.diff(source[part.num_boundary:]) > 0).all()
+        halo = np.full(part.num_halo, -1)
+        for plan in part.peers:
+            other = next(p for p in parts[plan.peer].peers if p.peer == part.index)
+            sent = np.asarray(parts[plan.peer].source_index)[other.send_rows]
+            assert len(sent) == plan.recv_count
+            assert (np.diff(sent) > 0).all()
+            halo[plan.recv_begin:plan.recv_begin + plan.recv_count] = sent
+        names = np.concatenate([source, halo])
+        assert (halo >= 0).all()
+        for row in range(n):
+            columns = part.indices[part.indptr[row]:part.indptr[row + 1]]
+            assert (np.diff(names[columns]) > 0).all()
+            assert (columns >= n).any() == (row < part.num_boundary)
+            assert part.degree[row] == len(columns)
+            edges |= {(int(source[row]), int(names[c])) for c in columns}
+        _check_nodes(graph, part, source)
+    assert sorted(seen) == list(range(graph.num_nodes))
+    assert edges == _brute(graph)
+
+
+def _check_nodes(graph: Graph, part, source: np.ndarray) -> None:
+    ids = pa.array(np.arange(graph.num_nodes)) if graph.node_ids is None else graph.node_ids
+    assert part.node_ids.equals(ids.take(pa.array(source)))
+    for name in ("labels", "split"):
+        value = getattr(graph, name)
+        if value is None:
+            assert getattr(part, name) is None
+        else:
+            np.testing.assert_array_equal(getattr(part, name), value[source])
+    if isinstance(graph.features, SparseFeatures):
+        got, want = part.features_sparse(0, part.num_local), graph.features.rows(source)
+        for name in ("indptr", "indices", "values"):
+            np.testing.assert_array_equal(getattr(got, name), getattr(want, name))
+    elif graph.features is not None:
+        np.testing.assert_array_equal(part.features_dense(0, part.num_local), graph.features[source].astype(np.float32))
+        if part.num_local > 1:
+            np.testing.assert_array_equal(part.features_dense(1, part.num_local),
+                                          graph.features[source[1:]].astype(np.float32))
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_partitioners_balance_and_cut(method: str) -> None:
+    """400 nodes in 8 dense communities: nobody is over the capacity, and all but `random` find much of it."""
+    rng = np.random.default_rng(0)
+    community = np.arange(400) // 50
+    pairs = rng.integers(0, 400, (2, 20000))
+    pairs = pairs[:, (community[pairs[0]] == community[pairs[1]]) | (rng.random(20000) < 0.05)]
+    cleaned = clean(Graph("c", 400, lambda: iter([pairs])))
+    owners = METHODS[method](cleaned.indptr, cleaned.indices, 4, 0)
+    np.testing.assert_array_equal(owners, METHODS[method](cleaned.indptr, cleaned.indices, 4, 0))
+    sizes = np.bincount(owners, minlength=4)
+    assert sizes.max() <= (100 if method == "random" else 105)
+    rows = np.repeat(np.arange(400), np.diff(cleaned.indptr))
+    cut = (owners[rows] != owners[cleaned.indices]).mean()
+    low, high = {"metis": (0.0, 0.3), "stream": (0.0, 0.6), "random": (0.65, 1.0)}[method]
+    assert low < cut < high
