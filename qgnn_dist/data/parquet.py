@@ -1,0 +1,390 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Graphs from Parquet tables of nodes and edges, streamed batch by batch.
+
+`DIR/nodes.parquet` or the folder `DIR/nodes/` of parts, the same for edges. Nodes: ids (unique, no nulls, any integer
+or string type), optional label (integers, -1 or null unlabelled, or text), optional split (train, valid, test, null),
+and the features: all other columns, either numbers or one list column. Edges: the ids of both ends and nothing else.
+"""
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from qgnn_dist.data import checks
+from qgnn_dist.data.arrays import CHUNK_EDGES
+from qgnn_dist.data.graph import NO_SPLIT, SPLITS, Graph
+from qgnn_dist.data.names import ColumnNames
+from qgnn_dist.errors import InputError
+
+__all__ = ["load_parquet"]
+
+ROWS_AT_ONCE = 1 << 16
+
+
+@dataclass(frozen=True)
+class Table:
+    """The files of one table, all of the same schema."""
+
+    files: list[Path]
+    schema: pa.Schema
+    num_rows: int
+
+    def batches(self, columns: Sequence[str], rows: int) -> Iterator[tuple[str, int, pa.RecordBatch]]:
+        """(file, first row within the file, batch) in the order of the files."""
+        for path in self.files:
+            start = 0
+            try:
+                with pq.ParquetFile(path) as file:
+                    for batch in file.iter_batches(batch_size=rows, columns=list(columns)):
+                        yield str(path), start, batch
+                        start += batch.num_rows
+            except (pa.ArrowException, OSError) as error:
+                raise InputError(f"is damaged after row {start} ({_line(error)})", file=str(path)) from error
+
+
+def _line(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def open_table(folder: Path, name: str) -> Table:
+    """`folder/name.parquet`, or all *.parquet in `folder/name`, sorted by name."""
+    single, parts = folder / f"{name}.parquet", folder / name
+    if single.is_file():
+        files = [single]
+    elif parts.is_file():
+        files = [parts]
+    elif parts.is_dir():
+        files = sorted(path for path in parts.rglob("*.parquet") if not path.name.startswith(("_", ".")))
+        if not files:
+            raise InputError("the folder holds no .parquet file", file=str(parts))
+    else:
+        raise InputError(f"there is neither {name}.parquet nor a folder {name}", file=str(folder))
+    schema: pa.Schema | None = None
+    num_rows = 0
+    for path in files:
+        try:
+            with pq.ParquetFile(path) as file:
+                found, rows = file.schema_arrow.remove_metadata(), file.metadata.num_rows
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"is no Parquet file ({_line(error)})", file=str(path)) from error
+        if schema is not None and found != schema:
+            raise InputError(f"has other columns or types than {files[0].name}, expected the same", file=str(path))
+        schema, num_rows = found, num_rows + rows
+    assert schema is not None
+    duplicates = {column for column in schema.names if schema.names.count(column) > 1}
+    if duplicates:
+        raise InputError(f"column {duplicates.pop()} appears twice", file=str(files[0]))
+    return Table(files, schema, num_rows)
+
+
+def load_parquet(folder: str | Path, names: ColumnNames, progress: Callable[[str], None] | None = None) -> Graph:
+    """The graph in a folder with a table of nodes and a table of edges.
+
+    Edges are read, looked up and checked in each pass of `Graph.edges`; all else is checked here.
+
+    Raises:
+        InputError: missing or damaged tables or columns, ids null or not unique, a row whose features, label or split
+            is wrong, edge weights, several labels a node; while edges are read: an end that is no node.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError("there is no such folder, expected one with nodes and edges", file=str(folder))
+    nodes, edges = open_table(folder, "nodes"), open_table(folder, "edges")
+    _need(nodes, names.node_id, "node-id")
+    for column, option in ((names.src, "src"), (names.dst, "dst")):
+        _need(edges, column, option)
+    _refuse_edge_columns(edges, (names.src, names.dst))
+    _check_optional(nodes, names)
+    file = str(nodes.files[0])
+    num_nodes = checks.check_num_nodes(nodes.num_rows, "nodes", file)
+    if progress:
+        progress(f"{folder}: {num_nodes:,} nodes, {edges.num_rows:,} rows of edges")
+    lookup = _Ids(_read_ids(nodes, names.node_id))
+    for column in (names.src, names.dst):
+        lookup.check_type(edges.schema.field(column).type, column, str(edges.files[0]))
+    labels, num_classes, class_names = _labels(nodes, names.label)
+    graph = Graph(
+        name=folder.resolve().name,
+        num_nodes=num_nodes,
+        edges=lambda: _edges(edges, names, lookup),
+        features=_features(nodes, names),
+        labels=labels,
+        num_classes=num_classes,
+        split=_split(nodes, names.split),
+        node_ids=lookup.ids,
+        class_names=class_names,
+    )
+    return checks.check_graph(graph, str(folder))
+
+
+def _need(table: Table, column: str, option: str) -> None:
+    if column not in table.schema.names:
+        close = difflib.get_close_matches(column, table.schema.names, n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        raise InputError(
+            f"column {column} is missing{hint}; the table has {', '.join(table.schema.names)}; "
+            f"--{option} names another",
+            file=str(table.files[0]),
+        )
+
+
+def _check_optional(nodes: Table, names: ColumnNames) -> None:
+    """A label or split column that was asked for must be there, and a near name must not pass for a feature."""
+    for option, column, usual in (
+        ("label", names.label, ColumnNames.label),
+        ("split", names.split, ColumnNames.split),
+    ):
+        if column in nodes.schema.names:
+            continue
+        if column != usual:
+            _need(nodes, column, option)
+        near = difflib.get_close_matches(column, [name.lower() for name in nodes.schema.names], n=1, cutoff=0.85)
+        if near:
+            name = next(name for name in nodes.schema.names if name.lower() == near[0])
+            raise InputError(
+                f"unknown column {name} (did you mean {column}? then --{option} {name}); rename it if it is a feature",
+                file=str(nodes.files[0]),
+            )
+
+
+def _refuse_edge_columns(edges: Table, known: tuple[str, str]) -> None:
+    for column in edges.schema.names:
+        if column in known:
+            continue
+        file = str(edges.files[0])
+        if "weight" in column.lower():
+            what = f"column {column}: edge weights are not supported"
+        else:
+            what = f"unknown column {column} in edges, expected only {known[0]} and {known[1]}"
+        raise InputError(f"{what}; drop it to use the plain graph", file=file)
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _decoded(column: pa.Array) -> pa.Array:
+    return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def _refuse_nulls(column: pa.Array, name: str, file: str, start: int) -> None:
+    if column.null_count:
+        at = int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))
+        raise InputError(f"column {name} is null in row {start + at}, expected a value in every row", file=file)
+
+
+def _read_ids(nodes: Table, column: str) -> pa.Array:
+    kind = _plain(nodes.schema.field(column).type)
+    if not (pa.types.is_integer(kind) or _is_text(kind)):
+        raise InputError(f"column {column} is {kind}, expected integers or text", file=str(nodes.files[0]))
+    pieces = []
+    for file, start, batch in nodes.batches([column], CHUNK_EDGES):
+        _refuse_nulls(batch.column(0), column, file, start)
+        pieces.append(_decoded(batch.column(0)))
+    if _is_text(kind) and (not pa.types.is_string(kind) or sum(piece.nbytes for piece in pieces) > 2**31 - 2**20):
+        # One array of `string` ends at 2 GiB; views have no such end but cannot be looked up.
+        pieces = [piece.cast(pa.large_string()) for piece in pieces]
+    ids = pa.concat_arrays(pieces)
+    counts = pc.value_counts(ids) if pc.count_distinct(ids).as_py() < len(ids) else None
+    if counts is not None:
+        at = int(np.argmax(counts.field("counts").to_numpy() > 1))
+        value, count = counts.field("values")[at], counts.field("counts")[at]
+        raise InputError(
+            f"column {column} holds {value.as_py()!r} {count} times, expected every id once", file=str(nodes.files[0])
+        )
+    return ids
+
+
+class _Ids:
+    """From ids to node indices: nothing for 0..N-1, a sorted array for other integers, a hash for text."""
+
+    def __init__(self, ids: pa.Array) -> None:
+        self.ids = ids
+        self.text = _is_text(ids.type)
+        self._sorted: np.ndarray | None = None
+        self._order: np.ndarray | None = None
+        if not self.text:
+            values = ids.to_numpy(zero_copy_only=False)
+            if not np.array_equal(values, np.arange(len(values))):
+                self._order = np.argsort(values, kind="stable")
+                self._sorted = values[self._order]
+
+    def check_type(self, kind: pa.DataType, column: str, file: str) -> None:
+        """Edges name nodes by the kind of id that the nodes have."""
+        kind = _plain(kind)
+        if not (_is_text(kind) if self.text else pa.types.is_integer(kind)):
+            raise InputError(f"column {column} is {kind}, expected {self.ids.type} like the nodes' ids", file=file)
+
+    def find(self, column: pa.Array) -> np.ndarray:
+        """int64 index of each id, -1 where no node has it."""
+        column = _decoded(column)
+        if self.text:
+            found = pc.index_in(column.cast(self.ids.type), value_set=self.ids)
+            return found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+        values = column.to_numpy(zero_copy_only=False)
+        if self._sorted is None or self._order is None:
+            return np.where((values >= 0) & (values < len(self.ids)), values, -1).astype(np.int64)
+        low, high = self._sorted[0], self._sorted[-1]
+        # Compared before they are cast: a value outside the ids' type must not wrap to one inside.
+        inside = (values >= low) & (values <= high)
+        wanted = np.where(inside, values, 0).astype(self._sorted.dtype)
+        at = np.minimum(np.searchsorted(self._sorted, wanted), len(self._sorted) - 1)
+        return np.where(inside & (self._sorted[at] == wanted), self._order[at], -1)
+
+
+def _edges(edges: Table, names: ColumnNames, lookup: _Ids) -> Iterator[np.ndarray]:
+    for file, start, batch in edges.batches([names.src, names.dst], CHUNK_EDGES):
+        pair = np.empty((2, batch.num_rows), np.int64)
+        for side, column in enumerate((names.src, names.dst)):
+            values = batch.column(column)
+            _refuse_nulls(values, column, file, start)
+            pair[side] = lookup.find(values)
+            if batch.num_rows and pair[side].min() < 0:
+                at = int(np.argmax(pair[side] < 0))
+                value = _decoded(values)[at].as_py()
+                raise InputError(
+                    f"column {column} names node {value!r} in row {start + at}, which is not among the nodes; "
+                    "add it there or drop the edge",
+                    file=file,
+                )
+        yield pair
+
+
+def _labels(nodes: Table, column: str) -> tuple[np.ndarray | None, int, list[str] | None]:
+    if column not in nodes.schema.names:
+        return None, 0, None
+    file = str(nodes.files[0])
+    kind = _plain(nodes.schema.field(column).type)
+    if _is_list(kind):
+        raise InputError(f"column {column} holds lists: only one label a node is supported", file=file)
+    if not (pa.types.is_integer(kind) or _is_text(kind)):
+        raise InputError(f"column {column} is {kind}, expected integers or text", file=file)
+    pieces = [_decoded(batch.column(0)) for _, _, batch in nodes.batches([column], CHUNK_EDGES)]
+    values = pa.chunked_array(pieces, type=kind)
+    if pa.types.is_integer(kind):
+        y = values.fill_null(-1) if pa.types.is_signed_integer(kind) else values.cast(pa.int64()).fill_null(-1)
+        labels, num_classes = checks.labels_from(y.to_numpy(), nodes.num_rows, f"column {column}", file)
+        return labels, num_classes, None
+    names = sorted(name for name in values.unique().to_pylist() if name is not None)
+    if not names:
+        return None, 0, None
+    found = pc.index_in(values.cast(pa.large_string()), value_set=pa.array(names, pa.large_string()))
+    return found.fill_null(-1).to_numpy().astype(np.int32), len(names), names
+
+
+def _split(nodes: Table, column: str) -> np.ndarray | None:
+    if column not in nodes.schema.names:
+        return None
+    kind = _plain(nodes.schema.field(column).type)
+    if pa.types.is_null(kind):
+        return None
+    if not _is_text(kind):
+        first = str(nodes.files[0])
+        raise InputError(f"column {column} is {kind}, expected text: train, valid, test or null", file=first)
+    split = np.full(nodes.num_rows, NO_SPLIT, np.int8)
+    known = pa.array(list(SPLITS), pa.large_string())
+    numbers = np.array(list(SPLITS.values()), np.int8)
+    done = 0
+    for file, start, batch in nodes.batches([column], CHUNK_EDGES):
+        values = _decoded(batch.column(0)).cast(pa.large_string())
+        index = pc.index_in(values, value_set=known)
+        wrong = pc.and_(index.is_null(), values.is_valid()).to_numpy(zero_copy_only=False)
+        if wrong.any():
+            at = int(np.argmax(wrong))
+            raise InputError(
+                f"column {column} is {values[at].as_py()!r} in row {start + at}, expected train, valid, test or null",
+                file=file,
+            )
+        rows = np.flatnonzero(index.is_valid().to_numpy(zero_copy_only=False))
+        split[done + rows] = numbers[index.drop_null().to_numpy()]
+        done += batch.num_rows
+    if not split.any():
+        return None
+    for name, number in SPLITS.items():
+        if not (split == number).any():
+            raise InputError(f"column {column} has no row with {name}, expected at least one", file=str(nodes.files[0]))
+    return split
+
+
+def _features(nodes: Table, names: ColumnNames) -> np.ndarray | None:
+    """All columns without another role: numbers side by side, or one list column."""
+    fields = [field for field in nodes.schema if field.name not in (names.node_id, names.label, names.split)]
+    file = str(nodes.files[0])
+    if not fields:
+        return None
+    lists = [field.name for field in fields if _is_list(field.type)]
+    if lists and len(fields) > 1:
+        raise InputError(
+            f"columns {', '.join(field.name for field in fields[:8])} cannot be features together: expected numeric "
+            f"columns, or one list column ({lists[0]}) alone",
+            file=file,
+        )
+    for field in fields:
+        kind = field.type.value_type if lists else field.type
+        if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
+            raise InputError(
+                f"unknown column {field.name} ({field.type}), expected numbers as features, or {names.node_id}, "
+                f"{names.label}, {names.split}; drop or rename it",
+                file=file,
+            )
+    half = all(pa.types.is_float16(field.type.value_type if lists else field.type) for field in fields)
+    dtype = np.dtype(np.float16 if half else np.float32)
+    return _list_column(nodes, lists[0], dtype) if lists else _number_columns(nodes, [f.name for f in fields], dtype)
+
+
+def _number_columns(nodes: Table, columns: list[str], dtype: np.dtype) -> np.ndarray:
+    what = f"column {columns[0]}" if len(columns) == 1 else f"columns {columns[0]} … {columns[-1]}"
+    sink = checks.FeatureSink((nodes.num_rows, len(columns)), dtype, what, str(nodes.files[0]))
+    done = 0
+    for file, start, batch in nodes.batches(columns, ROWS_AT_ONCE):
+        block = np.empty((batch.num_rows, len(columns)), dtype)
+        for at, name in enumerate(columns):
+            _refuse_nulls(batch.column(name), name, file, start)
+            with np.errstate(over="ignore"):
+                block[:, at] = batch.column(name).to_numpy(zero_copy_only=False)
+        sink.put(done, block)
+        done += batch.num_rows
+    return sink.done()
+
+
+def _list_column(nodes: Table, column: str, dtype: np.dtype) -> np.ndarray:
+    sink: Any = None
+    done = width = 0
+    for file, start, batch in nodes.batches([column], ROWS_AT_ONCE):
+        if not batch.num_rows:
+            continue
+        lists = batch.column(0)
+        _refuse_nulls(lists, column, file, start)
+        lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
+        if sink is None:
+            width = int(lengths[0])
+            sink = checks.FeatureSink((nodes.num_rows, width), dtype, f"column {column}", str(nodes.files[0]))
+        if (lengths != width).any():
+            at = int(np.argmax(lengths != width))
+            raise InputError(
+                f"column {column} has {lengths[at]} values in row {start + at}, expected {width} as in the first row",
+                file=file,
+            )
+        values = lists.flatten()
+        if values.null_count:
+            at = int(np.argmax(values.is_null().to_numpy(zero_copy_only=False))) // width
+            raise InputError(f"column {column} holds a null in row {start + at}, expected {width} numbers", file=file)
+        sink.put(done, values.to_numpy(zero_copy_only=False).reshape(batch.num_rows, width))
+        done += batch.num_rows
+    return sink.done()
