@@ -2,7 +2,8 @@
 """The workers of a run as one group: point-to-point bytes over gloo, a sum over all ranks, and deadlines on every wait.
 
 `ProcessGroupGloo` is used directly and not through torch's global default group, so that a process may hold several
-groups, one a thread. gloo is bound to a given address: nothing asks a name server.
+groups, one a thread. gloo is bound to a given address and asks no name server; torch's store looks the other side's
+name up for its log, which delays the start by seconds where a name server exists in name only.
 """
 from __future__ import annotations
 
