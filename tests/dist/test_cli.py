@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: bad input is one line and exit code 2 with nothing written; good input goes from graph to Parquet."""
+"""The command line: bad input is one line and exit code 2, nothing written; good input goes from graph to Parquet."""
 from __future__ import annotations
 
 import json

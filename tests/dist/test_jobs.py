@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""jobs/train.py and jobs/predict.py as real Ray jobs on a real head, from a working directory that is uploaded."""
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from tests.helpers import make_store, small_graph
+
+JOBS = Path(__file__).parents[2] / "jobs"
+BIN = Path(sys.executable).parent
+ENV = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0",
+       "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of the jobs server of a Ray head that this module started, and alone ends."""
+    port, dashboard = _free_port(), _free_port()
+    log = tmp_path_factory.mktemp("head") / "log"
+    # Ray's sockets need a short path.
+    place = Path("/tmp") / f"qgnn-ray-{os.getpid()}"
+    with open(log, "wb") as out:
+        process = subprocess.Popen(
+            [BIN / "ray", "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}",
+             "--include-dashboard=true", "--num-cpus=4", f"--temp-dir={place}", "--object-store-memory=200000000",
+             "--disable-usage-stats"], stdout=out, stderr=subprocess.STDOUT, env=ENV, start_new_session=True)
+    address = f"http://127.0.0.1:{dashboard}"
+    try:
+        for _ in range(120):
+            try:
+                urllib.request.urlopen(f"{address}/api/jobs/", timeout=2).read()
+                break
+            except OSError:
+                assert process.poll() is None, log.read_text()
+                time.sleep(0.5)
+        else:
+            pytest.fail(f"no Ray head within 60 s:\n{log.read_text()}")
+        yield address
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _submit(address: str, folder: Path, *words: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [BIN / "ray", "job", "submit", "--address", address, "--working-dir", str(folder), "--", "python",
+         *map(str, words)], capture_output=True, text=True, env=ENV, timeout=150, check=False)
+
+
+@pytest.mark.timeout(400)
+def test_train_and_predict_run_as_jobs(head: str, tmp_path: Path) -> None:
+    uploaded = tmp_path / "job"
+    shutil.copytree(JOBS, uploaded / "jobs", ignore=shutil.ignore_patterns("__pycache__"))
+    assert sum(f.stat().st_size for f in uploaded.rglob("*") if f.is_file()) < 1 << 20
+    store = make_store(small_graph(), tmp_path / "store", 2)
+    trained = _submit(head, uploaded, "jobs/train.py", store.path, "--out", tmp_path / "run", "--set",
+                      "train.epochs=3", "--set", "cluster.cpus_per_worker=0.5")
+    assert trained.returncode == 0, trained.stdout + trained.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["parts"] == 2
+    assert summary["versions"]["kernels"] in ("avx2", "scalar"), "the job must run the compiled kernels"
+    assert summary["wire_bytes_per_epoch"]["forward"] > 0
+    export = subprocess.run([BIN / "qgnn", "export", tmp_path / "run", "--out", tmp_path / "m"], check=False)
+    assert export.returncode == 0
+    predicted = _submit(head, uploaded, "jobs/predict.py", store.path, "--model", tmp_path / "m", "--out",
+                        tmp_path / "out")
+    assert predicted.returncode == 0, predicted.stdout + predicted.stderr
+    assert sum(pq.read_table(f).num_rows for f in (tmp_path / "out").glob("*.parquet")) == store.num_nodes
+    refused = _submit(head, uploaded, "jobs/train.py", tmp_path / "none", "--out", tmp_path / "run2")
+    assert refused.returncode != 0
+    assert "not a store" in refused.stdout + refused.stderr
+
+
+def test_launcher_file_is_valid() -> None:
+    """Ray's own validator; a typo in it must fail."""
+    import yaml
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    text = (JOBS.parent / "cluster_configs" / "local.yaml").read_text()
+    validate_config(prepare_config(yaml.safe_load(text)))
+    with pytest.raises(Exception, match="providerr"):
+        validate_config(prepare_config({**yaml.safe_load(text), "providerr": {}}))
