@@ -28,6 +28,7 @@ class Progress:
     Attributes:
         epoch: epochs finished. best_epoch: 0 before the first evaluation. best_value: validation metric there.
         best_accuracy, best_metric: by split, at the best epoch. finished: nothing more to do.
+        calibration_bytes: sent before the first epoch, all workers together, by kind.
     """
 
     epoch: int = 0
@@ -36,6 +37,7 @@ class Progress:
     best_accuracy: dict[str, float] = field(default_factory=dict)
     best_metric: dict[str, float] = field(default_factory=dict)
     finished: bool = False
+    calibration_bytes: dict[str, int] = field(default_factory=dict)
 
 
 class RunFolder:

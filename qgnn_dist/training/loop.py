@@ -29,6 +29,7 @@ from .metrics import figures
 __all__ = ["check_trainable", "prepare_run", "run_training"]
 
 SUMMARY_VERSION = 1
+WIRE_KINDS = ("forward", "backward", "evaluation", "control")
 EPOCH_TIMEOUT_S = 24 * 3600.0
 """An epoch as a whole; the waits inside it have their own, shorter deadlines."""
 
@@ -108,8 +109,8 @@ def run_training(pool: WorkerPool, server_call: ServerCall, store: Store, config
     if found is not None:
         progress = _restore(pool, server_call, found)
     else:
-        progress = Progress()
-        pool.call("calibrate", timeout_s=EPOCH_TIMEOUT_S)
+        sent = pool.call("calibrate", timeout_s=EPOCH_TIMEOUT_S)
+        progress = Progress(calibration_bytes=_add_wire(sent))
     records = run.start_metrics(progress.epoch)
     while not progress.finished:
         record = _run_epoch(pool, config, progress)
@@ -148,13 +149,17 @@ def _run_epoch(pool: WorkerPool, config: RunConfig, progress: Progress) -> dict[
             pool.call("keep_best", timeout_s=config.timeouts.checkpoint_s)
     for key in ("multipliers", "residuals", "clamps"):
         record[key] = results[0][key]
-    record["wire_bytes"] = {kind: sum(r["wire_bytes"].get(kind, 0) for r in results)
-                            for kind in ("forward", "backward", "evaluation", "control")}
+    record["wire_bytes"] = _add_wire([r["wire_bytes"] for r in results])
     record["train_s"] = max(r["train_s"] for r in results)
     record["evaluation_s"] = max(r.get("evaluation_s", 0.0) for r in results)
     record["epoch_s"] = time.perf_counter() - start
     progress.epoch = epoch
     return record
+
+
+def _add_wire(sent: list[dict[str, int]]) -> dict[str, int]:
+    """Bytes that all workers sent, by kind."""
+    return {kind: sum(s.get(kind, 0) for s in sent) for kind in WIRE_KINDS}
 
 
 def _out_of_patience(progress: Progress, config: RunConfig) -> bool:
@@ -188,8 +193,7 @@ def _check_identity(there: dict[str, Any], here: dict[str, Any], run: RunFolder)
 def _summary(pool: WorkerPool, config: RunConfig, store: Store, identity: dict[str, Any], progress: Progress,
              records: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
     times = [r["epoch_s"] for r in records]
-    wire = {kind: float(np.mean([r["wire_bytes"][kind] for r in records]))
-            for kind in ("forward", "backward", "evaluation", "control")}
+    wire = {kind: float(np.mean([r["wire_bytes"][kind] for r in records])) for kind in WIRE_KINDS}
     memory = pool.call("memory", timeout_s=config.timeouts.start_s)
     return {
         "schema": SUMMARY_VERSION,
@@ -200,6 +204,7 @@ def _summary(pool: WorkerPool, config: RunConfig, store: Store, identity: dict[s
         "seconds": seconds,
         "epoch_s": {"median": float(np.median(times)), "p90": float(np.quantile(times, 0.9))},
         "wire_bytes_per_epoch": wire,
+        "wire_bytes_calibration": progress.calibration_bytes,
         "peak_anon_bytes": [m["peak_anon_bytes"] for m in memory],
         "peak_rss_bytes": [m["peak_rss_bytes"] for m in memory],
         "bits": config.quant.stages(),
