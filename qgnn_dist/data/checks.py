@@ -155,7 +155,7 @@ def sparse_features(
     if num_columns < 1:
         raise InputError(f"{where}_shape says {num_columns} columns, expected at least 1", file=file)
     if values.ndim != 1 or len(values) != len(indices):
-        raise InputError(f"{where}_data has shape {values.shape}, expected {indices.shape} ({where}_indices)", file=file)
+        raise InputError(f"{where}_data has shape {values.shape}, {where}_indices {indices.shape}", file=file)
     if indptr[0] != 0 or indptr[-1] != len(indices):
         raise InputError(
             f"{where}_indptr runs from {indptr[0]} to {indptr[-1]}, expected 0 to {len(indices)} ({where}_indices)",

@@ -139,7 +139,7 @@ def _load_csv(name: str, raw: Path, known_classes: int | None, progress: Callabl
     num_nodes = checks.check_num_nodes(_one_count(count_file, "nodes"), "num-node-list", str(count_file))
     if not edge_file.is_file():
         raise InputError("there is no such file", file=str(edge_file))
-    if _columns(edge_file) != 2:
+    if _columns(edge_file) not in (0, 2):
         raise InputError(f"has {_columns(edge_file)} columns, expected 2 (source, target)", file=str(edge_file))
     edges_file = raw / "num-edge-list.csv.gz"
     num_edges = _one_count(edges_file, "edges") if edges_file.is_file() else None
@@ -166,9 +166,11 @@ def _load_csv(name: str, raw: Path, known_classes: int | None, progress: Callabl
 
 
 def _columns(path: Path) -> int:
+    """Values in the first line, 0 in an empty file."""
     try:
         with gzip.open(path, "rt") as file:
-            return file.readline().count(",") + 1
+            line = file.readline()
+            return line.count(",") + 1 if line else 0
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise InputError(f"is no gzip-compressed csv file ({error})", file=str(path)) from error
 
@@ -176,6 +178,8 @@ def _columns(path: Path) -> int:
 def _csv_blocks(path: Path, kind: pa.DataType) -> Iterator[tuple[int, np.ndarray]]:
     """(first row, (k, columns) array) after another; every value of the file is read as `kind`."""
     names = [f"column {at}" for at in range(_columns(path))]
+    if not names:
+        return
     row = 0
     try:
         with pa.input_stream(str(path), compression="gzip") as stream:
@@ -308,7 +312,7 @@ def _split(folder: Path, entry: Entry | None, num_nodes: int) -> np.ndarray | No
         file = path / f"{name}.csv.gz"
         if not file.is_file():
             raise InputError("there is no such file", file=str(file))
-        if file.stat().st_size and _columns(file) != 1:
+        if _columns(file) > 1:
             raise InputError(f"has {_columns(file)} columns, expected 1", file=str(file))
         blocks = [block for _, block in _csv_blocks(file, pa.int64())]
         indices[name] = np.concatenate(blocks).reshape(-1) if blocks else np.empty(0, np.int64)
@@ -333,7 +337,7 @@ def _split_dict(path: Path) -> dict[str, np.ndarray]:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise InputError(
-            "does not open as plain index arrays (nothing else is unpickled); give train, valid and test.csv.gz instead",
+            "does not open as plain index arrays (nothing else is unpickled); give train, valid, test.csv.gz instead",
             file=str(path),
         ) from error
     if not isinstance(loaded, dict):

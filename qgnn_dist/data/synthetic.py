@@ -40,7 +40,7 @@ CHUNK_ROWS = 1 << 15
 TAIL_EXPONENT = 1.5  # of the degrees' survival function
 DEGREE_SHIFT = 0.2  # smallest expected degree, in units of the power law's scale
 MAX_DEGREE_RATIO = 400.0  # largest expected degree / mean
-MAX_DENSITY = 0.3  # of all possible pairs a layer may fill; denser ones would need another sampler
+MAX_DENSITY = 0.7  # of all possible pairs, that a layer may fill: beyond it, drawing and dropping duplicates is slow
 WEIGHTED_ROUNDS = 50  # of replacing duplicates, before unweighted drawing finishes the job
 SIGNAL_SHIFT = 1.1  # length of a class mean, in units of the noise; see `_signal`
 BLOCK_SIGNAL = 0.5
@@ -72,7 +72,7 @@ SHAPES = {
         train=90_941 / 169_343, valid=29_799 / 169_343,
     ),
     "products": Shape(
-        name="products", nodes=2_449_029, edges=61_859_140, features=100, classes=47, homophily=0.81, mixing=0.15,
+        name="products", nodes=2_449_029, edges=61_859_140, features=100, classes=47, homophily=0.81, mixing=0.05,
         train=196_615 / 2_449_029, valid=39_323 / 2_449_029,
     ),
     "mid": Shape(name="mid", nodes=1_000_000, edges=12_500_000, features=64, classes=32),

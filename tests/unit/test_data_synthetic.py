@@ -90,6 +90,117 @@ def measure(source: str) -> dict[str, float]:
     }
 
 
+def test_demo_graph_learns_from_edges() -> None:
+    """The demo's graph: propagation lands in 65-85 %, features alone at least 10 points lower; quickly made."""
+    figures = measure(DEMO)
+    print(figures)
+    assert figures["edges"] == 120_000
+    assert abs(figures["homophily"] - 0.65) < 0.001
+    assert figures["max degree"] > 30 * figures["mean degree"]
+    assert figures["median degree"] < 0.75 * figures["mean degree"]
+    assert 0.65 <= figures["propagated"] <= 0.85
+    assert figures["propagated"] - figures["features alone"] >= 0.10
+    assert figures["features alone"] > 0.3
+    assert figures["seconds load"] + figures["seconds edges"] < 5
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("query", ["nodes=3000&classes=5&edges=18000", "nodes=6000&classes=20&features=32"])
+def test_small_graphs_keep_the_gap(query: str, seed: int) -> None:
+    figures = measure(f"synthetic:sbm?{query}&seed={seed}")
+    assert abs(figures["homophily"] - 0.65) < 0.03
+    assert 0.65 <= figures["propagated"] <= 0.85
+    assert figures["propagated"] - figures["features alone"] >= 0.10
+
+
+def all_edges(graph: Graph) -> np.ndarray:
+    return np.concatenate(list(graph.edges()), axis=1)
+
+
+def test_edges_are_distinct_and_exactly_as_many_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qgnn_dist.data.synthetic.CHUNK_EDGES", 1000)
+    graph = load_graph("synthetic:sbm?nodes=2500&edges=30000&classes=6&seed=4&homophily=0.8")
+    chunks = list(graph.edges())
+    assert len(chunks) > 10
+    assert all(chunk.dtype == np.int64 and chunk.shape[0] == 2 for chunk in chunks)
+    edges = np.concatenate(chunks, axis=1)
+    assert edges.shape == (2, 30_000)
+    assert edges.min() >= 0
+    assert edges.max() < 2500
+    assert (edges[0] != edges[1]).all()
+    assert len(np.unique(edges.min(axis=0) * 2500 + edges.max(axis=0))) == 30_000
+    assert graph.labels is not None
+    assert (graph.labels[edges[0]] == graph.labels[edges[1]]).sum() == 24_000
+    # Both directions occur, so the graph is no pre-sorted triangle.
+    assert 0.4 < (edges[0] < edges[1]).mean() < 0.6
+
+
+def test_dense_graph_fills_up_without_weights() -> None:
+    """Hubs run out of neighbours: the last pairs are drawn evenly, and the count still holds."""
+    graph = load_graph("synthetic:sbm?nodes=120&edges=1400&classes=3&features=8")
+    edges = all_edges(graph)
+    assert len(np.unique(edges.min(axis=0) * 120 + edges.max(axis=0))) == 1400
+
+
+def test_seed_decides_everything() -> None:
+    source = "synthetic:sbm?nodes=2000&edges=8000&features=12&classes=4"
+    one, same, other = load_graph(f"{source}&seed=5"), load_graph(f"{source}&seed=5"), load_graph(f"{source}&seed=6")
+    assert np.array_equal(all_edges(one), all_edges(one))
+    for name in ("features", "labels", "split"):
+        assert np.array_equal(getattr(one, name), getattr(same, name))
+        assert not np.array_equal(getattr(one, name), getattr(other, name))
+    assert np.array_equal(all_edges(one), all_edges(same))
+    assert not np.array_equal(all_edges(one), all_edges(other))
+
+
+def test_features_do_not_depend_on_where_they_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = "synthetic:sbm?nodes=2000&features=12&classes=4"
+    kept = load_graph(source).features
+    monkeypatch.setattr("qgnn_dist.data.arrays.IN_MEMORY_BYTES", 1000)
+    mapped = load_graph(source).features
+    assert isinstance(mapped, np.memmap)
+    assert np.array_equal(kept, mapped)
+    assert mapped.dtype == np.float32
+    assert abs(float((mapped**2).mean()) - 1) < 0.2
+    assert 0.3 < (mapped < 0).mean() < 0.7
+
+
+def test_blocks_and_split() -> None:
+    shape = parse_shape("sbm?nodes=4000&classes=8")
+    model = BlockModel(shape)
+    assert all(len(np.unique(model.block[model.labels == c])) >= 20 for c in range(8))
+    split = load_graph("synthetic:sbm?nodes=4000&classes=8").split
+    assert split is not None
+    assert [int((split == number).sum()) for number in (TRAIN, VALID, TEST)] == [2000, 800, 1200]
+
+
+def test_named_shapes_have_the_real_counts() -> None:
+    arxiv, products = SHAPES["arxiv"], SHAPES["products"]
+    assert (arxiv.nodes, arxiv.edges, arxiv.features, arxiv.classes) == (169_343, 1_166_243, 128, 40)
+    assert (products.nodes, products.edges, products.features, products.classes) == (2_449_029, 61_859_140, 100, 47)
+    assert (arxiv.homophily, products.homophily) == (0.65, 0.81)
+
+
+@pytest.mark.parametrize(
+    ("source", "parts"),
+    [
+        ("synthetic:arxif", ["arxif", "did you mean 'arxiv'?"]),
+        ("synthetic:sbm?node=100", ["node", "did you mean 'nodes'?"]),
+        ("synthetic:arxiv?nodes=5", ["nodes", "arxiv knows seed"]),
+        ("synthetic:sbm?nodes=many", ["nodes=many", "whole number"]),
+        ("synthetic:sbm?homophily=1.5", ["homophily=1.5", "less than 1"]),
+        ("synthetic:sbm?classes=1", ["classes=1", "at least 2"]),
+        ("synthetic:sbm?nodes=100&classes=10", ["nodes=100", "classes=10", "200"]),
+        ("synthetic:sbm?nodes=1000&edges=400000", ["edges=400000", "1000 nodes", "fewer edges"]),
+    ],
+)
+def test_wrong_sources_get_one_line(source: str, parts: list[str]) -> None:
+    with pytest.raises(InputError) as caught:
+        load_graph(source)
+    assert "\n" not in str(caught.value)
+    assert all(part in str(caught.value) for part in parts), str(caught.value)
+
+
 if __name__ == "__main__":
     for argument in sys.argv[1:]:
         figures = measure(DEMO if argument == "demo" else f"synthetic:{argument}")
