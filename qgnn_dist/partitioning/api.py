@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
-import json
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,10 +16,11 @@ from ..errors import InputError
 from ..memory import MemoryWatch
 from ..quant.packed import row_bytes
 from ..store.describe import summarise
-from ..store.manifest import FORMAT_VERSION, MANIFEST, part_folder
+from ..store.manifest import FORMAT_VERSION, MANIFEST
+from ..store.writer import new_store
 from . import metis, random, stream
-from .build import build_part, spool
-from .clean import CleanGraph, clean, fingerprint
+from .build import build_part, remove_spool, spool
+from .clean import CleanGraph, check_arrays, clean, fingerprint
 
 __all__ = ["METHODS", "partition_graph"]
 
@@ -47,7 +46,7 @@ def partition_graph(graph: Graph, *, parts: int, out: str | Path, method: str = 
     Returns: the manifest without its file list.
     Raises: InputError; nothing is left behind then, and an older store stays as it was.
     """
-    target = Path(os.path.abspath(out))
+    target = Path(os.path.realpath(out))
     if target.exists() and not overwrite:
         raise InputError("output exists; add --overwrite to replace it", file=str(out))
     if target.exists() and not (target / MANIFEST).exists():
@@ -58,9 +57,9 @@ def partition_graph(graph: Graph, *, parts: int, out: str | Path, method: str = 
                          + (f"; did you mean {near[0]}?" if near else ""))
     if not 1 <= parts <= graph.num_nodes:
         raise InputError(f"--parts {parts}: expected 1 to {graph.num_nodes}, the number of nodes")
+    check_arrays(graph)
     say = progress or (lambda _: None)
     watch = MemoryWatch()
-    temp = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         say("reading and sorting the edges")
         cleaned = clean(graph)
@@ -69,23 +68,21 @@ def partition_graph(graph: Graph, *, parts: int, out: str | Path, method: str = 
         owners = np.zeros(cleaned.num_nodes, np.int32)
         if parts > 1:
             owners = METHODS[chosen](cleaned.indptr, cleaned.indices, parts, seed)
-        temp.mkdir(parents=True)
         say("building the parts")
-        spool(graph, cleaned, owners, parts, temp)
-        run = run_builders or (lambda build, scratch, wanted: [build(scratch, part) for part in wanted])
-        entries = run(build_part, str(temp), list(range(parts)))
-        for leftover in [*temp.glob("*.npy"), *temp.glob("*.arrow"), temp / "about.json"]:
-            leftover.unlink()
-        partitioner = {"method": chosen, "requested": method, "reason": reason, "seed": seed}
-        manifest = _manifest(graph, cleaned, owners, entries, partitioner)
-        manifest["peak"] = watch.peaks()
-        _write_manifest(temp, manifest)
-        _put_in_place(temp, target)
-    except OSError as error:
-        raise InputError(f"cannot write the store: {error.strerror or error}", file=str(out)) from error
+        try:
+            with new_store(target) as building:
+                spool(graph, cleaned, owners, parts, building.folder)
+                run = run_builders or (lambda build, scratch, wanted: [build(scratch, part) for part in wanted])
+                entries = run(build_part, str(building.folder), list(range(parts)))
+                remove_spool(building.folder)
+                partitioner = {"method": chosen, "requested": method, "reason": reason, "seed": seed}
+                manifest = _manifest(graph, cleaned, entries, partitioner)
+                manifest["peak"] = watch.peaks()
+                building.commit(manifest)
+        except OSError as error:
+            raise InputError(f"cannot write the store: {error.strerror or error}", file=str(out)) from error
     finally:
         watch.close()
-        shutil.rmtree(temp, ignore_errors=True)
     return summarise(manifest)
 
 
@@ -106,10 +103,8 @@ def _choose(method: str, cleaned: CleanGraph, parts: int, memory_gb: float | Non
     return "metis", f"{directed} directed edges: METIS has the better cut and takes seconds"
 
 
-def _manifest(graph: Graph, cleaned: CleanGraph, owners: np.ndarray, entries: list[dict[str, Any]],
+def _manifest(graph: Graph, cleaned: CleanGraph, entries: list[dict[str, Any]],
               partitioner: dict[str, Any]) -> dict[str, Any]:
-    rows = np.repeat(np.arange(cleaned.num_nodes, dtype=np.int32), np.diff(cleaned.indptr))
-    cut = int((owners[rows] != owners[cleaned.indices]).sum())
     sizes = np.array([e["rows"] for e in entries])
     edges = np.array([e["directed_edges"] for e in entries])
     sends = sum(e["sends"] for e in entries)
@@ -131,38 +126,9 @@ def _manifest(graph: Graph, cleaned: CleanGraph, owners: np.ndarray, entries: li
         "has_split": graph.split is not None,
         "partitioner": partitioner,
         "cleaned": cleaned.counts,
-        "cut_fraction": cut / max(len(cleaned.indices), 1),
+        "cut_fraction": sum(e["cut"] for e in entries) / max(len(cleaned.indices), 1),
         "balance": {"rows": float(sizes.max() / sizes.mean()), "edges": float(edges.max() / max(edges.mean(), 1e-9))},
         "halo_rows": int(sum(e["halo"] for e in entries)),
         "bytes_per_round": {str(b): sends * row_bytes(columns, b) for b in (2, 4, 32)},
         "parts": entries,
     }
-
-
-def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    with open(folder / MANIFEST, "w", encoding="utf-8") as out:
-        json.dump(manifest, out, indent=1)
-        out.write("\n")
-        out.flush()
-        os.fsync(out.fileno())
-    for part in range(len(manifest["parts"])):
-        _sync_folder(folder / part_folder(part))
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _put_in_place(temp: Path, target: Path) -> None:
-    """Rename the finished folder; an older store is removed only once the new one is complete."""
-    old = target.with_name(f".{target.name}.{os.getpid()}.old")
-    if target.exists():
-        os.rename(target, old)
-    os.rename(temp, target)
-    _sync_folder(target.parent)
-    shutil.rmtree(old, ignore_errors=True)

@@ -13,12 +13,13 @@ import numpy as np
 import pyarrow as pa
 
 from ..data.graph import NO_SPLIT, SPLITS, Graph, SparseFeatures
+from ..errors import InputError, StoreError
 from ..store.columns import checksum, open_batches, write_batches, write_columns
 from ..store.manifest import part_folder
 from ..store.reader import FEATURE_BLOCK_ROWS
 from .clean import CleanGraph
 
-__all__ = ["build_part", "spool"]
+__all__ = ["build_part", "remove_spool", "spool"]
 
 
 def spool(graph: Graph, cleaned: CleanGraph, owners: np.ndarray, parts: int, scratch: Path) -> None:
@@ -54,9 +55,18 @@ def spool(graph: Graph, cleaned: CleanGraph, owners: np.ndarray, parts: int, scr
     (scratch / "about.json").write_text(json.dumps({"parts": parts, "features": graph.num_features}))
 
 
+def remove_spool(scratch: Path) -> None:
+    """Delete what `spool` wrote; the parts stay."""
+    for leftover in [*scratch.glob("*.npy"), *scratch.glob("*.arrow"), scratch / "about.json"]:
+        leftover.unlink()
+
+
 def build_part(scratch: str, part: int) -> dict[str, Any]:
     """Write `scratch/part-NNNNN/` and return its entry of the manifest."""
     source, folder = Path(scratch), Path(scratch) / part_folder(part)
+    if not (source / "about.json").exists():
+        raise StoreError("this host does not see the new store's folder; put --out where all hosts see it",
+                         file=scratch)
     folder.mkdir()
     about = json.loads((source / "about.json").read_text())
     starts = _load(source, "starts")
@@ -81,6 +91,7 @@ def build_part(scratch: str, part: int) -> dict[str, Any]:
     files = {f.name: {"bytes": f.stat().st_size, "blake2b": checksum(f)} for f in sorted(folder.iterdir())}
     return {"rows": len(nodes), "boundary": int(_load(source, "boundary")[part]), "halo": len(edges["halo"]),
             "sends": len(plan["send_rows"]), "peers": len(plan["peer"]), "directed_edges": len(edges["indices"]),
+            "cut": int((edges["indices"] >= len(nodes)).sum()),
             **counts, "files": files}
 
 
@@ -94,7 +105,12 @@ def _spool_dense(graph: Graph, path: Path) -> None:
     assert not isinstance(features, SparseFeatures)
     out = np.lib.format.open_memmap(path, mode="w+", dtype=features.dtype, shape=tuple(features.shape))
     for start in range(0, graph.num_nodes, FEATURE_BLOCK_ROWS):
-        out[start:start + FEATURE_BLOCK_ROWS] = features[start:start + FEATURE_BLOCK_ROWS]
+        block = features[start:start + FEATURE_BLOCK_ROWS]
+        finite = np.isfinite(block)
+        if not finite.all():
+            row = start + int(np.flatnonzero(~finite.all(1))[0])
+            raise InputError(f"{graph.name}: features hold NaN or infinity (first row: {row}); fill or drop them")
+        out[start:start + FEATURE_BLOCK_ROWS] = block
     out.flush()
 
 

@@ -11,9 +11,11 @@ import pyarrow as pa
 from ..data.graph import Graph, SparseFeatures
 from ..errors import InputError
 
-__all__ = ["CleanGraph", "clean", "fingerprint"]
+__all__ = ["CleanGraph", "check_arrays", "clean", "fingerprint"]
 
 HASH_ROWS = 65536
+BLOCK_KEYS = 1 << 22
+"""Keys that a pass over all of them copies at once."""
 
 
 @dataclass(frozen=True)
@@ -40,37 +42,120 @@ class CleanGraph:
         return len(self.indices) // 2
 
 
+def check_arrays(graph: Graph) -> None:
+    """Refuse arrays whose type, size or range is not what Graph promises: sources check, hand-made graphs may not.
+
+    Raises:
+        InputError: names the array.
+    """
+    n = graph.num_nodes
+    for name, dtype, low, high in (("labels", np.int32, -1, graph.num_classes - 1), ("split", np.int8, 0, 3)):
+        array = getattr(graph, name)
+        if array is None:
+            continue
+        if array.dtype != dtype or array.shape != (n,):
+            raise InputError(f"{graph.name}: {name} is {array.dtype} {array.shape}, expected {np.dtype(dtype)} ({n},)")
+        bad = np.flatnonzero((array < low) | (array > high))
+        if len(bad):
+            raise InputError(f"{graph.name}: {name} is {array[bad[0]]} in row {bad[0]}, expected {low} to {high}")
+    features = graph.features
+    if features is not None:
+        if len(features.shape) != 2 or features.shape[0] != n or features.shape[1] < 1:
+            raise InputError(f"{graph.name}: features have shape {tuple(features.shape)}, expected ({n}, at least 1)")
+        if not isinstance(features, SparseFeatures) and features.dtype not in (np.float16, np.float32):
+            raise InputError(f"{graph.name}: features are {features.dtype}, expected float16 or float32")
+        if isinstance(features, SparseFeatures) and not np.isfinite(features.values).all():
+            raise InputError(f"{graph.name}: features hold NaN or infinity; fill or drop them")
+    if graph.class_names is not None and len(graph.class_names) != graph.num_classes:
+        raise InputError(f"{graph.name}: {len(graph.class_names)} class names for {graph.num_classes} classes")
+    ids = graph.node_ids
+    if ids is not None and (len(ids) != n or ids.null_count):
+        raise InputError(f"{graph.name}: {len(ids)} node ids, {ids.null_count} of them null, expected {n} without null")
+
+
 def clean(graph: Graph) -> CleanGraph:
-    """Symmetrise and sort a graph's edges, in memory (8 bytes a directed edge, a few times over)."""
+    """Symmetrise and sort a graph's edges, in memory: at most about 24 bytes an undirected edge at once.
+
+    Raises:
+        InputError: too many nodes, or an edge end outside 0…N−1.
+    """
     n = graph.num_nodes
     if n >= 2**31:
         raise InputError(f"{graph.name} has {n} nodes; at most {2**31 - 1} are supported")
-    loops, total = 0, 0
-    pieces: list[np.ndarray] = []
-    for chunk in graph.edges():
-        src, dst = chunk[0].astype(np.int64), chunk[1].astype(np.int64)
-        keep = src != dst
-        loops += int(len(keep) - keep.sum())
-        pieces.append(src[keep] * n + dst[keep])
-        total += len(pieces[-1])
-    keys = np.concatenate(pieces) if pieces else np.empty(0, np.int64)
-    pieces.clear()
-    keys = _sorted_unique(keys)
-    distinct = len(keys)
-    keys = _sorted_unique(np.concatenate([keys, keys % max(n, 1) * n + keys // max(n, 1)]))
-    counts = np.bincount(keys // max(n, 1), minlength=n)
-    indptr = np.zeros(n + 1, np.int64)
-    np.cumsum(counts, out=indptr[1:])
-    return CleanGraph(indptr, (keys % max(n, 1)).astype(np.int32), {
-        "self_loops": loops, "duplicates": total - distinct, "one_way": len(keys) - distinct,
-        "isolated": int((counts == 0).sum())})
-
-
-def _sorted_unique(keys: np.ndarray) -> np.ndarray:
+    keys, loops = _directed_keys(graph)
+    total = len(keys)
     keys.sort()
-    if len(keys) == 0:
-        return keys
-    return keys[np.concatenate([[True], keys[1:] != keys[:-1]])]
+    distinct = _drop_repeats(keys)
+    for start in range(0, distinct, BLOCK_KEYS):
+        keys[start:start + BLOCK_KEYS] >>= 1
+    num_edges = _drop_repeats(keys[:distinct])
+    keys.resize(num_edges, refcheck=False)
+    indptr, indices = _both_directions(keys, n)
+    return CleanGraph(indptr, indices, {
+        "self_loops": loops, "duplicates": total - distinct, "one_way": 2 * num_edges - distinct,
+        "isolated": int((np.diff(indptr) == 0).sum())})
+
+
+def _directed_keys(graph: Graph) -> tuple[np.ndarray, int]:
+    """Every edge as int64 (low end · N + high end) · 2 + direction, unsorted, and the number of self loops left out.
+
+    Both directions of an edge differ in the last bit alone, so one sort brings them together. N < 2³¹ keeps it in 63
+    bits. The array grows in place: pieces joined at the end would need all of it twice.
+    """
+    n, total, loops = graph.num_nodes, 0, 0
+    keys = np.empty(0, np.int64)
+    for chunk in graph.edges():
+        src, dst = np.asarray(chunk[0], np.int64), np.asarray(chunk[1], np.int64)
+        if len(src) and not (min(src.min(), dst.min()) >= 0 and max(src.max(), dst.max()) < n):
+            bad = int(np.flatnonzero((src < 0) | (dst < 0) | (src >= n) | (dst >= n))[0])
+            raise InputError(f"{graph.name}: edge {src[bad]} – {dst[bad]} names a node that is not in 0…{n - 1}")
+        keep = src != dst
+        src, dst = src[keep], dst[keep]
+        loops += len(keep) - len(src)
+        if total + len(src) > len(keys):
+            keys.resize(max(total + len(src), len(keys) * 3 // 2), refcheck=False)
+        keys[total:total + len(src)] = (np.minimum(src, dst) * n + np.maximum(src, dst)) * 2 + (src > dst)
+        total += len(src)
+    keys.resize(total, refcheck=False)
+    return keys, loops
+
+
+def _drop_repeats(keys: np.ndarray) -> int:
+    """Move the distinct ones of sorted keys to the front; returns how many there are. In place, block by block."""
+    kept, last = 0, -1
+    for start in range(0, len(keys), BLOCK_KEYS):
+        block = keys[start:start + BLOCK_KEYS]
+        fresh = np.empty(len(block), bool)
+        fresh[0] = block[0] != last
+        np.not_equal(block[1:], block[:-1], out=fresh[1:])
+        last = int(block[-1])
+        distinct = block[fresh]
+        keys[kept:kept + len(distinct)] = distinct
+        kept += len(distinct)
+    return kept
+
+
+def _both_directions(keys: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """CSR of sorted keys low · N + high.
+
+    Row r holds its lower neighbours, then its higher ones. The higher ones lie in `keys` in the right order already;
+    the lower ones do in the sorted list of the swapped keys. Each then moves to a place known from the row starts.
+    """
+    bounds = np.arange(n + 1, dtype=np.int64) * n
+    higher = np.searchsorted(keys, bounds)
+    swapped = np.empty_like(keys)
+    for start in range(0, len(keys), BLOCK_KEYS):
+        low, high = np.divmod(keys[start:start + BLOCK_KEYS], n)
+        swapped[start:start + BLOCK_KEYS] = high * n + low
+    swapped.sort()
+    lower = np.searchsorted(swapped, bounds)
+    del bounds
+    indices = np.empty(2 * len(keys), np.int32)
+    for listed, shift in ((swapped, higher[:-1]), (keys, lower[1:])):
+        for start in range(0, len(listed), BLOCK_KEYS):
+            row, column = np.divmod(listed[start:start + BLOCK_KEYS], n)
+            indices[np.arange(start, start + len(row)) + shift[row]] = column
+    return (lower + higher).astype(np.int64), indices
 
 
 def fingerprint(clean_graph: CleanGraph, graph: Graph) -> str:
@@ -96,9 +181,10 @@ def fingerprint(clean_graph: CleanGraph, graph: Graph) -> str:
         if value is not None:
             put(name, value)
     if graph.node_ids is not None:
-        ids = graph.node_ids
-        digest.update(f"ids:{ids.type};".encode())
-        for buffer in pa.concat_arrays([ids]).buffers():
+        # Values alone: buffers may carry padding, an offset, or a validity bitmap that says nothing.
+        ids = pa.concat_arrays([graph.node_ids])
+        digest.update(f"ids:{ids.type}:{len(ids)};".encode())
+        for buffer in ids.buffers()[1:]:
             if buffer is not None:
                 digest.update(buffer)
     return digest.hexdigest()

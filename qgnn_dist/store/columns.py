@@ -12,7 +12,10 @@ import pyarrow as pa
 
 from ..errors import StoreError
 
-__all__ = ["checksum", "open_batches", "read_columns", "write_batches", "write_columns"]
+__all__ = ["checksum", "open_batches", "read_batch", "read_columns", "write_batches", "write_columns"]
+
+DAMAGE = (pa.ArrowException, OSError, ValueError, KeyError, IndexError, OverflowError)
+"""What Arrow raises on bytes that it did not write."""
 
 
 def write_columns(path: Path, columns: Mapping[str, np.ndarray | pa.Array]) -> None:
@@ -42,9 +45,28 @@ def open_batches(path: Path) -> pa.ipc.RecordBatchFileReader:
         return pa.ipc.open_file(pa.memory_map(str(path)))
     except FileNotFoundError:
         raise StoreError("file is missing; partition the graph again", file=str(path)) from None
-    except (pa.ArrowInvalid, OSError) as error:
-        raise StoreError(f"damaged Arrow file ({str(error).splitlines()[0]}); partition the graph again",
-                         file=str(path)) from None
+    except DAMAGE as error:
+        raise _damaged(path, error) from None
+
+
+def read_batch(reader: pa.ipc.RecordBatchFileReader, number: int, path: Path) -> pa.RecordBatch:
+    """One record batch, a view of the file, whose buffers are known to hold all its rows.
+
+    Raises:
+        StoreError: damaged, or no such batch.
+    """
+    try:
+        batch = reader.get_batch(number)
+        batch.validate()
+        return batch
+    except DAMAGE as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> StoreError:
+    words = str(error).strip().splitlines()
+    return StoreError(f"damaged Arrow file ({words[0] if words else type(error).__name__}); partition the graph again",
+                      file=str(path))
 
 
 def read_columns(path: Path, names: Iterable[str]) -> dict[str, pa.Array]:
@@ -56,7 +78,7 @@ def read_columns(path: Path, names: Iterable[str]) -> dict[str, pa.Array]:
     reader = open_batches(path)
     if reader.num_record_batches != 1:
         raise StoreError(f"has {reader.num_record_batches} record batches, expected 1", file=str(path))
-    batch = reader.get_batch(0)
+    batch = read_batch(reader, 0, path)
     found = {}
     for name in names:
         if name not in batch.schema.names:

@@ -15,12 +15,16 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 LARGEST_MANIFEST = 256 << 20
 _FILE_NAME = re.compile(r"[a-z_]+\.arrow")
+_FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 _TOP: dict[str, type | tuple[type, ...]] = {
     "format_version": int, "fingerprint": str, "name": str, "num_nodes": int, "num_edges": int, "num_features": int,
     "feature_kind": (str, type(None)), "num_classes": int, "class_names": (list, type(None)), "has_labels": bool,
-    "has_split": bool, "partitioner": dict, "cut_fraction": (int, float), "parts": list,
+    "has_split": bool, "partitioner": dict, "cleaned": dict, "cut_fraction": (int, float), "balance": dict,
+    "halo_rows": int, "bytes_per_round": dict, "peak": dict, "parts": list,
 }
-_PART: dict[str, type] = {"rows": int, "boundary": int, "halo": int, "directed_edges": int, "files": dict}
+_PART: dict[str, type] = {"rows": int, "boundary": int, "halo": int, "sends": int, "directed_edges": int, "files": dict}
+_FILES = {"nodes.arrow", "rows.arrow", "neighbours.arrow", "halo.arrow", "peers.arrow", "send.arrow"}
+_FEATURE_FILES = {None: set[str](), "dense": {"features.arrow"}, "sparse": {"features.arrow", "feature_rows.arrow"}}
 
 
 def part_folder(part: int) -> str:
@@ -44,22 +48,49 @@ def read_manifest(store: Path) -> dict[str, Any]:
         raise StoreError("not a store (no manifest.json); make one with `qgnn partition`", file=str(store)) from None
     except NotADirectoryError:
         raise StoreError("not a store but a file; make a store with `qgnn partition`", file=str(store)) from None
-    except (OSError, ValueError) as error:
-        raise StoreError(f"manifest cannot be read: {error}", file=str(file)) from None
+    except (OSError, ValueError, RecursionError) as error:
+        words = getattr(error, "strerror", None) or str(error)
+        raise StoreError(f"manifest cannot be read: {words}; partition the graph again", file=str(file)) from None
     version = manifest.get("format_version") if isinstance(manifest, dict) else None
     if version != FORMAT_VERSION:
         raise StoreError(f"store format {version}, this program reads {FORMAT_VERSION}; partition the graph again",
                          file=str(file))
     _demand(manifest, _TOP, file, "manifest")
+    _check_top(manifest, file)
     for part, entry in enumerate(manifest["parts"]):
         if not isinstance(entry, dict):
             raise StoreError(f"part {part} is no object", file=str(file))
         _demand(entry, _PART, file, f"part {part}")
-        _check_files(store, part, entry["files"], file)
-    rows = sum(entry["rows"] for entry in manifest["parts"])
-    if not manifest["parts"] or rows != manifest["num_nodes"]:
-        raise StoreError(f"parts hold {rows} rows, the manifest counts {manifest['num_nodes']} nodes", file=str(file))
+        _check_files(store, part, entry["files"], _FILES | _FEATURE_FILES[manifest["feature_kind"]], file)
+    _check_sums(manifest, file)
     return manifest
+
+
+def _check_top(manifest: dict[str, Any], file: Path) -> None:
+    """What the fields of the manifest say of one another."""
+    kind, names = manifest["feature_kind"], manifest["class_names"]
+    if kind not in _FEATURE_FILES or (kind is None) != (manifest["num_features"] == 0):
+        raise StoreError(f"feature_kind is {kind!r} with {manifest['num_features']} features, expected 'dense' or "
+                         "'sparse', or null without any", file=str(file))
+    if names is not None and (len(names) != manifest["num_classes"] or not all(isinstance(n, str) for n in names)):
+        raise StoreError(f"class_names are not {manifest['num_classes']} texts", file=str(file))
+    if not _FINGERPRINT.fullmatch(manifest["fingerprint"]):
+        raise StoreError(f"fingerprint is {manifest['fingerprint'][:80]!r}, expected 64 hex digits", file=str(file))
+    if not 0 <= manifest["cut_fraction"] <= 1:
+        raise StoreError(f"cut_fraction is {manifest['cut_fraction']}, expected 0 to 1", file=str(file))
+
+
+def _check_sums(manifest: dict[str, Any], file: Path) -> None:
+    parts = manifest["parts"]
+    for key, total, what in (("rows", manifest["num_nodes"], "nodes"), ("halo", manifest["halo_rows"], "halo rows"),
+                             ("directed_edges", 2 * manifest["num_edges"], "directed edges")):
+        found = sum(entry[key] for entry in parts)
+        if not parts or found != total:
+            raise StoreError(f"the {len(parts)} parts hold {found} {what}, the manifest counts {total}", file=str(file))
+    for part, entry in enumerate(parts):
+        if not entry["boundary"] <= entry["rows"] or entry["rows"] + entry["halo"] >= 2**31:
+            raise StoreError(f"part {part}: {entry['boundary']} boundary rows and {entry['halo']} halo rows do not fit "
+                             f"{entry['rows']} rows", file=str(file))
 
 
 def _demand(values: dict[str, Any], wanted: dict[str, Any], file: Path, where: str) -> None:
@@ -71,7 +102,9 @@ def _demand(values: dict[str, Any], wanted: dict[str, Any], file: Path, where: s
             raise StoreError(f"{where}: {key}={values[key]} is out of range", file=str(file))
 
 
-def _check_files(store: Path, part: int, files: dict[str, Any], manifest: Path) -> None:
+def _check_files(store: Path, part: int, files: dict[str, Any], needed: set[str], manifest: Path) -> None:
+    if lacking := sorted(needed - set(files)):
+        raise StoreError(f"part {part}: the manifest does not list {', '.join(lacking)}", file=str(manifest))
     for name, entry in files.items():
         if not _FILE_NAME.fullmatch(name):
             raise StoreError(f"part {part}: file name {name!r} is not one that a store has", file=str(manifest))

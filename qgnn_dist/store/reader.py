@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ..data.graph import SparseFeatures
+from ..data.graph import NO_SPLIT, TEST, SparseFeatures
 from ..errors import StoreError
-from .columns import checksum, open_batches, read_columns
+from .checks import check_order, check_peers, check_range, check_row_pointer
+from .columns import checksum, open_batches, read_batch, read_columns
 from .manifest import part_folder, read_manifest
 
 __all__ = ["FEATURE_BLOCK_ROWS", "Part", "PeerPlan", "Store"]
@@ -120,21 +121,27 @@ class Part:
         self.split = self._array("nodes.arrow", nodes["split"], np.int8, self.num_local) if store.has_split else None
         self.indptr = self._column("rows.arrow", "indptr", np.int64, self.num_local + 1)
         self.indices = self._column("neighbours.arrow", "index", np.int32, entry["directed_edges"])
-        self.peers = self._read_peers(store.num_parts)
+        self._check(store)
+        self.peers = self._read_peers(store)
+
+    @cached_property
+    def halo_source_index(self) -> np.ndarray:
+        """int64 (H,): the source index of every halo slot, ascending within a peer."""
+        return self._column("halo.arrow", "source_index", np.int64, self.num_halo)
 
     def features_dense(self, begin: int, end: int) -> np.ndarray:
         """Rows begin..end as float32 (n, F), C-contiguous; a view where one float32 block holds them."""
-        reader, size = self._feature_batches, self.num_features
+        reader, size, file = self._feature_batches, self.num_features, self.folder / "features.arrow"
         pieces = []
         for number in range(begin // FEATURE_BLOCK_ROWS, -(-end // FEATURE_BLOCK_ROWS) if end > begin else 0):
             first = number * FEATURE_BLOCK_ROWS
-            column = reader.get_batch(number).column("x")
+            column = read_batch(reader, number, file).column("x")
             low, high = max(begin - first, 0), min(end - first, len(column))
             flat = column.flatten().to_numpy(zero_copy_only=True)
             pieces.append(flat[low * size:high * size].reshape(-1, size))
         rows = pieces[0] if len(pieces) == 1 else np.concatenate(pieces or [np.empty((0, size), np.float32)])
         if len(rows) != end - begin:
-            raise StoreError(f"holds {len(rows)} of the rows {begin}…{end}", file=str(self.folder / "features.arrow"))
+            raise StoreError(f"holds {len(rows)} of the rows {begin}…{end}; partition the graph again", file=str(file))
         return np.ascontiguousarray(rows, np.float32)
 
     def features_sparse(self, begin: int, end: int) -> SparseFeatures:
@@ -143,37 +150,52 @@ class Part:
 
     @cached_property
     def _feature_batches(self) -> pa.ipc.RecordBatchFileReader:
-        return open_batches(self.folder / "features.arrow")
+        file = self.folder / "features.arrow"
+        reader = open_batches(file)
+        fitting = [pa.schema([("x", pa.list_(kind, self.num_features))]) for kind in (pa.float32(), pa.float16())]
+        if reader.schema not in fitting:
+            raise StoreError(f"columns are {str(reader.schema)[:80]!r}, expected x: float32 or float16 "
+                             f"[{self.num_features}]; partition the graph again", file=str(file))
+        return reader
 
     @cached_property
     def _sparse(self) -> SparseFeatures:
         indptr = self._column("feature_rows.arrow", "indptr", np.int64, self.num_local + 1)
-        count = int(indptr[-1]) if len(indptr) else 0
+        count = int(indptr[-1])
+        check_row_pointer(indptr, count, self.folder / "feature_rows.arrow")
         indices = self._column("features.arrow", "index", np.int32, count)
         values = self._column("features.arrow", "value", np.float32, count)
-        if count and not (int(indices.min()) >= 0 and int(indices.max()) < self.num_features):
-            raise StoreError(f"a feature index is outside 0…{self.num_features - 1}",
-                             file=str(self.folder / "features.arrow"))
-        if (np.diff(indptr) < 0).any() or indptr[0] != 0:
-            raise StoreError("the row pointer does not ascend from 0", file=str(self.folder / "feature_rows.arrow"))
+        check_range(indices, 0, self.num_features, "feature index", self.folder / "features.arrow")
         return SparseFeatures(indptr, indices, values, (self.num_local, self.num_features))
 
-    def _read_peers(self, num_parts: int) -> list[PeerPlan]:
+    def _check(self, store: Store) -> None:
+        """Refuse what would be read out of bounds, or in another order than the other parts expect."""
+        nodes = self.folder / "nodes.arrow"
+        check_order(self.source_index, self.num_boundary, store.num_nodes, nodes)
+        check_row_pointer(self.indptr, len(self.indices), self.folder / "rows.arrow")
+        check_range(self.indices, 0, self.num_local + self.num_halo, "neighbour", self.folder / "neighbours.arrow")
+        if not np.array_equal(np.diff(self.indptr), self.degree):
+            raise StoreError("degrees differ from the rows' lengths; partition the graph again", file=str(nodes))
+        if self.labels is not None:
+            check_range(self.labels, -1, store.num_classes, "label", nodes)
+        if self.split is not None:
+            check_range(self.split, NO_SPLIT, TEST + 1, "split", nodes)
+
+    def _read_peers(self, store: Store) -> list[PeerPlan]:
         file = self.folder / "peers.arrow"
-        table = {k: v.to_numpy() for k, v in read_columns(
-            file, ["peer", "send_begin", "send_count", "recv_begin", "recv_count"]).items()}
-        total = int(table["send_count"].sum())
+        columns = read_columns(file, ["peer", "send_begin", "send_count", "recv_begin", "recv_count"])
+        table = {name: self._array("peers.arrow", column, np.int32 if name == "peer" else np.int64, len(column))
+                 for name, column in columns.items()}
+        total = store.manifest["parts"][self.index]["sends"]
         send = self._column("send.arrow", "row", np.int32, total)
-        good = (len(send) == 0 or (send.min() >= 0 and send.max() < self.num_local)) and all(
-            int(v.min(initial=0)) >= 0 for v in table.values())
-        good = good and int(table["recv_count"].sum()) == self.num_halo
-        good = good and (table["recv_begin"] + table["recv_count"] <= self.num_halo).all()
-        good = good and (table["send_begin"] + table["send_count"] <= total).all()
-        good = good and (table["peer"] < num_parts).all()
-        if not good:
-            raise StoreError("the exchange plan is out of range; partition the graph again", file=str(file))
-        return [PeerPlan(int(peer), send[sb:sb + sc], int(rb), int(rc)) for peer, sb, sc, rb, rc in zip(
+        ends = np.cumsum(table["send_count"])
+        if (table["send_count"] < 0).any() or (table["send_begin"] != ends - table["send_count"]).any():
+            raise StoreError("rows to send do not follow one another; partition the graph again", file=str(file))
+        peers = [PeerPlan(int(peer), send[sb:sb + sc], int(rb), int(rc)) for peer, sb, sc, rb, rc in zip(
             table["peer"], table["send_begin"], table["send_count"], table["recv_begin"], table["recv_count"])]
+        check_peers(peers, self.index, store.num_parts, self.source_index, self.num_boundary, self.num_halo, total,
+                    self.folder)
+        return peers
 
     def _column(self, file: str, name: str, dtype: type, count: int) -> np.ndarray:
         return self._array(file, read_columns(self.folder / file, [name])[name], dtype, count)

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What must hold between the arrays of a part before anything computes with them. Each raises StoreError in one line.
+
+Legend: n local rows, H halo slots.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import StoreError
+
+if TYPE_CHECKING:
+    from .reader import PeerPlan
+
+__all__ = ["check_order", "check_peers", "check_range", "check_row_pointer"]
+
+AGAIN = "; partition the graph again"
+
+
+def check_row_pointer(indptr: np.ndarray, count: int, file: Path) -> None:
+    """It rises from 0 to `count`."""
+    if indptr[0] != 0 or indptr[-1] != count:
+        raise StoreError(f"row pointer runs from {indptr[0]} to {indptr[-1]}, expected 0 to {count}{AGAIN}",
+                         file=str(file))
+    falls = np.flatnonzero(indptr[1:] < indptr[:-1])
+    if len(falls):
+        raise StoreError(f"row pointer falls after row {falls[0]}{AGAIN}", file=str(file))
+
+
+def check_range(values: np.ndarray, low: int, high: int, what: str, file: Path) -> None:
+    """Every value lies in low…high−1."""
+    if len(values) and (int(values.min()) < low or int(values.max()) >= high):
+        at = int(np.argmax((values < low) | (values >= high)))
+        raise StoreError(f"{what} {at} is {values[at]}, expected {low} to {high - 1}{AGAIN}", file=str(file))
+
+
+def check_order(source_index: np.ndarray, num_boundary: int, num_nodes: int, file: Path) -> None:
+    """Source indices lie in the graph and rise, boundary rows first, then interior ones."""
+    check_range(source_index, 0, num_nodes, "source_index", file)
+    steps = np.diff(source_index) <= 0
+    if 0 < num_boundary < len(source_index):
+        steps[num_boundary - 1] = False
+    if steps.any():
+        raise StoreError(f"source_index does not rise after row {int(np.argmax(steps))}{AGAIN}", file=str(file))
+
+
+def check_peers(peers: Sequence[PeerPlan], part: int, num_parts: int, source_index: np.ndarray, num_boundary: int,
+                num_halo: int, num_sends: int, folder: Path) -> None:
+    """Peers rise, their halo slots fill the halo one after the other, rows to send are boundary rows in order."""
+    file, expected, before, sent = str(folder / "peers.arrow"), 0, -1, 0
+    for plan in peers:
+        if not before < plan.peer < num_parts or plan.peer == part:
+            raise StoreError(f"peer {plan.peer} follows {before} in the plan of part {part} of {num_parts}{AGAIN}",
+                             file=file)
+        if plan.recv_begin != expected or plan.recv_count < 0:
+            raise StoreError(f"peer {plan.peer}: {plan.recv_count} halo slots begin at {plan.recv_begin}, expected "
+                             f"{expected}{AGAIN}", file=file)
+        check_range(plan.send_rows, 0, num_boundary, f"peer {plan.peer}: row to send", folder / "send.arrow")
+        if (np.diff(source_index[plan.send_rows]) <= 0).any():
+            raise StoreError(f"peer {plan.peer}: rows to send do not rise by source index{AGAIN}",
+                             file=str(folder / "send.arrow"))
+        before, expected, sent = plan.peer, expected + plan.recv_count, sent + len(plan.send_rows)
+    if expected != num_halo or sent != num_sends:
+        raise StoreError(f"plans receive {expected} and send {sent} rows, the manifest says {num_halo} and "
+                         f"{num_sends}{AGAIN}", file=file)

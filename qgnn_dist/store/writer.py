@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Putting a finished store in place: all or nothing, synced to disk; an older one goes once the new one is there."""
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .manifest import MANIFEST, part_folder, read_manifest
+
+__all__ = ["new_store"]
+
+
+class NewStore:
+    """A store under construction in `folder`, beside its final place."""
+
+    def __init__(self, target: Path, folder: Path) -> None:
+        self.target, self.folder = target, folder
+
+    def commit(self, manifest: dict[str, Any]) -> None:
+        """Write the manifest, check what was built as a reader would, and rename the folder into place.
+
+        Raises:
+            StoreError: this host does not see what the builders wrote. OSError: the disk.
+        """
+        with open(self.folder / MANIFEST, "w", encoding="utf-8") as out:
+            json.dump(manifest, out, indent=1)
+            out.write("\n")
+            out.flush()
+            os.fsync(out.fileno())
+        for part in range(len(manifest["parts"])):
+            _sync_folder(self.folder / part_folder(part))
+        _sync_folder(self.folder)
+        read_manifest(self.folder)
+        self._put_in_place()
+
+    def _put_in_place(self) -> None:
+        old = self.folder.with_suffix(".old")
+        replaces = self.target.exists()
+        if replaces:
+            os.rename(self.target, old)
+        try:
+            os.rename(self.folder, self.target)
+        except OSError:
+            if replaces:
+                os.rename(old, self.target)
+            raise
+        _sync_folder(self.target.parent)
+        if replaces:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def new_store(target: Path) -> Iterator[NewStore]:
+    """A temporary folder beside `target` (absolute) for the time of the block.
+
+    Whatever happens before `commit` leaves nothing behind: neither the folder nor parents that were made for it.
+    """
+    made: list[Path] = []
+    folder = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        for parent in reversed([p for p in target.parents if not p.exists()]):
+            parent.mkdir()
+            made.append(parent)
+        folder.mkdir()
+        yield NewStore(target, folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if not target.exists():
+            for parent in reversed(made):
+                with contextlib.suppress(OSError):
+                    parent.rmdir()
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
