@@ -2,6 +2,7 @@
 """The `qgnn` command: parse, call one function, print; errors become exit codes (1 failed, 2 wrong use or input)."""
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -24,6 +25,9 @@ app = typer.Typer(
          "The path: [bold]partition[/bold] a graph, [bold]train[/bold] on its parts, [bold]export[/bold] the packed "
          "model, [bold]predict[/bold] all nodes; [bold]inspect[/bold] shows what lies in a store, run or model.")
 
+Outcome = tuple[dict[str, Any], Callable[[dict[str, Any], Console], None]]
+"""What a command found, and how people see it."""
+
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the stack trace of an error.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
@@ -40,11 +44,14 @@ def _command(epilog: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
             if not debug:
                 warnings.simplefilter("ignore", FutureWarning)
             try:
-                function(*args, **kwargs)
+                # Ray and its workers print as they like; stdout is for the result alone.
+                with contextlib.redirect_stdout(sys.stderr):
+                    result, show = function(*args, **kwargs)
             except QgnnError as error:
                 _fail(str(error), error.exit_code, debug, getattr(error, "remote_traceback", None))
             except KeyboardInterrupt:
-                _fail("interrupted; `qgnn train … --resume` goes on from the last checkpoint", 1, debug)
+                hint = "; --resume goes on from the last checkpoint" if function.__name__ == "train" else ""
+                _fail(f"interrupted{hint}", 1, debug)
             except OSError as error:
                 _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 1, debug)
             except MemoryError:
@@ -53,6 +60,10 @@ def _command(epilog: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
                 first = str(error).strip().splitlines()
                 _fail(f"internal error: {type(error).__name__}: {first[0] if first else ''} "
                       "(--debug shows where)", 1, debug)
+            if kwargs.get("as_json"):
+                print(json.dumps(result, default=str))
+            else:
+                show(result, Console())
         return app.command(epilog=f"Example: {epilog}")(guarded)
     return register
 
@@ -64,13 +75,6 @@ def _fail(message: str, code: int, debug: bool, remote: str | None = None) -> No
             print(remote, file=sys.stderr)
     Console(stderr=True, soft_wrap=True).print(f"error: {message}", style="red", markup=False, highlight=False)
     raise typer.Exit(code)
-
-
-def _emit(result: dict[str, Any], as_json: bool, show: Callable[[dict[str, Any], Console], None]) -> None:
-    if as_json:
-        print(json.dumps(result, default=str))
-    else:
-        show(result, Console())
 
 
 @_command("qgnn partition graph.npz --parts 2 --out store")
@@ -90,7 +94,7 @@ def partition(
     label: Annotated[str, typer.Option("--label", help="Parquet: column of the label.")] = "label",
     split: Annotated[str, typer.Option("--split", help="Parquet: column of the split.")] = "split",
     ray_address: RayAddress = None, overwrite: Overwrite = False, as_json: Json = False, debug: Debug = False,
-) -> None:
+) -> Outcome:
     """Cut a graph into parts and write a store."""
     from .cluster import api
     from .data.load import ColumnNames
@@ -100,7 +104,7 @@ def partition(
             source, parts=parts, out=out, method=method, seed=seed, memory_gb=memory, root=root, yes=yes,
             columns=ColumnNames(node_id=node_id, src=src, dst=dst, label=label, split=split),
             overwrite=overwrite, ray_address=ray_address, progress=status.update)
-    _emit(result, as_json, render.partition)
+    return result, render.partition
 
 
 @_command("qgnn train store --out run --set quant.bits=2")
@@ -111,7 +115,7 @@ def train(
     settings: Annotated[list[str] | None, typer.Option("--set", help="One setting, e.g. quant.bits=2.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint, or start.")] = False,
     ray_address: RayAddress = None, overwrite: Overwrite = False, as_json: Json = False, debug: Debug = False,
-) -> None:
+) -> Outcome:
     """Train on the parts of a store, one worker a part."""
     from .cluster import api
     from .config import load_config
@@ -120,7 +124,7 @@ def train(
     with render.TrainingProgress(resolved.train.epochs) as progress:
         result = api.train(store, out=out, config=resolved, resume=resume, overwrite=overwrite,
                            ray_address=ray_address, on_epoch=progress.epoch)
-    _emit(result, as_json, render.training)
+    return result, render.training
 
 
 @_command("qgnn export run --out model.safetensors")
@@ -129,11 +133,11 @@ def export(
     out: Annotated[Path, typer.Option(help="File of the packed model.")],
     bits: Annotated[int | None, typer.Option(help="Checked against the trained width.")] = None,
     overwrite: Overwrite = False, as_json: Json = False, debug: Debug = False,
-) -> None:
+) -> Outcome:
     """Pack the best epoch's model into one file."""
     from .cluster import api
 
-    _emit(api.export(run, out=out, bits=bits, overwrite=overwrite), as_json, render.exported)
+    return api.export(run, out=out, bits=bits, overwrite=overwrite), render.exported
 
 
 @_command("qgnn predict store --model model.safetensors --out predictions")
@@ -145,7 +149,7 @@ def predict(
     config: Annotated[Path | None, typer.Option(help="TOML file; cluster and timeouts are used.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="One setting, e.g. cluster.threads=4.")] = None,
     ray_address: RayAddress = None, overwrite: Overwrite = False, as_json: Json = False, debug: Debug = False,
-) -> None:
+) -> Outcome:
     """Classify every node of a store with a packed model."""
     from .cluster import api
     from .config import load_config
@@ -153,7 +157,7 @@ def predict(
     with render.Status("predicting"):
         result = api.predict(store, model=model, out=out, scores=scores, config=load_config(config, settings or []),
                              overwrite=overwrite, ray_address=ray_address)
-    _emit(result, as_json, render.prediction)
+    return result, render.prediction
 
 
 @_command("qgnn inspect store --verify")
@@ -161,11 +165,11 @@ def inspect(
     path: Annotated[Path, typer.Argument(help="A store, a run or a packed model.")],
     verify: Annotated[bool, typer.Option("--verify", help="Check every checksum.")] = False,
     as_json: Json = False, debug: Debug = False,
-) -> None:
+) -> Outcome:
     """Show what lies in a store, run or model."""
     from .cluster import api
 
-    _emit(api.inspect(path, verify=verify), as_json, render.inspection)
+    return api.inspect(path, verify=verify), render.inspection
 
 
 @app.callback(invoke_without_command=True)

@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from tests.helpers import make_store, settings, small_graph
 from typer.testing import CliRunner
 
 import qgnn_dist as qgnn
 from qgnn_dist.cli import app
-
+from tests.helpers import make_store, settings, small_graph
 
 
 def _npz(path: Path, **changes: Any) -> Path:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+
 from tests.helpers import make_store, small_graph
 
 JOBS = Path(__file__).parents[2] / "jobs"

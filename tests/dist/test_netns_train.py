@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`qgnn train` on a Ray cluster of two hosts with their own interfaces: two processes, and the bytes that it reports."""
+"""`qgnn train` on a Ray cluster of two hosts with interfaces of their own: the bytes that it reports are right."""
 from __future__ import annotations
 
 import json
@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.netns import NetnsCluster
 
 import qgnn_dist as qgnn
+from tests.netns import NetnsCluster
 
 BIN = Path(sys.executable).parent
 EPOCHS = 4

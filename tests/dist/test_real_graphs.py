@@ -10,12 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tests.helpers import by_source, train_pool
 
 import qgnn_dist as qgnn
 from qgnn_dist.cluster.session import RaySession
 from qgnn_dist.config import load_config
 from qgnn_dist.store.reader import Store
+from tests.helpers import by_source, train_pool
 
 
 @pytest.fixture(scope="module")
