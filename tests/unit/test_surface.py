@@ -67,3 +67,22 @@ def test_importing_starts_and_loads_nothing() -> None:
             "print(threading.active_count(), [m for m in ('torch', 'ray', 'pyarrow', 'numpy') if m in sys.modules])")
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
     assert out.stdout.strip() == "1 []"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
+def test_nothing_from_outside_is_unpickled(file: Path) -> None:
+    """Law 7: no pickle, no `allow_pickle=True`, and torch files as weights alone."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
+            assert not {"cloudpickle", "dill", "joblib", "shelve"} & {n.split(".")[0] for n in names}
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "pickle":
+            assert node.attr == "UnpicklingError", "pickle's error may be caught, its readers may not be used"
+        if isinstance(node, ast.Call):
+            words = {k.arg: k.value for k in node.keywords}
+            name = ast.unparse(node.func)
+            if name == "torch.load":
+                assert ast.unparse(words["weights_only"]) == "True"
+            if name in ("np.load", "numpy.load", "np.lib.format.open_memmap"):
+                allowed = words.get("allow_pickle")
+                assert allowed is None or ast.unparse(allowed) == "False"
