@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import os
 import sys
 import traceback
 import warnings
@@ -185,7 +184,6 @@ def _global(
 
 def main() -> None:
     """Entry point of the `qgnn` command."""
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     app()
 
 

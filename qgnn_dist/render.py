@@ -111,9 +111,7 @@ def training(result: dict[str, Any], console: Console) -> None:
         ("bytes an epoch", ", ".join(f"{kind} {byte_size(count)}" for kind, count in wire.items() if count) or "none"),
         ("peak memory", ", ".join(byte_size(b) for b in result["peak_rss_bytes"]) + " a worker"),
     ]
-    if result["multipliers"]["clamped"]:
-        rows.append(("multiplier", f"[yellow]clamped {result['multipliers']['clamped']} times[/yellow]: lower "
-                                   "propagation.eta_lambda, or raise propagation.alpha"))
+    rows += [("warning", f"[yellow]{text}[/yellow]") for text in result["warnings"]]
     _table(f"Trained on {result['graph']} with {result['parts']} worker(s)", rows, console)
 
 

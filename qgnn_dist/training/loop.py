@@ -210,6 +210,7 @@ def _summary(pool: WorkerPool, config: RunConfig, store: Store, identity: dict[s
         "bits": config.quant.stages(),
         "features": identity["features"],
         "multipliers": {"last": records[-1]["multipliers"], "clamped": sum(r["clamps"] for r in records)},
+        "warnings": _warnings(config, records),
         "parts": store.num_parts,
         "graph": store.name,
         "fingerprint": store.fingerprint,
@@ -217,6 +218,19 @@ def _summary(pool: WorkerPool, config: RunConfig, store: Store, identity: dict[s
         "config": config.to_dict(),
         "versions": _versions(),
     }
+
+
+def _warnings(config: RunConfig, records: list[dict[str, Any]]) -> list[str]:
+    """What a user should know about the run's settings."""
+    found = []
+    clamped = sum(r["clamps"] for r in records)
+    if clamped:
+        found.append(f"the multiplier was clamped {clamped} times to stay stable; lower propagation.eta_lambda or raise "
+                     "propagation.alpha")
+    if config.propagation.kind == "smp" and config.propagation.constraint == "published":
+        found.append("propagation.constraint=published is for reproduction: nothing is clamped, and large graphs can "
+                     "diverge; `normalised` is the stable form")
+    return found
 
 
 def _versions() -> dict[str, str]:

@@ -122,3 +122,18 @@ def test_training_memory_does_not_grow_with_depth(tmp_path: Path) -> None:
         peaks[layers] = json.loads(out.stdout)["peak_anon_bytes"][0]
     print(f"law 9: peak anonymous memory at K = 64 is {peaks[64] / peaks[10]:.3f} of K = 10's {peaks[10] / 1e6:.0f} MB")
     assert peaks[64] <= 1.05 * peaks[10]
+
+
+def test_warnings_say_what_to_change(tmp_path: Path) -> None:
+    store = make_store(small_graph(), tmp_path / "s", 1)
+    words = ["train.epochs=2", "model.feature_norm=l2", "propagation.layers=3"]
+    calm = qgnn.train(store.path, out=tmp_path / "calm", config=settings(*words, "propagation.alpha=1000"))
+    assert calm["warnings"] == []
+    wild = qgnn.train(store.path, out=tmp_path / "wild", config=settings(
+        *words, "propagation.alpha=0", "propagation.eta_lambda=1000"))
+    assert "clamped" in wild["warnings"][0]
+    assert wild["multipliers"]["clamped"] > 0
+    published = qgnn.train(store.path, out=tmp_path / "published", config=settings(
+        *words, "propagation.constraint=published", "propagation.rounds=two"))
+    assert any("for reproduction" in text for text in published["warnings"])
+    assert published["multipliers"]["last"][0] == 1e-3
