@@ -57,6 +57,8 @@ def partition_graph(graph: Graph, *, parts: int, out: str | Path, method: str = 
                          + (f"; did you mean {near[0]}?" if near else ""))
     if not 1 <= parts <= graph.num_nodes:
         raise InputError(f"--parts {parts}: expected 1 to {graph.num_nodes}, the number of nodes")
+    if not 0 <= seed < 2**31:
+        raise InputError(f"--seed {seed}: expected 0 to {2**31 - 1}")
     check_arrays(graph)
     say = progress or (lambda _: None)
     watch = MemoryWatch()

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from ..errors import StoreError
 
-__all__ = ["checksum", "open_batches", "read_batch", "read_columns", "write_batches", "write_columns"]
+__all__ = ["check_values", "checksum", "open_batches", "read_batch", "read_columns", "write_batches", "write_columns"]
 
 DAMAGE = (pa.ArrowException, OSError, ValueError, KeyError, IndexError, OverflowError)
 """What Arrow raises on bytes that it did not write."""
@@ -42,7 +42,9 @@ def open_batches(path: Path) -> pa.ipc.RecordBatchFileReader:
         StoreError: missing, or not an Arrow file.
     """
     try:
-        return pa.ipc.open_file(pa.memory_map(str(path)))
+        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        list(reader.schema.names)  # decodes them: names that are no UTF-8 fail here, not in a caller
+        return reader
     except FileNotFoundError:
         raise StoreError("file is missing; partition the graph again", file=str(path)) from None
     except DAMAGE as error:
@@ -61,6 +63,20 @@ def read_batch(reader: pa.ipc.RecordBatchFileReader, number: int, path: Path) ->
         return batch
     except DAMAGE as error:
         raise _damaged(path, error) from None
+
+
+def check_values(column: pa.Array, path: Path) -> None:
+    """Every value of an array of any type can be read, and none is null; a pass over all of it.
+
+    Raises:
+        StoreError: damaged.
+    """
+    try:
+        column.validate(full=True)
+    except DAMAGE as error:
+        raise _damaged(path, error) from None
+    if column.null_count:
+        raise StoreError(f"has {column.null_count} nulls where none belong; partition the graph again", file=str(path))
 
 
 def _damaged(path: Path, error: Exception) -> StoreError:

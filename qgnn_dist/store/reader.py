@@ -16,7 +16,7 @@ import pyarrow as pa
 from ..data.graph import NO_SPLIT, TEST, SparseFeatures
 from ..errors import StoreError
 from .checks import check_order, check_peers, check_range, check_row_pointer
-from .columns import checksum, open_batches, read_batch, read_columns
+from .columns import check_values, checksum, open_batches, read_batch, read_columns
 from .manifest import part_folder, read_manifest
 
 __all__ = ["FEATURE_BLOCK_ROWS", "Part", "PeerPlan", "Store"]
@@ -115,6 +115,7 @@ class Part:
         names += ["label"] * store.has_labels + ["split"] * store.has_split
         nodes = read_columns(self.folder / "nodes.arrow", names)
         self.node_ids: pa.Array = nodes["node_id"]
+        check_values(self.node_ids, self.folder / "nodes.arrow")
         self.source_index = self._array("nodes.arrow", nodes["source_index"], np.int64, self.num_local)
         self.degree = self._array("nodes.arrow", nodes["degree"], np.int32, self.num_local)
         self.labels = self._array("nodes.arrow", nodes["label"], np.int32, self.num_local) if store.has_labels else None
