@@ -225,8 +225,8 @@ def _warnings(config: RunConfig, records: list[dict[str, Any]]) -> list[str]:
     found = []
     clamped = sum(r["clamps"] for r in records)
     if clamped:
-        found.append(f"the multiplier was clamped {clamped} times to stay stable; lower propagation.eta_lambda or raise "
-                     "propagation.alpha")
+        found.append(f"the multiplier was clamped {clamped} times to stay stable; lower propagation.eta_lambda, or "
+                     "raise propagation.alpha")
     if config.propagation.kind == "smp" and config.propagation.constraint == "published":
         found.append("propagation.constraint=published is for reproduction: nothing is clamped, and large graphs can "
                      "diverge; `normalised` is the stable form")
