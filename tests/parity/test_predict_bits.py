@@ -119,7 +119,7 @@ def test_models_that_do_not_fit_are_refused_and_nothing_is_written(tmp_path: Pat
     with pytest.raises(InputError, match="has no features"):
         check_predictable(make_store(bare, tmp_path / "bare", 1), model, "m")
     signed = make_store(small_graph(signed=True), tmp_path / "signed", 1)
-    with pytest.raises(ModelError, match=r"negative feature values .*\(norm=l2, unsigned grid"):
+    with pytest.raises(ModelError, match=r"negative feature values.*\(norm=l2, unsigned grid"):
         predictions(signed, model, tmp_path / "out")
     assert not list(tmp_path.glob("*out*"))
 
