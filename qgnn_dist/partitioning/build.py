@@ -21,6 +21,9 @@ from .clean import CleanGraph
 
 __all__ = ["build_part", "remove_spool", "spool"]
 
+SCAN_ROWS = 65536
+"""Rows whose edges are looked at together."""
+
 
 def spool(graph: Graph, cleaned: CleanGraph, owners: np.ndarray, parts: int, scratch: Path) -> None:
     """Write what the builders need as plain arrays that they memory-map.
@@ -30,8 +33,10 @@ def spool(graph: Graph, cleaned: CleanGraph, owners: np.ndarray, parts: int, scr
     """
     n = cleaned.num_nodes
     interior = np.ones(n, bool)
-    rows = np.repeat(np.arange(n, dtype=np.int32), np.diff(cleaned.indptr))
-    interior[rows[owners[rows] != owners[cleaned.indices]]] = False
+    for start in range(0, n, SCAN_ROWS):
+        bounds = cleaned.indptr[start:start + SCAN_ROWS + 1]
+        rows = np.repeat(np.arange(start, start + len(bounds) - 1), np.diff(bounds))
+        interior[rows[owners[rows] != owners[cleaned.indices[bounds[0]:bounds[-1]]]]] = False
     order = np.lexsort((np.arange(n), interior, owners))
     sizes = np.bincount(owners, minlength=parts)
     starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)

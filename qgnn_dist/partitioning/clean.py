@@ -14,8 +14,10 @@ from ..errors import InputError
 __all__ = ["CleanGraph", "check_arrays", "clean", "fingerprint"]
 
 HASH_ROWS = 65536
-BLOCK_KEYS = 1 << 22
+BLOCK_KEYS = 1 << 20
 """Keys that a pass over all of them copies at once."""
+PIECE_KEYS = 1 << 23
+"""Keys that are collected in one allocation: large enough (64 MiB) for the allocator to hand it back when freed."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def check_arrays(graph: Graph) -> None:
 
 
 def clean(graph: Graph) -> CleanGraph:
-    """Symmetrise and sort a graph's edges, in memory: at most about 24 bytes an undirected edge at once.
+    """Symmetrise and sort a graph's edges, in memory: some 30 bytes an undirected edge at the peak.
 
     Raises:
         InputError: too many nodes, or an edge end outside 0…N−1.
@@ -100,10 +102,10 @@ def _directed_keys(graph: Graph) -> tuple[np.ndarray, int]:
     """Every edge as int64 (low end · N + high end) · 2 + direction, unsorted, and the number of self loops left out.
 
     Both directions of an edge differ in the last bit alone, so one sort brings them together. N < 2³¹ keeps it in 63
-    bits. The array grows in place: pieces joined at the end would need all of it twice.
+    bits. Keys are collected in pieces that are freed as they move into the whole: both at once would need it twice.
     """
-    n, total, loops = graph.num_nodes, 0, 0
-    keys = np.empty(0, np.int64)
+    n, total, loops, free = graph.num_nodes, 0, 0, 0
+    pieces: list[np.ndarray] = []
     for chunk in graph.edges():
         src, dst = np.asarray(chunk[0], np.int64), np.asarray(chunk[1], np.int64)
         if len(src) and not (min(src.min(), dst.min()) >= 0 and max(src.max(), dst.max()) < n):
@@ -112,11 +114,20 @@ def _directed_keys(graph: Graph) -> tuple[np.ndarray, int]:
         keep = src != dst
         src, dst = src[keep], dst[keep]
         loops += len(keep) - len(src)
-        if total + len(src) > len(keys):
-            keys.resize(max(total + len(src), len(keys) * 3 // 2), refcheck=False)
-        keys[total:total + len(src)] = (np.minimum(src, dst) * n + np.maximum(src, dst)) * 2 + (src > dst)
-        total += len(src)
-    keys.resize(total, refcheck=False)
+        found = (np.minimum(src, dst) * n + np.maximum(src, dst)) * 2 + (src > dst)
+        total += len(found)
+        while len(found):
+            if free == 0:
+                pieces.append(np.empty(PIECE_KEYS, np.int64))
+                free = PIECE_KEYS
+            taken = found[:free]
+            start = PIECE_KEYS - free
+            pieces[-1][start:start + len(taken)] = taken
+            free, found = free - len(taken), found[len(taken):]
+    keys = np.empty(total, np.int64)
+    while pieces:
+        start = (len(pieces) - 1) * PIECE_KEYS
+        keys[start:start + PIECE_KEYS] = pieces.pop()[:total - start]
     return keys, loops
 
 

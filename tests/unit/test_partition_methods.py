@@ -170,6 +170,7 @@ def test_cleaning_works_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = clean(graph)
     for block in (1, 7, 100):
         monkeypatch.setattr(module, "BLOCK_KEYS", block)
+        monkeypatch.setattr(module, "PIECE_KEYS", 3 * block + 1)
         again = clean(graph)
         np.testing.assert_array_equal(again.indptr, whole.indptr)
         np.testing.assert_array_equal(again.indices, whole.indices)
