@@ -19,6 +19,7 @@ from .ops import (
     midrise,
     pack,
     propagated,
+    row_moments,
     scale_rows,
     unpack,
 )
@@ -43,6 +44,6 @@ __all__ = [
     "add_news", "aggregate_codes", "aggregate_float", "apply_multiplier", "check_csr", "code_news", "dropout_csr",
     "dropout_dense", "exponent_histogram", "feature_codes_csr", "feature_codes_dense", "gather_rows", "half_step",
     "hidden_codes", "isa", "keyed_bits", "matmul_codes_csr", "matmul_codes_dense", "matmul_float_csr",
-    "matmul_float_dense", "midrise", "normalise_csr", "normalise_dense", "pack", "propagated", "scale_rows",
-    "scores_from_codes", "set_threads", "softmax", "threads", "unpack", "using_isa",
+    "matmul_float_dense", "midrise", "normalise_csr", "normalise_dense", "pack", "propagated", "row_moments",
+    "scale_rows", "scores_from_codes", "set_threads", "softmax", "threads", "unpack", "using_isa",
 ]

@@ -13,7 +13,8 @@ from .dispatch import kernel
 
 __all__ = [
     "add_news", "aggregate_codes", "aggregate_float", "apply_multiplier", "check_csr", "code_news",
-    "exponent_histogram", "gather_rows", "half_step", "midrise", "pack", "propagated", "scale_rows", "unpack",
+    "exponent_histogram", "gather_rows", "half_step", "midrise", "pack", "propagated", "row_moments", "scale_rows",
+    "unpack",
 ]
 F4 = np.float32
 
@@ -137,12 +138,16 @@ def apply_multiplier(h: np.ndarray, half: np.ndarray, p: np.ndarray, p_next: np.
     out[:] = half + F4(coefficient) * g
 
 
-@kernel(x="f4 N C", out="=f4 N C", moments="=?f8 N 3")
-def midrise(x: np.ndarray, step: float, bits: int, out: np.ndarray, moments: np.ndarray | None) -> None:
-    """The value that a mid-rise code of x stands for: (clip(⌊x/step⌋) + ½)·step. moments: as `code_news`, of x."""
-    if moments is not None:
-        moments[:] = _row_moments(x)
+@kernel(x="f4 N C", out="=f4 N C")
+def midrise(x: np.ndarray, step: float, bits: int, out: np.ndarray) -> None:
+    """The value that a mid-rise code of x stands for: (clip(⌊x/step⌋) + ½)·step."""
     out[:] = (_level(x / F4(step), F4(2 ** (bits - 1))) + F4(0.5)) * F4(step)
+
+
+@kernel(x="f4 N C", moments="=f8 N 3")
+def row_moments(x: np.ndarray, moments: np.ndarray) -> None:
+    """Per row [Σx², Σ|x|, max|x|] in double, in column order; what the running ranges follow."""
+    moments[:] = _row_moments(x)
 
 
 @kernel(h="f4 N C", inv_sqrt_degree="f4 N", out="=i8 256")

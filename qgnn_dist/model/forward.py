@@ -107,7 +107,7 @@ class PackedForward:
         if bits["residual"] < 32:
             residual = np.empty_like(h0)
             step = np.ldexp(np.float32(info.residual_step), self.gain)
-            kernels.midrise(h0, np.float32(step), bits["residual"], residual, None)
+            kernels.midrise(h0, np.float32(step), bits["residual"], residual)
         messenger: Messenger
         if bits["messages"] == 32:
             messenger = FloatMessenger(self._graph, self._exchange, info.num_classes, self._direction)

@@ -63,8 +63,9 @@ class FloatMessenger:
         return self._sums
 
     def _record(self, y: np.ndarray, before: np.ndarray) -> None:
-        news = (y - before).astype(np.float64)
-        rows = np.stack([(news**2).sum(1), np.abs(news).sum(1), np.abs(news).max(1, initial=0.0)], axis=1)
+        news = y - before
+        rows = np.empty((len(news), 3), np.float64)
+        kernels.row_moments(news, rows)
         self.moments[f"news/{self._round}"] = [*moments_of(rows), float(news.size)]
         if self._innovation:
             before[:] = y

@@ -101,10 +101,7 @@ class TrainWorker:
         messenger = FloatMessenger(self._graph, self._exchange, state.shape[1], "forward", record=True,
                                    innovation=self._config.messages.coding == "innovation")
         self._propagation.run(self._graph, state, state, messenger, FrozenMultipliers([]), all_rounds=True)
-        rows = np.zeros((len(state), 3), np.float64)
-        kernels.midrise(state, np.float32(1), 8, np.empty_like(state), rows)
-        moments = {**messenger.moments, "residual": [*moments_of(rows), float(state.size)],
-                   "hidden": _tensor_moments(hidden)}
+        moments = {**messenger.moments, "residual": _moments(state), "hidden": _moments(hidden.numpy())}
         self._follow(CALIBRATION_EPOCH, moments)
         if self._config.quant.method == "lsq":
             levels = 2 ** int(self._config.quant.hidden or 32) - 1
@@ -206,7 +203,7 @@ class TrainWorker:
         h0.backward(torch.from_numpy(grad))
         self._reduce_gradients()
         self._optimizer.step()
-        moments["hidden"] = _tensor_moments(hidden)
+        moments["hidden"] = _moments(hidden.numpy())
         return float(loss.detach()), self._follow(epoch, moments)
 
     def _propagate(self, state: np.ndarray, multipliers: Multipliers, *,
@@ -217,11 +214,10 @@ class TrainWorker:
         moments: dict[str, list[float]] = {}
         residual, bits = state, int(quant.residual or 32)
         if bits < 32:
-            rows = np.zeros((len(state), 3), np.float64)
             residual = np.empty_like(state)
             step = residual_step(self._ranges["residual"], bits, quant.method)
-            kernels.midrise(state, np.float32(step), bits, residual, rows)
-            moments["residual"] = [*moments_of(rows), float(state.size)]
+            kernels.midrise(state, np.float32(step), bits, residual)
+            moments["residual"] = _moments(state)
         messenger: FloatMessenger | CodedMessenger
         if int(quant.messages or 32) == 32:
             messenger = FloatMessenger(self._graph, self._exchange, columns, "forward")
@@ -333,8 +329,8 @@ class TrainWorker:
         return {kind: count - before[kind] for kind, count in self._wire().items()}
 
 
-def _tensor_moments(x: torch.Tensor) -> list[float]:
-    """[Σx², Σ|x|, max|x|, count] in double."""
-    values = x.numpy().astype(np.float64)
-    return [float((values**2).sum()), float(np.abs(values).sum()), float(np.abs(values).max(initial=0.0)),
-            float(values.size)]
+def _moments(x: np.ndarray) -> list[float]:
+    """[Σx², Σ|x|, max|x|, count] of all values, added in double."""
+    rows = np.empty((len(x), 3), np.float64)
+    kernels.row_moments(np.ascontiguousarray(x), rows)
+    return [*moments_of(rows), float(x.size)]

@@ -133,10 +133,13 @@ NB_MODULE(_kernels, m) {
   }, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(),
      nb::arg().noconvert(), nb::arg().noconvert().none());
 
-  m.def("midrise", [](InF x, float step, int bits, OutF out, std::optional<OutD> moments) {
-    double* m3 = data_or_null(moments);
-    RUN(0, rows(x), columns(x), k.midrise(x.data(), step, bits, columns(x), out.data(), m3, b, e))
-  }, nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg().noconvert(), nb::arg().noconvert().none());
+  m.def("midrise", [](InF x, float step, int bits, OutF out) {
+    RUN(0, rows(x), columns(x), k.midrise(x.data(), step, bits, columns(x), out.data(), b, e))
+  }, nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg().noconvert());
+
+  m.def("row_moments", [](InF x, OutD moments) {
+    RUN(0, rows(x), columns(x), k.row_moments(x.data(), columns(x), moments.data(), b, e))
+  }, nb::arg().noconvert(), nb::arg().noconvert());
 
   m.def("exponent_histogram", [](InF h, InF1 d, Array<i64, 1> out) {
     nb::gil_scoped_release free_threads;

@@ -32,7 +32,8 @@ struct Kernels {
                     i64 begin, i64 end);
   void (*apply_multiplier)(const float* h, const float* half, const float* p, const float* p_next, float coefficient,
                            i64 C, float* out, double* dots, i64 begin, i64 end);
-  void (*midrise)(const float* x, float step, int bits, i64 C, float* out, double* moments, i64 begin, i64 end);
+  void (*midrise)(const float* x, float step, int bits, i64 C, float* out, i64 begin, i64 end);
+  void (*row_moments)(const float* x, i64 C, double* moments, i64 begin, i64 end);
   void (*softmax)(const float* scores, i64 C, std::int32_t* classes, float* confidence, float* probabilities,
                   i64 begin, i64 end);
   void (*normalise_dense)(const float* x, i64 F, int norm, float* out, i64 begin, i64 end);

@@ -77,6 +77,24 @@ static void aggregate_float(const i64* indptr, const std::int32_t* indices, cons
   }
 }
 
+// Coded levels of one plane of a row. `restrict`: bytes may alias anything, and the loop would not be vectorised.
+QGNN_INLINE void code_plane(const float* __restrict x, float scale, const float step, const float half, i64 n,
+                            i64 shift, std::uint8_t* __restrict packed) {
+  for (i64 i = 0; i < n; ++i) {
+    const float level = floor_small(clamp((scale * x[i]) / step, -half, half - 1.0f));
+    packed[i] |= static_cast<std::uint8_t>(static_cast<std::int32_t>(level + half) << shift);
+  }
+}
+
+QGNN_INLINE void code_plane_news(const float* __restrict x, float* __restrict known, float scale, const float step,
+                                 const float half, i64 n, i64 shift, std::uint8_t* __restrict packed) {
+  for (i64 i = 0; i < n; ++i) {
+    const float level = floor_small(clamp((scale * x[i] - known[i]) / step, -half, half - 1.0f));
+    known[i] += (level + 0.5f) * step;
+    packed[i] |= static_cast<std::uint8_t>(static_cast<std::int32_t>(level + half) << shift);
+  }
+}
+
 static void code_news(const float* h, const float* d, float* believed, float step, int bits, i64 C,
                       std::uint8_t* payload, double* moments, i64 begin, i64 end) {
   const i64 B = row_bytes(C, bits);
@@ -94,21 +112,17 @@ static void code_news(const float* h, const float* d, float* believed, float ste
     std::memset(packed, 0, B);
     for (i64 first = 0, shift = 0; first < C; first += B, shift += bits) {
       const i64 n = C - first < B ? C - first : B;
-      const float* x = in + first;
-      if (known == nullptr) {
-        for (i64 i = 0; i < n; ++i) {
-          const float level = floor_small(clamp((scale * x[i]) / step, -half, half - 1.0f));
-          packed[i] |= static_cast<std::uint8_t>(static_cast<std::int32_t>(level + half) << shift);
-        }
-      } else {
-        float* k = known + first;
-        for (i64 i = 0; i < n; ++i) {
-          const float level = floor_small(clamp((scale * x[i] - k[i]) / step, -half, half - 1.0f));
-          k[i] += (level + 0.5f) * step;
-          packed[i] |= static_cast<std::uint8_t>(static_cast<std::int32_t>(level + half) << shift);
-        }
-      }
+      if (known == nullptr) code_plane(in + first, scale, step, half, n, shift, packed);
+      else code_plane_news(in + first, known + first, scale, step, half, n, shift, packed);
     }
+  }
+}
+
+static void row_moments(const float* x, i64 C, double* moments, i64 begin, i64 end) {
+  for (i64 row = begin; row < end; ++row) {
+    double m[3] = {0.0, 0.0, 0.0};
+    for (i64 c = 0; c < C; ++c) add_moments(x[row * C + c], m);
+    std::memcpy(moments + row * 3, m, sizeof m);
   }
 }
 
@@ -161,17 +175,10 @@ static void apply_multiplier(const float* h, const float* half, const float* p, 
   }
 }
 
-static void midrise(const float* x, float step, int bits, i64 C, float* out, double* moments, i64 begin, i64 end) {
+static void midrise(const float* x, float step, int bits, i64 C, float* out, i64 begin, i64 end) {
   const float half = static_cast<float>(1 << (bits - 1));
-  for (i64 row = begin; row < end; ++row) {
-    if (moments != nullptr) {
-      double m[3] = {0.0, 0.0, 0.0};
-      for (i64 c = 0; c < C; ++c) add_moments(x[row * C + c], m);
-      std::memcpy(moments + row * 3, m, sizeof m);
-    }
-    for (i64 i = row * C; i < (row + 1) * C; ++i)
-      out[i] = (floor_small(clamp(x[i] / step, -half, half - 1.0f)) + 0.5f) * step;
-  }
+  for (i64 i = begin * C; i < end * C; ++i)
+    out[i] = (floor_small(clamp(x[i] / step, -half, half - 1.0f)) + 0.5f) * step;
 }
 
 // e^x for x <= 0: x = n·ln2 + r, a polynomial in r, then the exponent n. Within 1e-15 of the true value, and the same
@@ -391,7 +398,8 @@ static void dropout_csr(Key key, const i64* rows, const i64* indptr, const std::
 
 #define QGNN_TABLE(NAME, ISA)                                                                                         \
   const Kernels NAME = {ISA, pack, unpack, aggregate_codes, aggregate_float, code_news, add_news, scale_rows,         \
-                        propagated, half_step, apply_multiplier, midrise, softmax, normalise_dense, normalise_csr,    \
+                        propagated, half_step, apply_multiplier, midrise, row_moments, softmax, normalise_dense,      \
+                        normalise_csr,                                                                                \
                         feature_codes_dense, feature_codes_csr, matmul_codes_dense, matmul_codes_csr,                 \
                         matmul_float_dense, matmul_float_csr, hidden_codes, scores_from_codes, keyed_bits,            \
                         dropout_dense, dropout_csr}
