@@ -137,3 +137,11 @@ def test_warnings_say_what_to_change(tmp_path: Path) -> None:
         *words, "propagation.constraint=published", "propagation.rounds=two"))
     assert any("for reproduction" in text for text in published["warnings"])
     assert published["multipliers"]["last"][0] == 1e-3
+
+
+def test_best_epoch_is_the_earliest_on_ties(tmp_path: Path) -> None:
+    store = make_store(small_graph(), tmp_path / "s", 1)
+    summary = qgnn.train(store.path, out=tmp_path / "r", config=settings(
+        "train.lr=1e-12", "quant.bits=32", "model.feature_norm=l2", "train.patience=3", "train.epochs=50"))
+    assert summary["best_epoch"] == 1, "nothing moves, so every epoch ties with the first"
+    assert summary["epochs"] == 4, "patience counts from the best epoch"

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from qgnn_dist.data.graph import TRAIN
 from tests.helpers import by_source, make_store, settings, small_graph, train_pool, worst_excess
 
 
@@ -72,3 +74,53 @@ def test_backward_is_the_transpose_of_the_forward(tmp_path: Path) -> None:
         assert left == pytest.approx(right, rel=1e-5)
         assert np.abs(run(x) - spec.run(graph, x, x, FloatMessenger(graph, exchange, 5, "backward"),
                                         FrozenMultipliers([]))).max() > 1e-3
+
+
+@pytest.mark.parametrize("rounds", ["merged", "two"])
+def test_gradients_are_autograds_through_every_layer(tmp_path: Path, rounds: str) -> None:
+    """λ moves; the reference keeps all layers, in double, with a dense Â."""
+    store = make_store(small_graph(signed=True), tmp_path / "s", 2)
+    config = settings("quant.bits=32", f"propagation.rounds={rounds}", "model.dropout=0", "model.feature_norm=none",
+                      "propagation.alpha=0.001", "propagation.eta_lambda=2")
+    with train_pool(store, config) as pool:
+        networks = [w._network for w in pool.workers]
+        start = {name: p.detach().double().clone().requires_grad_() for name, p in networks[0].named_parameters()}
+        report = pool.call("train_epoch", 1, True, timeout_s=60)[0]
+        got = pool.call_one(0, "gradients", timeout_s=60)
+        model = pool.workers[0]._evaluated
+    multipliers = report["multipliers"]
+    assert multipliers[0] == 0.0
+    assert min(multipliers) < -0.1
+    assert model.info.multipliers == multipliers, "the evaluated model has the multipliers of its epoch"
+    adjacency, x, labels, train = _dense(store)
+    hidden = torch.relu(x @ start["weight1"] + start["bias1"])
+    h0 = hidden @ start["weight2"] + start["bias2"]
+    state, p = h0, adjacency @ h0
+    for layer in range(4):
+        p = adjacency @ state if rounds == "two" else p
+        half = (1 - 10 * 0.1) * state + 0.9 * p + 0.1 * h0
+        p_next = adjacency @ half
+        state = half + 2 * 0.1 * multipliers[layer] * ((half - state) - (p_next - p))
+        p = p_next
+    torch.nn.functional.cross_entropy(state[train], labels[train]).backward()
+    for name, value in got.items():
+        want = start[name].grad.numpy()
+        assert worst_excess(value, want) <= 10, f"{name}: float32 against double"
+        assert np.abs(want).max() > 0
+
+
+def _dense(store) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Â, features, labels and training nodes of a small store, in double and in the order of the source."""
+    n = store.num_nodes
+    a, x = np.eye(n), np.zeros((n, store.num_features))
+    labels, split = np.zeros(n, np.int64), np.zeros(n, np.int8)
+    for part in (store.part(i) for i in range(store.num_parts)):
+        source = np.asarray(part.source_index)
+        names = np.concatenate([source, part.halo_source_index])
+        a[np.repeat(source, np.diff(part.indptr)), names[part.indices]] = 1
+        x[source] = part.features_dense(0, part.num_local)
+        labels[source], split[source] = part.labels, part.split
+    d = a.sum(1) ** -0.5
+    train = np.flatnonzero((split == TRAIN) & (labels >= 0))
+    return (torch.from_numpy(d[:, None] * a * d), torch.from_numpy(x), torch.from_numpy(labels),
+            torch.from_numpy(train))

@@ -45,7 +45,8 @@ def _trajectory(size: int, delay_s: float) -> list[float]:
         values = []
         for layer in range(5):
             await asyncio.sleep(delay_s * draw.random())
-            values.append(await server.post_layer(1, layer, rank, 0.6 / size, 1.0 / size))
+            dot, energy = (2 * k / (size * (size + 1)) for k in (rank + 1, size - rank))  # uneven, each one in all
+            values.append(await server.post_layer(1, layer, rank, 0.6 * dot, energy))
         return values
 
     async def run() -> list[list[float]]:
