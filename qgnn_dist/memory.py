@@ -37,9 +37,9 @@ class MemoryWatch:
         self._peak_anon = max(self._peak_anon, _status_bytes("RssAnon"))
 
     def peaks(self) -> dict[str, int]:
-        """`peak_anon_bytes`, sampled since this watch began, and `peak_rss_bytes`, the system's own mark of the process.
+        """`peak_anon_bytes`, sampled since this watch began, and `peak_rss_bytes`, the system's mark of the process.
 
-        Sampling can miss a peak of a few milliseconds; the system's mark cannot.
+        Sampling can miss a peak of a few milliseconds; the mark cannot.
         """
         self._sample()
         return {"peak_anon_bytes": self._peak_anon, "peak_rss_bytes": _status_bytes("VmHWM")}
