@@ -93,6 +93,13 @@ def test_ids_beyond_signed_integers_do_not_wrap(tmp_path: Path) -> None:
     refused(write(tmp_path / "g", nodes, edges_table(dst=pa.array([10, 20, 20, -1]))), "dst names node -1 in row 3")
 
 
+def test_ends_outside_all_ids_are_not_taken_for_node_zero(tmp_path: Path) -> None:
+    nodes = nodes_table(node_id=pa.array([30, 10, 20, 50, 0]))
+    for wrong in (-1, 99):
+        edges = edges_table(dst=pa.array([10, 20, 20, wrong]))
+        refused(write(tmp_path / "g", nodes, edges), f"dst names node {wrong} in row 3")
+
+
 @pytest.mark.parametrize("kind", [pa.string, pa.large_string, lambda: pa.dictionary(pa.int32(), pa.string())])
 def test_text_ids(tmp_path: Path, kind: Callable[[], pa.DataType]) -> None:
     nodes = nodes_table(node_id=as_text([30, 10, 20, 50, 40]).cast(kind()))

@@ -86,7 +86,8 @@ def test_adj_t_as_sparse_tensor(layout: str) -> None:
 
 def test_sparse_features_stay_sparse() -> None:
     x = torch.tensor([[0.0, 2, 0], [0, 0, 0], [3, 0, 4], [0, 0, 0]])
-    for form in (x.to_sparse_csr(), x.to_sparse_coo()):
+    shuffled = torch.sparse_coo_tensor(torch.tensor([[2, 0, 2], [2, 1, 0]]), torch.tensor([4.0, 2, 3]), (4, 3))
+    for form in (x.to_sparse_csr(), x.to_sparse_coo(), shuffled):
         features = load_graph(data(x=form)).features
         assert isinstance(features, SparseFeatures)
         assert features.shape == (4, 3)
