@@ -20,6 +20,21 @@ __all__ = ["isa", "kernel", "native", "set_threads", "threads", "using_isa"]
 Function = TypeVar("Function", bound=Callable[..., Any])
 _DTYPES = {"u1": np.uint8, "i1": np.int8, "i2": np.int16, "i4": np.int32, "i8": np.int64, "u4": np.uint32,
            "f4": np.float32, "f8": np.float64}
+_WHOLE = (int, np.integer)
+Limits = tuple[tuple[type, ...], Callable[[Any], bool], str]
+_FEATURE_BITS: Limits = (_WHOLE, lambda v: v in (2, 4, 8), "2, 4 or 8")  # a mid-tread grid of two levels has no use
+_RANGES: dict[str, Limits] = {
+    "bits": (_WHOLE, lambda v: v in (1, 2, 4, 8), "1, 2, 4 or 8"),
+    "norm": (_WHOLE, lambda v: v in (0, 1, 2), "0 (none), 1 (row sum) or 2 (l2)"),
+    "seed": (_WHOLE, lambda v: 0 <= v < 2**64, "0 to 2^64 - 1"),
+    "epoch": (_WHOLE, lambda v: 0 <= v < 2**32, "0 to 2^32 - 1"),
+    "stage": (_WHOLE, lambda v: 0 <= v < 2**8, "0 to 255"),
+    "layer": (_WHOLE, lambda v: 0 <= v < 2**16, "0 to 65535"),
+    "round": (_WHOLE, lambda v: 0 <= v < 2**8, "0 to 255"),
+    "columns": (_WHOLE, lambda v: 0 <= v <= 2**26, "0 to 2^26"),
+    "p": ((*_WHOLE, float, np.floating), lambda v: 0 <= v < 1, "0 to less than 1"),
+}
+"""Scalar arguments by name: their types, the values allowed, and how that reads."""
 ENVIRONMENT = "QGNN_SIMD"
 _forced_reference = False
 
@@ -94,23 +109,38 @@ def kernel(**arrays: str) -> Callable[[Function], Function]:
 
     Args:
         arrays: for each array argument `dtype dim dim`. A dim is a letter (equal letters mean equal sizes), `N+1`, `N+`
-            (at least N), `B` (packed bytes of C columns at `bits`), or a number. `=` in front: written to; `?`: may be
-            None.
+            (at least N), `B` (packed bytes of C columns at `bits`), a number, or the name of a whole-number argument.
+            `=` in front: written to; `?`: may be None.
     """
     def register(reference: Function) -> Function:
-        names = list(inspect.signature(reference).parameters)
+        signature = inspect.signature(reference)
+        names = list(signature.parameters)
         specs = [(names.index(name), name, *_parse(text)) for name, text in arrays.items()]
-        bits_at = names.index("bits") if "bits" in names else None
-        has_rows = "begin" in names and "end" in names
+        pointer = names.index("indptr") if "indptr" in names else None
+        stored = next((s for s in specs if s[1] in ("indices", "values")), None) if pointer is not None else None
+        function = reference.__name__
+        ranges = {**_RANGES, "bits": _FEATURE_BITS} if function.startswith("feature_codes") else _RANGES
+        scalars = [(at, name, ranges[name]) for at, name in enumerate(names) if name in ranges and name not in arrays]
+        rows_at = names.index("rows") if "seed" in names else None
+        begin_at = names.index("begin") if "begin" in names else None
 
         @functools.wraps(reference)
-        def call(*args: Any) -> Any:
-            _check(reference.__name__, specs, args, args[bits_at] if bits_at is not None else 0)
-            if has_rows:
-                _check_range(reference.__name__, args[names.index("begin")], args[names.index("end")],
-                             len(args[specs[0][0]]) - (specs[0][4] == ("N+1",)))
+        def call(*args: Any, **named: Any) -> Any:
+            if named or len(args) != len(names):
+                args = signature.bind(*args, **named).args
+            for at, name, limits in scalars:
+                _check_scalar(function, name, args[at], limits)
+            _check(function, specs, args, names)
+            begin, end = 0, None
+            if begin_at is not None:
+                begin, end = args[begin_at], args[begin_at + 1]
+                _check_range(function, begin, end, len(args[specs[0][0]]) - (specs[0][4] == ("N+1",)))
+            if pointer is not None and stored is not None:
+                _check_pointer(function, args[pointer], begin, end, stored[1], len(args[stored[0]]))
+            if rows_at is not None:
+                _check_rows(function, args[rows_at])
             module = None if _forced_reference else native()
-            return (reference if module is None else getattr(module, reference.__name__))(*args)
+            return (reference if module is None else getattr(module, function))(*args)
 
         return call  # type: ignore[return-value]
     return register
@@ -122,7 +152,7 @@ def _parse(text: str) -> tuple[type, str, tuple[str, ...]]:
     return _DTYPES[dtype], flags, tuple(dims)
 
 
-def _check(function: str, specs: list[Any], args: tuple[Any, ...], bits: int) -> None:
+def _check(function: str, specs: list[Any], args: tuple[Any, ...], names: list[str]) -> None:
     sizes: dict[str, int] = {}
     later = []
     for at, name, dtype, flags, dims in specs:
@@ -141,18 +171,16 @@ def _check(function: str, specs: list[Any], args: tuple[Any, ...], bits: int) ->
             else:
                 later.append((name, axis, dim, array.shape))
     for name, axis, dim, shape in later:
-        want, least = _size(dim, sizes, bits)
+        want, least = (args[names.index(dim)], False) if dim in names else _size(dim, sizes, args, names)
         if shape[axis] < want or (not least and shape[axis] != want):
             raise ValueError(f"{function}: {name} has shape {shape}, expected {'at least ' if least else ''}{want} "
                              f"along axis {axis} ({dim})")
 
 
-def _size(dim: str, sizes: dict[str, int], bits: int) -> tuple[int, bool]:
+def _size(dim: str, sizes: dict[str, int], args: tuple[Any, ...], names: list[str]) -> tuple[int, bool]:
     """The size that a dim stands for, and whether more is fine."""
     if dim == "B":
-        if bits not in (1, 2, 4, 8):
-            raise ValueError(f"bits is {bits}, expected 1, 2, 4 or 8")
-        return row_bytes(sizes["C"], bits), False
+        return row_bytes(sizes["C"], args[names.index("bits")]), False
     if dim.isdigit():
         return int(dim), False
     if dim.endswith("+1"):
@@ -160,9 +188,35 @@ def _size(dim: str, sizes: dict[str, int], bits: int) -> tuple[int, bool]:
     return sizes[dim[0]], dim.endswith("+")
 
 
+def _check_scalar(function: str, name: str, value: Any, limits: Limits) -> None:
+    kind, allowed, text = limits
+    # A bool is an int to Python, yet as a number of bits or a key it is a slip.
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise TypeError(f"{function}: {name} is {type(value).__name__}, expected {text}")
+    if not allowed(value):
+        raise ValueError(f"{function}: {name} is {value}, expected {text}")
+
+
 def _check_range(function: str, begin: int, end: int, rows: int) -> None:
     if not 0 <= begin <= end <= rows:
         raise ValueError(f"{function}: rows {begin}…{end} are not inside 0…{rows}")
+
+
+def _check_pointer(function: str, indptr: np.ndarray, begin: int, end: int | None, stored: str, count: int) -> None:
+    """The rows asked for lie inside the stored values; `check_csr` sees to what is between, once."""
+    if not len(indptr):
+        raise ValueError(f"{function}: indptr has shape (0,), expected at least 1 along axis 0")
+    first, last = int(indptr[begin]), int(indptr[-1 if end is None else end])
+    if not 0 <= first <= last <= count:
+        raise ValueError(f"{function}: indptr runs from {first} to {last}, expected inside 0 to {count}, "
+                         f"the length of {stored}")
+
+
+def _check_rows(function: str, rows: np.ndarray) -> None:
+    """Places of random numbers: more bits would run into those of the column."""
+    if len(rows) and (int(rows.min()) < 0 or int(rows.max()) >= 2**40):
+        bad = int(np.flatnonzero((rows < 0) | (rows >= 2**40))[0])
+        raise ValueError(f"{function}: rows[{bad}] is {rows[bad]}, expected 0 to 2^40 - 1")
 
 
 def _describe(array: Any) -> str:

@@ -25,6 +25,10 @@ def check_csr(indptr: np.ndarray, indices: np.ndarray, num_columns: int) -> None
     Args: indptr int64 (N+1,); indices int32 (E,), expected in [0, num_columns).
     Raises: ValueError naming the first bad row.
     """
+    for name, array, dtype in (("indptr", indptr, np.int64), ("indices", indices, np.int32)):
+        if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim != 1:
+            got = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
+            raise TypeError(f"check_csr: {name} is {got}, expected {np.dtype(dtype)} of one axis")
     if len(indptr) == 0 or indptr[0] != 0 or indptr[-1] != len(indices):
         raise ValueError(f"check_csr: row pointer is {indptr[:1]}…{indptr[-1:]}, expected 0…{len(indices)}")
     falling = np.flatnonzero(np.diff(indptr) < 0)
@@ -38,7 +42,7 @@ def check_csr(indptr: np.ndarray, indices: np.ndarray, num_columns: int) -> None
 
 @kernel(codes="u1 N C", out="=u1 N B")
 def pack(codes: np.ndarray, bits: int, out: np.ndarray) -> None:
-    """Codes, each under 2^bits, to payload; the bits of larger ones run into their neighbours."""
+    """Codes to payload. Raises ValueError where a code is 2^bits or more."""
     out[:] = pack_codes(codes, bits)
 
 

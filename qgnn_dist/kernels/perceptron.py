@@ -22,7 +22,7 @@ SIGNED_STEP = {2: 1.0, 4: 0.335, 8: 0.0308}
 @kernel(x="f4 N F", out="=f4 N F")
 def normalise_dense(x: np.ndarray, norm: int, out: np.ndarray) -> None:
     """Rows over their sum (norm 1), their l2 norm (2), or as they are (0); sums in double, in column order."""
-    indptr = np.arange(0, x.size + 1, max(x.shape[1], 1), dtype=np.int64)[:len(x) + 1]
+    indptr = np.arange(len(x) + 1, dtype=np.int64) * x.shape[1]
     out[:] = _normalised(indptr, x.ravel(), norm).reshape(x.shape)
 
 
@@ -35,17 +35,17 @@ def normalise_csr(indptr: np.ndarray, values: np.ndarray, norm: int, out: np.nda
 @kernel(x="f4 N F", codes="=i2 N F", scale="=f4 N")
 def feature_codes_dense(x: np.ndarray, norm: int, bits: int, signed: bool, codes: np.ndarray,
                         scale: np.ndarray) -> None:
-    """Normalise, then code each row on a mid-tread grid of its own: value ≈ code·scale[row].
+    """Normalise, then code each row on a mid-tread grid of its own, at 2, 4 or 8 bits: value ≈ code·scale[row].
 
     Unsigned: scale = largest/(2^b − 1), exact for 0/1 features; signed: scale = SIGNED_STEP[b]·rms. Half to even.
     """
-    indptr = np.arange(0, x.size + 1, max(x.shape[1], 1), dtype=np.int64)[:len(x) + 1]
+    indptr = np.arange(len(x) + 1, dtype=np.int64) * x.shape[1]
     flat = np.empty(x.size, np.int16)
     _feature_codes(indptr, x.ravel(), norm, bits, signed, flat, scale)
     codes[:] = flat.reshape(x.shape)
 
 
-@kernel(values="f4 Z", indptr="i8 R", codes="=i2 Z", scale="=f4 N")
+@kernel(values="f4 Z", codes="=i2 Z", scale="=f4 N", indptr="i8 N+1")
 def feature_codes_csr(indptr: np.ndarray, values: np.ndarray, num_features: int, norm: int, bits: int, signed: bool,
                       codes: np.ndarray, scale: np.ndarray) -> None:
     """`feature_codes_dense` for the stored values of CSR rows; rms over the stored values."""
@@ -106,22 +106,24 @@ def softmax(scores: np.ndarray, classes: np.ndarray, confidence: np.ndarray,
             probabilities: np.ndarray | None) -> None:
     """Class of the largest score (the lowest on ties), its probability, and all probabilities.
 
-    Arithmetic in double with an exponential of our own, added in column order. A row with NaN gets class 0 and NaN.
+    Arithmetic in double with an exponential of our own, added in column order. A row with NaN gets class 0 and NaN;
+    one whose largest score is infinite gets its class and NaN.
     """
-    odd = np.isnan(scores).any(1)
+    unknown = np.isnan(scores).any(1)
+    best = np.where(unknown, 0, scores.argmax(1))
+    odd = unknown | ~np.isfinite(scores[np.arange(len(scores)), best])
     clean = np.where(odd[:, None], F4(0), scores).astype(np.float64)
-    best = clean.argmax(1)
     exponentials = _exp_negative(clean - clean[np.arange(len(clean)), best][:, None])
     total = np.zeros(len(clean))
     for c in range(scores.shape[1]):
         total += exponentials[:, c]
-    classes[:] = np.where(odd, 0, best)
+    classes[:] = best
     confidence[:] = np.where(odd, np.nan, 1.0 / total)
     if probabilities is not None:
         probabilities[:] = np.where(odd[:, None], np.nan, exponentials / total[:, None])
 
 
-@kernel(rows="i8 N", out="=u4 N K")
+@kernel(rows="i8 N", out="=u4 N columns")
 def keyed_bits(seed: int, epoch: int, stage: int, layer: int, round: int, rows: np.ndarray, columns: int,
                out: np.ndarray) -> None:
     """Philox4x32-10 (Salmon et al., SC 2011) at (row, column): numbers that depend on the key and place alone.
@@ -132,7 +134,7 @@ def keyed_bits(seed: int, epoch: int, stage: int, layer: int, round: int, rows: 
     out[:] = _philox(seed, epoch, stage, layer, round, rows[:, None], np.arange(columns)[None])
 
 
-@kernel(rows="i8 N", out="=f4 N K")
+@kernel(rows="i8 N", out="=f4 N columns")
 def dropout_dense(seed: int, epoch: int, stage: int, layer: int, rows: np.ndarray, columns: int, p: float,
                   out: np.ndarray) -> None:
     """out = 0 with probability p, else 1/(1 − p), by `keyed_bits`."""
@@ -193,10 +195,10 @@ def _feature_codes(indptr: np.ndarray, values: np.ndarray, norm: int, bits: int,
         scale[:] = SIGNED_STEP[bits] * np.sqrt(squares / np.maximum(counts, 1))
     else:
         largest = np.zeros(len(counts))
-        np.maximum.at(largest, np.repeat(np.arange(len(counts)), counts), x.astype(np.float64))
+        np.fmax.at(largest, np.repeat(np.arange(len(counts)), counts), x.astype(np.float64))
         scale[:] = largest / high
     scale[scale == 0] = 1.0
-    codes[:] = np.rint(np.clip(x / np.repeat(scale, counts), F4(low), F4(high)))
+    codes[:] = np.rint(np.fmin(np.fmax(x / np.repeat(scale, counts), F4(low)), F4(high)))  # NaN: the lowest code
 
 
 def _exp_negative(x: np.ndarray) -> np.ndarray:

@@ -84,3 +84,26 @@ def test_random_numbers_depend_on_key_and_place_alone(seed: int, epoch: int, sta
     np.testing.assert_array_equal(again, whole)
     if whole.size > 40:
         assert len(np.unique(whole)) > 0.9 * whole.size
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**64 - 1), st.floats(0.0, 0.99), st.integers(1, 90), st.integers(0, 2**32 - 1))
+def test_dropout_is_unbiased_and_the_same_however_rows_are_cut(seed: int, p: float, columns: int, draw: int) -> None:
+    rng = np.random.default_rng(draw)
+    rows = np.sort(rng.choice(10**9, 400, replace=False)).astype(np.int64)
+    dense = np.empty((400, columns), np.float32)
+    kernels.dropout_dense(seed, 1, 2, 3, rows, columns, p, dense)
+    kept = np.float32(1 / (1 - p))
+    assert np.isin(dense, [0, kept]).all()
+    # Six standard deviations of a mean of independent draws: one false alarm in 5·10^8.
+    assert abs((dense != 0).mean() - (1 - p)) <= 6 * np.sqrt(p * (1 - p) / dense.size) + 1e-9
+    part = rng.random(400) < 0.5
+    if part.any():
+        alone = np.empty((int(part.sum()), columns), np.float32)
+        kernels.dropout_dense(seed, 1, 2, 3, rows[part], columns, p, alone)
+        np.testing.assert_array_equal(alone, dense[part])
+    mask = rng.random(dense.shape) < 0.3
+    indptr = np.concatenate([[0], np.cumsum(mask.sum(1))]).astype(np.int64)
+    stored = np.empty(int(indptr[-1]), np.float32)
+    kernels.dropout_csr(seed, 1, 2, 3, rows, indptr, np.nonzero(mask)[1].astype(np.int32), p, stored)
+    np.testing.assert_array_equal(stored, dense[mask])

@@ -7,9 +7,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
+#include <memory>
+#include <new>
 #include <optional>
-#include <vector>
+#include <string>
 
 #include "kernels.h"
 #include "pool.h"
@@ -41,6 +44,23 @@ using InW = Array<const std::int8_t, 2>;
 using OutD = Array<double, 2>;
 using OutD1 = Array<double, 1>;
 
+// Weights (F, H) as (num_blocks(H), F, kBlock), zero past H, from a multiple of 32 bytes on, for whole registers.
+struct Free { void operator()(void* p) const { std::free(p); } };
+template <typename To, typename From>
+std::unique_ptr<To[], Free> blocked(const From* weights, i64 F, i64 H) {
+  const std::size_t bytes = static_cast<std::size_t>(num_blocks(H) * F * kBlock) * sizeof(To);  // a multiple of 32
+  void* memory = std::aligned_alloc(32, std::max<std::size_t>(bytes, 32));
+  if (memory == nullptr) throw std::bad_alloc();
+  std::unique_ptr<To[], Free> out(static_cast<To*>(memory));
+  To* to = out.get();
+  for (i64 j = 0; j < H; j += kBlock)
+    for (i64 f = 0; f < F; ++f, to += kBlock) {
+      const i64 width = std::min(kBlock, H - j);
+      std::fill_n(std::copy_n(weights + f * H + j, width, to), kBlock - width, To{0});
+    }
+  return out;
+}
+
 i64 rows(const auto& a) { return static_cast<i64>(a.shape(0)); }
 i64 columns(const auto& a) { return static_cast<i64>(a.shape(1)); }
 template <typename A>
@@ -49,7 +69,7 @@ auto* data_or_null(std::optional<A>& a) { return a ? a->data() : nullptr; }
 // Rows a chunk: enough work to pay for handing it out, few enough to even out long rows.
 i64 grain(i64 work_per_row) { return std::clamp<i64>(65536 / std::max<i64>(work_per_row, 1), 16, 8192); }
 
-std::uint64_t threshold(double p) { return static_cast<std::uint64_t>(std::llround(p * 4294967296.0)); }
+std::uint64_t threshold(double p) { return static_cast<std::uint64_t>(std::llrint(p * 4294967296.0)); }
 float kept(double p) { return static_cast<float>(1.0 / (1.0 - p)); }
 
 }  // namespace
@@ -69,7 +89,14 @@ NB_MODULE(_kernels, m) {
   m.def("threads", &threads);
 
   m.def("pack", [](In8 codes, int bits, Out8 out) {
-    const i64 C = columns(codes);
+    const i64 C = columns(codes), count = rows(codes) * C;
+    std::uint8_t used = 0;
+    for (i64 i = 0; i < count; ++i) used |= codes.data()[i];
+    if (used >> bits != 0) {
+      const int largest = *std::max_element(codes.data(), codes.data() + count);
+      throw nb::value_error(("pack: code " + std::to_string(largest) + " does not fit " + std::to_string(bits) +
+                             " bits").c_str());
+    }
     RUN(0, rows(codes), C, k.pack(codes.data(), C, bits, out.data(), b, e))
   }, nb::arg().noconvert(), nb::arg(), nb::arg().noconvert());
 
@@ -154,6 +181,7 @@ NB_MODULE(_kernels, m) {
   }, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert());
 
   m.def("softmax", [](InF scores, Out32x1 classes, OutF1 confidence, std::optional<OutF> probabilities) {
+    if (columns(scores) == 0) throw nb::value_error("softmax: scores has no columns, expected at least 1");
     float* p = data_or_null(probabilities);
     RUN(0, rows(scores), 32 * columns(scores),
         k.softmax(scores.data(), columns(scores), classes.data(), confidence.data(), p, b, e))
@@ -181,10 +209,8 @@ NB_MODULE(_kernels, m) {
 
   m.def("matmul_codes_dense", [](In16 codes, InW weights, Out32 out) {
     const i64 F = columns(codes), H = columns(weights);
-    std::vector<std::int16_t> pairs(static_cast<std::size_t>((F + 1) / 2 * H * 2), 0);
-    for (i64 f = 0; f < F; ++f)
-      for (i64 j = 0; j < H; ++j) pairs[((f / 2) * H + j) * 2 + f % 2] = weights.data()[f * H + j];
-    RUN(0, rows(codes), F * H / 16, k.matmul_codes_dense(codes.data(), pairs.data(), F, H, out.data(), b, e))
+    const auto blocks = blocked<std::int16_t>(weights.data(), F, H);
+    RUN(0, rows(codes), F * H / 16, k.matmul_codes_dense(codes.data(), blocks.get(), F, H, out.data(), b, e))
   }, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert());
 
   m.def("matmul_codes_csr", [](In64 indptr, In32 indices, In16x1 codes, InW weights, Out32 out) {
@@ -195,7 +221,8 @@ NB_MODULE(_kernels, m) {
 
   m.def("matmul_float_dense", [](InF x, InF weights, OutF out) {
     const i64 F = columns(x), H = columns(weights);
-    RUN(0, rows(x), F * H / 8, k.matmul_float_dense(x.data(), weights.data(), F, H, out.data(), b, e))
+    const auto blocks = blocked<float>(weights.data(), F, H);
+    RUN(0, rows(x), F * H / 8, k.matmul_float_dense(x.data(), blocks.get(), F, H, out.data(), b, e))
   }, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert());
 
   m.def("matmul_float_csr", [](In64 indptr, In32 indices, InF1 values, InF weights, OutF out) {
@@ -215,6 +242,14 @@ NB_MODULE(_kernels, m) {
     RUN(0, rows(acc), columns(acc),
         k.scores_from_codes(acc.data(), scale, bias.data(), columns(acc), out.data(), b, e))
   }, nb::arg().noconvert(), nb::arg(), nb::arg().noconvert(), nb::arg().noconvert());
+
+  // Philox alone, for the published known answers: counter (4,), key (2,), out (4,).
+  m.def("philox", [](Array<const std::uint32_t, 1> counter, Array<const std::uint32_t, 1> key,
+                     Array<std::uint32_t, 1> out) {
+    if (rows(counter) != 4 || rows(key) != 2 || rows(out) != 4)
+      throw nb::value_error("philox: expected counter (4,), key (2,), out (4,)");
+    active().philox(counter.data(), key.data(), out.data());
+  }, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert());
 
   m.def("keyed_bits", [](std::uint64_t seed, std::uint32_t epoch, std::uint32_t stage, std::uint32_t layer,
                          std::uint32_t round, In64 index, i64 width, Array<std::uint32_t, 2> out) {

@@ -9,7 +9,12 @@ namespace qgnn {
 
 using i64 = std::int64_t;
 
-inline i64 row_bytes(i64 columns, int bits) { return (columns * bits + 7) / 8; }
+// Internal linkage: an inline function would be shared between the builds, and the linker could keep the AVX2 one.
+static inline i64 row_bytes(i64 columns, int bits) { return (columns * bits + 7) / 8; }
+
+// Columns that the products take at a time; weights are laid out in blocks of them, zero past the last column.
+constexpr i64 kBlock = 16;
+static inline i64 num_blocks(i64 columns) { return (columns + kBlock - 1) / kBlock; }
 
 struct Key { std::uint64_t seed; std::uint32_t epoch, stage, layer, round; };
 
@@ -42,18 +47,19 @@ struct Kernels {
                               float* scale, i64 begin, i64 end);
   void (*feature_codes_csr)(const i64* indptr, const float* values, int norm, int bits, bool is_signed,
                             std::int16_t* codes, float* scale, i64 begin, i64 end);
-  // `pairs`: weights of rows f and f+1 side by side as int16, (ceil(F/2), H, 2), zero past F.
-  void (*matmul_codes_dense)(const std::int16_t* codes, const std::int16_t* pairs, i64 F, i64 H, std::int32_t* out,
+  // `blocks`: weights as (num_blocks(H), F, kBlock), zero past H, from a multiple of 32 bytes on.
+  void (*matmul_codes_dense)(const std::int16_t* codes, const std::int16_t* blocks, i64 F, i64 H, std::int32_t* out,
                              i64 begin, i64 end);
   void (*matmul_codes_csr)(const i64* indptr, const std::int32_t* indices, const std::int16_t* codes,
                            const std::int8_t* weights, i64 H, std::int32_t* out, i64 begin, i64 end);
-  void (*matmul_float_dense)(const float* x, const float* weights, i64 F, i64 H, float* out, i64 begin, i64 end);
+  void (*matmul_float_dense)(const float* x, const float* blocks, i64 F, i64 H, float* out, i64 begin, i64 end);
   void (*matmul_float_csr)(const i64* indptr, const std::int32_t* indices, const float* values, const float* weights,
                            i64 H, float* out, i64 begin, i64 end);
   void (*hidden_codes)(const std::int32_t* acc, const float* row_scale, float weight_step, const float* bias,
                        float hidden_step, int bits, i64 H, std::int16_t* codes, i64 begin, i64 end);
   void (*scores_from_codes)(const std::int32_t* acc, float scale, const float* bias, i64 C, float* out, i64 begin,
                             i64 end);
+  void (*philox)(const std::uint32_t counter[4], const std::uint32_t key[2], std::uint32_t out[4]);
   void (*keyed_bits)(Key key, const i64* rows, i64 columns, std::uint32_t* out, i64 begin, i64 end);
   void (*dropout_dense)(Key key, const i64* rows, i64 columns, std::uint64_t threshold, float kept, float* out,
                         i64 begin, i64 end);

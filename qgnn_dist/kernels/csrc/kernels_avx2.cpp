@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The AVX2 build: the same body, vectorised by the compiler, and two kernels by hand. Codes are added in 8 bits, 32 of
+// The AVX2 build: the same body, vectorised by the compiler, and three kernels by hand. Codes are added in 8 bits, 32 of
 // them an instruction, and moved to 32 bits before they could overflow; shift-and-mask needs no shuffle because the bit
-// order is planar. Products of codes use vpmaddwd: 16-bit pairs cannot saturate it.
+// order is planar. Products of codes use vpmaddwd: 16-bit pairs cannot saturate it. Random numbers use vpmuludq.
 #include <immintrin.h>
 
 #define QGNN_ISA avx2
@@ -101,44 +101,80 @@ static void aggregate_codes(const i64* indptr, const std::int32_t* indices, cons
   }
 }
 
-// Four rows by sixteen columns stay in registers over all pairs of features.
-static void matmul_codes_dense(const std::int16_t* codes, const std::int16_t* pairs, i64 F, i64 H, std::int32_t* out,
-                               i64 begin, i64 end) {
-  const i64 P = (F + 1) / 2;
-  for (i64 row = begin; row < end; row += 4) {
-    const i64 height = end - row < 4 ? end - row : 4;
-    for (i64 j = 0; j < H; j += 16) {
-      const i64 width = H - j < 16 ? H - j : 16;
-      __m256i acc[4][2];
-      for (auto& a : acc) a[0] = a[1] = _mm256_setzero_si256();
-      for (i64 p = 0; p < P; ++p) {
-        const std::int16_t* w = pairs + (p * H + j) * 2;
-        __m256i w0, w1;
-        if (width == 16) {
-          w0 = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w));
-          w1 = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w + 16));
-        } else {
-          alignas(32) std::int16_t tail[32] = {0};
-          std::memcpy(tail, w, width * 2 * sizeof(std::int16_t));
-          w0 = _mm256_load_si256(reinterpret_cast<const __m256i*>(tail));
-          w1 = _mm256_load_si256(reinterpret_cast<const __m256i*>(tail + 16));
-        }
-        for (i64 r = 0; r < height; ++r) {
-          const std::int16_t* x = codes + (row + r) * F + 2 * p;
-          const std::uint32_t low = static_cast<std::uint16_t>(x[0]);
-          const std::uint32_t high = 2 * p + 1 < F ? static_cast<std::uint16_t>(x[1]) : 0u;
-          const __m256i both = _mm256_set1_epi32(static_cast<std::int32_t>(low | high << 16));
-          acc[r][0] = _mm256_add_epi32(acc[r][0], _mm256_madd_epi16(both, w0));
-          acc[r][1] = _mm256_add_epi32(acc[r][1], _mm256_madd_epi16(both, w1));
-        }
-      }
-      for (i64 r = 0; r < height; ++r) {
-        alignas(32) std::int32_t sums[16];
-        _mm256_store_si256(reinterpret_cast<__m256i*>(sums), acc[r][0]);
-        _mm256_store_si256(reinterpret_cast<__m256i*>(sums + 8), acc[r][1]);
-        std::memcpy(out + (row + r) * H + j, sums, width * sizeof(std::int32_t));
-      }
+// `height` rows by one block of columns stay in registers over all pairs of features. Interleaving two rows of weights
+// leaves columns 0-3, 8-11 in one register and 4-7, 12-15 in the other; they are put in order once, at the end.
+template <int height>
+QGNN_INLINE void code_tile(const std::int16_t* codes, const std::int16_t* w, i64 F, i64 width, i64 H,
+                           std::int32_t* out) {
+  __m256i acc[height][2];
+  for (auto& a : acc) a[0] = a[1] = _mm256_setzero_si256();
+  for (i64 f = 0; f < F; f += 2) {
+    const bool whole = f + 1 < F;  // an odd last feature has no partner to read
+    const auto* at = reinterpret_cast<const __m256i*>(w + f * kBlock);
+    const __m256i first = _mm256_load_si256(at), second = whole ? _mm256_load_si256(at + 1) : _mm256_setzero_si256();
+    const __m256i w0 = _mm256_unpacklo_epi16(first, second), w1 = _mm256_unpackhi_epi16(first, second);
+    for (int r = 0; r < height; ++r) {
+      const std::int16_t* x = codes + r * F + f;
+      std::int32_t pair = static_cast<std::uint16_t>(x[0]);
+      if (whole) std::memcpy(&pair, x, sizeof pair);
+      const __m256i both = _mm256_set1_epi32(pair);
+      acc[r][0] = _mm256_add_epi32(acc[r][0], _mm256_madd_epi16(both, w0));
+      acc[r][1] = _mm256_add_epi32(acc[r][1], _mm256_madd_epi16(both, w1));
     }
+  }
+  for (int r = 0; r < height; ++r) {
+    alignas(32) std::int32_t sums[kBlock];
+    _mm256_store_si256(reinterpret_cast<__m256i*>(sums), _mm256_permute2x128_si256(acc[r][0], acc[r][1], 0x20));
+    _mm256_store_si256(reinterpret_cast<__m256i*>(sums + 8), _mm256_permute2x128_si256(acc[r][0], acc[r][1], 0x31));
+    std::memcpy(out + r * H, sums, width * sizeof(std::int32_t));
+  }
+}
+
+static void matmul_codes_dense(const std::int16_t* codes, const std::int16_t* blocks, i64 F, i64 H, std::int32_t* out,
+                               i64 begin, i64 end) {
+  for (i64 row = begin; row < end;) {
+    const i64 height = end - row < 6 ? 1 : 6;
+    for (i64 j = 0; j < H; j += kBlock) {
+      const std::int16_t* w = blocks + j * F;
+      const i64 width = H - j < kBlock ? H - j : kBlock;
+      if (height == 6) code_tile<6>(codes + row * F, w, F, width, H, out + row * H + j);
+      else code_tile<1>(codes + row * F, w, F, width, H, out + row * H + j);
+    }
+    row += height;
+  }
+}
+
+// Four groups a register, each number in the low half of 64 bits: what vpmuludq reads, whatever the high half holds.
+static void draw_groups(const Key& key, i64 row, i64 group, std::uint32_t out[4 * kGroups]) {
+  const __m256i m0 = _mm256_set1_epi64x(0xD2511F53), m1 = _mm256_set1_epi64x(0xCD9E8D57);
+  const __m256i low = _mm256_set1_epi64x(0xFFFFFFFF);
+  __m256i c[2][4];
+  for (int half = 0; half < 2; ++half) {
+    const __m256i groups = _mm256_add_epi64(_mm256_set1_epi64x(group + 4 * half), _mm256_set_epi64x(3, 2, 1, 0));
+    c[half][0] = _mm256_set1_epi64x(row);
+    c[half][1] = _mm256_or_si256(_mm256_set1_epi64x(row >> 32), _mm256_slli_epi64(groups, 8));
+    c[half][2] = _mm256_set1_epi64x(key.epoch);
+    c[half][3] = _mm256_set1_epi64x(key.layer | key.stage << 16 | key.round << 24);
+  }
+  std::uint32_t k0 = static_cast<std::uint32_t>(key.seed), k1 = static_cast<std::uint32_t>(key.seed >> 32);
+  for (int i = 0; i < 10; ++i, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {
+    const __m256i key0 = _mm256_set1_epi64x(k0), key1 = _mm256_set1_epi64x(k1);
+    for (auto& x : c) {
+      const __m256i a = _mm256_mul_epu32(m0, x[0]), b = _mm256_mul_epu32(m1, x[2]);
+      x[0] = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(b, 32), x[1]), key0);
+      x[1] = b;
+      x[2] = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(a, 32), x[3]), key1);
+      x[3] = a;
+    }
+  }
+  for (int half = 0; half < 2; ++half) {  // to four numbers of each group, side by side
+    const __m256i* x = c[half];
+    const __m256i first = _mm256_or_si256(_mm256_and_si256(x[0], low), _mm256_slli_epi64(x[1], 32));
+    const __m256i second = _mm256_or_si256(_mm256_and_si256(x[2], low), _mm256_slli_epi64(x[3], 32));
+    const __m256i even = _mm256_unpacklo_epi64(first, second), odd = _mm256_unpackhi_epi64(first, second);
+    auto* to = reinterpret_cast<__m256i*>(out + half * 16);
+    _mm256_storeu_si256(to, _mm256_permute2x128_si256(even, odd, 0x20));
+    _mm256_storeu_si256(to + 1, _mm256_permute2x128_si256(even, odd, 0x31));
   }
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "pool.h"
 
-#include <unistd.h>
+#include <pthread.h>
 
 #include <algorithm>
 #include <atomic>
@@ -15,8 +15,6 @@ namespace {
 
 class Pool {
  public:
-  ~Pool() { resize(1); }
-
   int size() const { return size_; }
 
   void resize(int count) {
@@ -24,14 +22,12 @@ class Pool {
     stop_all();
     size_ = std::max(count, 1);
     stop_ = false;
-    owner_ = ::getpid();
     for (int i = 1; i < size_; ++i) helpers_.emplace_back([this] { help(); });
   }
 
   void run(i64 begin, i64 end, i64 grain, const std::function<void(i64, i64)>& work) {
     if (end <= begin) return;
-    // A forked child has the pool's memory but none of its threads.
-    if (size_ == 1 || end - begin <= grain || ::getpid() != owner_) return work(begin, end);
+    if (size_ == 1 || end - begin <= grain) return work(begin, end);
     std::lock_guard<std::mutex> turn(turn_);
     {
       std::lock_guard<std::mutex> lock(mutex_);
@@ -80,16 +76,12 @@ class Pool {
   }
 
   void stop_all() {
-    if (::getpid() == owner_) {
-      {
-        std::lock_guard<std::mutex> lock(mutex_);
-        stop_ = true;
-      }
-      wake_.notify_all();
-      for (auto& helper : helpers_) helper.join();
-    } else {
-      for (auto& helper : helpers_) helper.detach();
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      stop_ = true;
     }
+    wake_.notify_all();
+    for (auto& helper : helpers_) helper.join();
     helpers_.clear();
     generation_at_start_ = generation_;
   }
@@ -104,12 +96,18 @@ class Pool {
   int busy_ = 0;
   std::atomic<int> size_{1};
   bool stop_ = false;
-  pid_t owner_ = 0;
 };
 
+Pool* instance = nullptr;
+std::once_flag made;
+
+// Never destroyed: a thread joined while the process unloads its libraries can hang. A forked child has the memory of
+// the pool but none of its threads, and maybe a lock that nobody will open: it gets a pool of its own, of one thread.
 Pool& pool() {
-  // Never destroyed: a thread joined while the process unloads its libraries can hang.
-  static Pool* instance = new Pool;
+  std::call_once(made, [] {
+    instance = new Pool;
+    ::pthread_atfork(nullptr, nullptr, [] { instance = new Pool; });
+  });
   return *instance;
 }
 

@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: Apache-2.0
+// The perceptron: features to codes, products, the hidden grid, scores to classes.
+// Included by kernels_body.h, once for each instruction set.
+
+namespace qgnn {
+namespace QGNN_ISA {
+
+// e^x for x <= 0: x = n·ln2 + r, a polynomial in r, then the exponent n. Within 1e-15 of the true value, and the same
+// bits on every host, which a mathematical library does not promise.
+QGNN_INLINE double exp_negative(double x) {
+  if (!(x > -700.0)) return 0.0;
+  const double magic = 6755399441055744.0;  // 1.5 · 2^52: adding it rounds to a whole number
+  const double n = (x * 1.4426950408889634 + magic) - magic;
+  const double r = (x - n * 0.6931471803691238) - n * 1.9082149292705877e-10;
+  double s = 1.0 / 6227020800.0;
+  const double inverse[] = {1.0 / 479001600.0, 1.0 / 39916800.0, 1.0 / 3628800.0, 1.0 / 362880.0, 1.0 / 40320.0,
+                            1.0 / 5040.0,      1.0 / 720.0,      1.0 / 120.0,     1.0 / 24.0,     1.0 / 6.0,
+                            0.5,               1.0,              1.0};
+  for (double k : inverse) s = s * r + k;
+  const std::uint64_t bits = static_cast<std::uint64_t>(static_cast<i64>(n) + 1023) << 52;
+  double scale;
+  std::memcpy(&scale, &bits, sizeof scale);
+  return s * scale;
+}
+
+static void softmax(const float* scores, i64 C, std::int32_t* classes, float* confidence, float* probabilities,
+                    i64 begin, i64 end) {
+  for (i64 row = begin; row < end; ++row) {
+    const float* s = scores + row * C;
+    i64 best = 0;
+    bool unknown = false;
+    for (i64 c = 0; c < C; ++c) {
+      unknown |= s[c] != s[c];
+      if (s[c] > s[best]) best = c;
+    }
+    const bool odd = unknown || s[best] - s[best] != 0.0f;  // an infinite maximum has no probability
+    double sum = 0.0;
+    for (i64 c = 0; c < C; ++c) sum += exp_negative(static_cast<double>(s[c]) - static_cast<double>(s[best]));
+    classes[row] = unknown ? 0 : static_cast<std::int32_t>(best);
+    confidence[row] = odd ? __builtin_nanf("") : static_cast<float>(1.0 / sum);
+    if (probabilities == nullptr) continue;
+    for (i64 c = 0; c < C; ++c) {
+      const double p = exp_negative(static_cast<double>(s[c]) - static_cast<double>(s[best])) / sum;
+      probabilities[row * C + c] = odd ? __builtin_nanf("") : static_cast<float>(p);
+    }
+  }
+}
+
+QGNN_INLINE double norm_of(const float* x, i64 n, int norm) {
+  double sum = 0.0;
+  if (norm == 1)
+    for (i64 i = 0; i < n; ++i) sum += static_cast<double>(x[i]);
+  else if (norm == 2)
+    for (i64 i = 0; i < n; ++i) sum += static_cast<double>(x[i]) * static_cast<double>(x[i]);
+  if (norm == 2) sum = __builtin_sqrt(sum);
+  return norm == 0 || sum == 0.0 ? 1.0 : sum;
+}
+
+QGNN_INLINE void normalise_row(const float* x, i64 n, int norm, float* out) {
+  const double by = norm_of(x, n, norm);
+  for (i64 i = 0; i < n; ++i) out[i] = static_cast<float>(static_cast<double>(x[i]) / by);
+}
+
+QGNN_INLINE void code_row(const float* x, i64 n, int norm, int bits, bool is_signed, std::int16_t* codes,
+                          float* scale) {
+  const double by = norm_of(x, n, norm);
+  const int top = is_signed ? (1 << (bits - 1)) - 1 : (1 << bits) - 1;
+  const int low = is_signed ? -(1 << (bits - 1)) : 0;
+  double figure = 0.0;
+  for (i64 i = 0; i < n; ++i) {
+    const double v = static_cast<double>(static_cast<float>(static_cast<double>(x[i]) / by));
+    if (is_signed) figure += v * v;
+    else figure = v > figure ? v : figure;
+  }
+  // Best steps of a signed mid-tread grid for a Gaussian, in units of its rms.
+  const double share = bits == 2 ? 1.0 : bits == 4 ? 0.335 : 0.0308;
+  float step = is_signed ? static_cast<float>(share * __builtin_sqrt(figure / static_cast<double>(n > 0 ? n : 1)))
+                         : static_cast<float>(figure / static_cast<double>(top));
+  if (step == 0.0f) step = 1.0f;
+  *scale = step;
+  for (i64 i = 0; i < n; ++i) {
+    const float v = static_cast<float>(static_cast<double>(x[i]) / by) / step;
+    codes[i] = static_cast<std::int16_t>(round_small(clamp(v, static_cast<float>(low), static_cast<float>(top))));
+  }
+}
+
+static void normalise_dense(const float* x, i64 F, int norm, float* out, i64 begin, i64 end) {
+  for (i64 row = begin; row < end; ++row) normalise_row(x + row * F, F, norm, out + row * F);
+}
+
+static void normalise_csr(const i64* indptr, const float* values, int norm, float* out, i64 begin, i64 end) {
+  for (i64 row = begin; row < end; ++row)
+    normalise_row(values + indptr[row], indptr[row + 1] - indptr[row], norm, out + indptr[row]);
+}
+
+static void feature_codes_dense(const float* x, i64 F, int norm, int bits, bool is_signed, std::int16_t* codes,
+                                float* scale, i64 begin, i64 end) {
+  for (i64 row = begin; row < end; ++row)
+    code_row(x + row * F, F, norm, bits, is_signed, codes + row * F, scale + row);
+}
+
+static void feature_codes_csr(const i64* indptr, const float* values, int norm, int bits, bool is_signed,
+                              std::int16_t* codes, float* scale, i64 begin, i64 end) {
+  for (i64 row = begin; row < end; ++row)
+    code_row(values + indptr[row], indptr[row + 1] - indptr[row], norm, bits, is_signed, codes + indptr[row],
+             scale + row);
+}
+
+static void matmul_codes_csr(const i64* indptr, const std::int32_t* indices, const std::int16_t* codes,
+                             const std::int8_t* weights, i64 H, std::int32_t* out, i64 begin, i64 end) {
+  for (i64 row = begin; row < end; ++row) {
+    std::int32_t* sum = out + row * H;
+    std::memset(sum, 0, H * sizeof(std::int32_t));
+    for (i64 e = indptr[row]; e < indptr[row + 1]; ++e) {
+      const std::int32_t x = codes[e];
+      const std::int8_t* w = weights + indices[e] * H;
+      for (i64 j = 0; j < H; ++j) sum[j] += x * static_cast<std::int32_t>(w[j]);
+    }
+  }
+}
+
+// Registers of the build: four floats at baseline, eight with AVX2. The product is rounded before it is added.
+#ifdef __AVX2__
+constexpr int kLanes = 8, kTileRows = 6;
+#else
+constexpr int kLanes = 4, kTileRows = 2;
+#endif
+typedef float Lanes __attribute__((vector_size(4 * kLanes)));
+typedef float LooseLanes __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));  // any place in memory
+
+// `height` rows by one block of columns, held in registers over all features.
+template <int height>
+QGNN_INLINE void float_tile(const float* x, const float* w, i64 F, i64 width, i64 H, float* out) {
+  constexpr int parts = kBlock / kLanes;
+  Lanes sum[height][parts] = {};
+  for (i64 f = 0; f < F; ++f)
+    for (int k = 0; k < parts; ++k) {
+      const Lanes weight = *reinterpret_cast<const LooseLanes*>(w + f * kBlock + k * kLanes);
+      for (int r = 0; r < height; ++r) sum[r][k] = sum[r][k] + x[r * F + f] * weight;
+    }
+  for (int r = 0; r < height; ++r) {
+    float row[kBlock];
+    for (int k = 0; k < parts; ++k) *reinterpret_cast<LooseLanes*>(row + k * kLanes) = sum[r][k];
+    std::memcpy(out + r * H, row, width * sizeof(float));
+  }
+}
+
+static void matmul_float_dense(const float* x, const float* blocks, i64 F, i64 H, float* out, i64 begin, i64 end) {
+  for (i64 row = begin; row < end;) {
+    const i64 height = end - row < kTileRows ? 1 : kTileRows;
+    for (i64 j = 0; j < H; j += kBlock) {
+      const float* w = blocks + j * F;
+      const i64 width = H - j < kBlock ? H - j : kBlock;
+      if (height == kTileRows) float_tile<kTileRows>(x + row * F, w, F, width, H, out + row * H + j);
+      else float_tile<1>(x + row * F, w, F, width, H, out + row * H + j);
+    }
+    row += height;
+  }
+}
+
+static void matmul_float_csr(const i64* indptr, const std::int32_t* indices, const float* values, const float* weights,
+                             i64 H, float* out, i64 begin, i64 end) {
+  for (i64 row = begin; row < end; ++row) {
+    float* sum = out + row * H;
+    std::memset(sum, 0, H * sizeof(float));
+    for (i64 e = indptr[row]; e < indptr[row + 1]; ++e) {
+      const float v = values[e];
+      const float* w = weights + indices[e] * H;
+      for (i64 j = 0; j < H; ++j) sum[j] += v * w[j];
+    }
+  }
+}
+
+static void hidden_codes(const std::int32_t* acc, const float* row_scale, float weight_step, const float* bias,
+                         float hidden_step, int bits, i64 H, std::int16_t* codes, i64 begin, i64 end) {
+  const float top = static_cast<float>((1 << bits) - 1);
+  for (i64 row = begin; row < end; ++row) {
+    const float scale = row_scale[row] * weight_step;
+    for (i64 j = 0; j < H; ++j) {
+      const float v = static_cast<float>(acc[row * H + j]) * scale + bias[j];
+      codes[row * H + j] = static_cast<std::int16_t>(round_small(clamp(v / hidden_step, 0.0f, top)));
+    }
+  }
+}
+
+static void scores_from_codes(const std::int32_t* acc, float scale, const float* bias, i64 C, float* out, i64 begin,
+                              i64 end) {
+  for (i64 row = begin; row < end; ++row)
+    for (i64 c = 0; c < C; ++c) out[row * C + c] = static_cast<float>(acc[row * C + c]) * scale + bias[c];
+}
+
+}  // namespace QGNN_ISA
+}  // namespace qgnn
