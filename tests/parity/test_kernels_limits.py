@@ -194,7 +194,7 @@ def test_callers_from_several_threads_take_turns() -> None:
             if me == 0:
                 kernels.set_threads(1 + turn % 3)  # while others are at work
 
-    workers = [threading.Thread(target=work, args=(me,)) for me in range(4)]
+    workers = [threading.Thread(target=work, args=(me,), daemon=True) for me in range(4)]
     for worker in workers:
         worker.start()
     for worker in workers:
