@@ -108,20 +108,20 @@ QGNN_INLINE void code_tile(const std::int16_t* codes, const std::int16_t* w, i64
                            std::int32_t* out) {
   __m256i acc[height][2];
   for (auto& a : acc) a[0] = a[1] = _mm256_setzero_si256();
-  for (i64 f = 0; f < F; f += 2) {
-    const bool whole = f + 1 < F;  // an odd last feature has no partner to read
+  const auto add_pair = [&](i64 f, bool whole) __attribute__((always_inline)) {
     const auto* at = reinterpret_cast<const __m256i*>(w + f * kBlock);
     const __m256i first = _mm256_load_si256(at), second = whole ? _mm256_load_si256(at + 1) : _mm256_setzero_si256();
     const __m256i w0 = _mm256_unpacklo_epi16(first, second), w1 = _mm256_unpackhi_epi16(first, second);
     for (int r = 0; r < height; ++r) {
-      const std::int16_t* x = codes + r * F + f;
-      std::int32_t pair = static_cast<std::uint16_t>(x[0]);
-      if (whole) std::memcpy(&pair, x, sizeof pair);
+      std::int32_t pair = 0;
+      std::memcpy(&pair, codes + r * F + f, whole ? 4 : 2);
       const __m256i both = _mm256_set1_epi32(pair);
       acc[r][0] = _mm256_add_epi32(acc[r][0], _mm256_madd_epi16(both, w0));
       acc[r][1] = _mm256_add_epi32(acc[r][1], _mm256_madd_epi16(both, w1));
     }
-  }
+  };
+  for (i64 f = 0; f + 1 < F; f += 2) add_pair(f, true);
+  if (F % 2 != 0) add_pair(F - 1, false);  // no partner to read
   for (int r = 0; r < height; ++r) {
     alignas(32) std::int32_t sums[kBlock];
     _mm256_store_si256(reinterpret_cast<__m256i*>(sums), _mm256_permute2x128_si256(acc[r][0], acc[r][1], 0x20));
