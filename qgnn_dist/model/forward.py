@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -24,9 +24,19 @@ from .packed import PackedModel
 if TYPE_CHECKING:
     from ..store.reader import Part
 
-__all__ = ["PackedForward", "exponent_percentile", "model_reader"]
+__all__ = ["Observer", "PackedForward", "exponent_percentile", "model_reader"]
 
 EXPONENT_SHARE = 0.9
+
+
+class Observer(Protocol):
+    """Who looks at a propagation while it runs (the diagnosis); it may copy what it sees, and change nothing."""
+
+    def start(self, h0: np.ndarray, residual: np.ndarray, gain: int, messenger: Messenger) -> Messenger:
+        """H⁰, the term that stands for it in every layer, both float32 (n, C); returns the messenger to use."""
+
+    def layer(self, layer: int, state: np.ndarray, half: np.ndarray) -> None:
+        """See Propagation.run."""
 
 
 class PackedForward:
@@ -34,11 +44,14 @@ class PackedForward:
 
     Args:
         exchange: this part's halo plan, ready to send. group: all workers, None with one part.
+        observer: looks at the propagation.
     After `run`: `exponent` is the graph's own exponent statistic, `gain` the power of two that steps were shifted by,
     and `seconds` the time of each stage.
     """
 
-    def __init__(self, graph: Neighbourhood, exchange: Exchange, group: Group | None, direction: str) -> None:
+    def __init__(self, graph: Neighbourhood, exchange: Exchange, group: Group | None, direction: str,
+                 observer: Observer | None = None) -> None:
+        self._observer = observer
         self._graph, self._exchange, self._group, self._direction = graph, exchange, group, direction
         self.exponent, self.gain = -1, 0
         self.seconds = {"mlp": 0.0, "propagate": 0.0}
@@ -117,7 +130,11 @@ class PackedForward:
                                        bits=bits["messages"], steps=steps, innovation=info.coding == "innovation",
                                        record=False)
         propagation = Propagation(info.kind, info.layers, info.mu, info.eta, info.rounds)
-        return propagation.run(self._graph, h0, residual, messenger, FrozenMultipliers(info.multipliers))
+        observer = self._observer
+        if observer is not None:
+            messenger = observer.start(h0, residual, self.gain, messenger)
+        return propagation.run(self._graph, h0, residual, messenger, FrozenMultipliers(info.multipliers),
+                               observe=observer.layer if observer is not None else None)
 
 
 def exponent_percentile(histogram: np.ndarray) -> int:

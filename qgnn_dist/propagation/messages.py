@@ -110,6 +110,16 @@ class CodedMessenger:
         self._round += 1
         return self._sums
 
+    @property
+    def believed(self) -> np.ndarray | None:
+        """Ŷ, float32 (n, C): what the neighbours believe of the local rows; None for `direct`. To be looked at only."""
+        return self._believed
+
+    @property
+    def sent(self) -> np.ndarray:
+        """The local rows' codes of the last round, packed, uint8 (n, P). To be looked at only."""
+        return self._payload[:self._graph.num_local]
+
     def _add(self, begin: int, end: int, step: float) -> None:
         g = self._graph
         kernels.aggregate_codes(g.indptr, g.indices, self._payload, self._bits, begin, end, self._code_sums)

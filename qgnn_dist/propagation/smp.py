@@ -5,7 +5,7 @@ Legend: n local rows, C columns; H state, P = Â·H, Δ the change of a layer's 
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -111,7 +111,8 @@ class Propagation:
         return 2 * self.layers if self.rounds == "two" else self.layers + 1
 
     def run(self, graph: Neighbourhood, h0: np.ndarray, residual: np.ndarray, messenger: Messenger,
-            multipliers: Multipliers, *, all_rounds: bool = False) -> np.ndarray:
+            multipliers: Multipliers, *, all_rounds: bool = False,
+            observe: Callable[[int, np.ndarray, np.ndarray], None] | None = None) -> np.ndarray:
         """H^K of the local rows.
 
         The operator is linear and symmetric where messages are float, so the same call on a gradient
@@ -122,6 +123,7 @@ class Propagation:
                 form where `quant.residual` is under 32 bits).
             multipliers: the source of λ; every worker must see the same values.
             all_rounds: run the last round even where λ makes it needless (calibration wants its range).
+            observe: called with every layer's number, H^k and H½; it may look at them and keep copies, no more.
         Returns:
             float32 (n, C), a new array.
         """
@@ -136,6 +138,8 @@ class Propagation:
             for layer in range(self.layers):
                 self._around(graph, state, messenger, layer, p)
                 kernels.half_step(state, p, residual, a, b, c, half)
+                if observe is not None:
+                    observe(layer, state, half)
                 state, half = half, state
             return state
         merged = self.rounds == "merged"
@@ -145,6 +149,8 @@ class Propagation:
             if not merged:
                 self._around(graph, state, messenger, layer, p)
             kernels.half_step(state, p, residual, a, b, c, half)
+            if observe is not None:
+                observe(layer, state, half)
             last = layer == self.layers - 1
             if last and multipliers.value(layer) == 0.0 and not all_rounds:
                 return half
