@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 from .. import kernels
 from ..comm.exchange import Exchange
 from ..data.graph import SPLITS
-from ..errors import ModelError, StoreError
+from ..errors import StoreError
 from ..memory import MemoryWatch
-from ..model.features import count_negative
+from ..model.features import FeatureScheme, refuse_negative
 from ..model.forward import PackedForward, model_reader
 from ..model.packed import PackedModel
 from ..propagation.neighbourhood import Neighbourhood
@@ -63,13 +63,8 @@ class PredictWorker:
         self._part = store.part(context.rank)
         self._model = PackedModel.from_bytes(model)
         info = self._model.info
-        if info.bits["features"] < 32 and not info.feature_signed:
-            negative = count_negative(self._part)
-            if negative:
-                raise ModelError(
-                    f"part {context.rank} has {negative} negative feature values, but the model was trained on "
-                    f"non-negative ones (norm={info.feature_norm}, unsigned grid); train on such features",
-                    file=self._store_path)
+        refuse_negative(self._part, FeatureScheme(info.feature_norm, info.feature_signed, info.bits["features"]),
+                        self._store_path)
         self._graph = Neighbourhood.of(self._part)
         self._exchange = Exchange(self._part.peers, self._part.num_local, self._part.num_halo, context.group,
                                   context.run_id, self._exchange_s)

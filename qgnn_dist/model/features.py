@@ -12,11 +12,13 @@ import numpy as np
 
 from .. import kernels
 from ..data.graph import SparseFeatures
+from ..errors import ModelError
 
 if TYPE_CHECKING:
     from ..store.reader import Part
 
-__all__ = ["FeatureBlock", "FeatureScheme", "FeatureStatistics", "choose_norm", "feature_statistics", "read_block"]
+__all__ = ["FeatureBlock", "FeatureScheme", "FeatureStatistics", "choose_norm", "feature_statistics", "read_block",
+           "refuse_negative"]
 
 NORMS = ("none", "row", "l2")
 """Position = the number that the kernels know a normalisation by."""
@@ -139,6 +141,16 @@ def count_negative(part: Part) -> int:
         end = min(begin + BLOCK_ROWS, part.num_local)
         count += int((_values(part, begin, end, None) < 0).sum())
     return count
+
+
+def refuse_negative(part: Part, scheme: FeatureScheme, file: str) -> None:
+    """Raise ModelError where a part has features that the scheme's unsigned grid cannot hold; `file` is named."""
+    if scheme.bits == 32 or scheme.signed:
+        return
+    negative = count_negative(part)
+    if negative:
+        raise ModelError(f"part {part.index} has {negative} negative feature values, but the model was trained on "
+                         f"non-negative ones (norm={scheme.norm}, unsigned grid); train on such features", file=file)
 
 
 def _values(part: Part, begin: int, end: int, local: np.ndarray | None) -> np.ndarray:
