@@ -12,6 +12,7 @@ import numpy as np
 from qgnn_dist.comm.pool import LocalPool
 from qgnn_dist.config import RunConfig, load_config
 from qgnn_dist.data.graph import Graph, SparseFeatures
+from qgnn_dist.model.packed import ModelInfo, PackedModel
 from qgnn_dist.partitioning.api import partition_graph
 from qgnn_dist.propagation.multiplier import InProcessServer, MultiplierRule, MultiplierServer
 from qgnn_dist.store.reader import Store
@@ -72,6 +73,32 @@ def train_pool(store: Store, config: RunConfig, server: Any = None) -> Iterator[
 def settings(*words: str) -> RunConfig:
     """A configuration of a small network."""
     return load_config(overrides=["model.hidden=16", "train.epochs=5", "train.lr=0.05", "propagation.layers=4", *words])
+
+
+def untrained_model(store: Store, *, bits: int = 2, residual: int = 8, kind: str = "smp", rounds: str = "merged",
+                    coding: str = "innovation", layers: int = 4, signed: bool = False, hidden: int = 16,
+                    method: str = "recipe", seed: int = 0) -> PackedModel:
+    """A packed model with drawn weights and steps that roughly fit, made without training."""
+    rng = np.random.default_rng(seed)
+    f, c, residual = store.num_features, store.num_classes, 32 if bits == 32 else residual
+    count = {"none": 0, "appnp": layers}.get(kind, 2 * layers if rounds == "two" else layers + 1)
+    local = max(bits, 2)
+    low, high = -(2 ** (local - 1)), 2 ** (local - 1) - 1
+    weights = [rng.normal(size=s).astype(np.float32) if bits == 32 else
+               np.clip(np.rint(rng.normal(size=s) * 0.4 * high), low, high).astype(np.int8)
+               for s in ((f, hidden), (hidden, c))]
+    step = 1.0 if bits == 32 else 2.0 / high
+    info = ModelInfo(
+        num_features=f, hidden=hidden, num_classes=c, method=method, coding=coding, feature_norm="l2",
+        bits={"weights": local, "features": local, "hidden": local, "messages": bits, "residual": residual},
+        feature_signed=signed, kind=kind, layers=layers, mu=9.0, eta=0.1, rounds=rounds,
+        multipliers=[0.0, -0.3, -0.2, -0.1][:layers] if kind == "smp" else [],
+        message_steps=[] if bits == 32 else [2.0**-(k // 2) for k in range(count)], weight_steps=[step, step],
+        hidden_step=1.0 if bits == 32 else 2.0 / 2**local,
+        residual_step=1.0 if residual == 32 else 2.0 ** (3 - residual),
+        exponent=-1, class_names=None, graph=store.name, fingerprint=store.fingerprint)
+    return PackedModel(info, weights[0], rng.normal(size=hidden).astype(np.float32) * np.float32(0.1), weights[1],
+                       rng.normal(size=c).astype(np.float32))
 
 
 def by_source(results: list[dict[str, np.ndarray]]) -> np.ndarray:

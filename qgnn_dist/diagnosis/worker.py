@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One worker of a diagnosis: a forward of a packed model over its part, measured stage by stage and layer by layer.
+
+Legend: n local rows, F features, H hidden, C classes.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..comm.exchange import Exchange
+from ..model.features import FeatureBlock, FeatureScheme, read_block, refuse_negative
+from ..model.forward import PackedForward, model_reader
+from ..model.packed import PackedModel
+from ..propagation.neighbourhood import Neighbourhood
+from ..store.reader import Part, Store
+from .stages import Grid, Tally
+from .watch import DIRECTION, LayerSums, PropagationWatch, RoundSums
+
+if TYPE_CHECKING:
+    from ..comm.pool import WorkerContext
+
+__all__ = ["DiagnosisWorker", "PartFigures"]
+
+
+@dataclass
+class PartFigures:
+    """What a part adds to the diagnosis: sums only, which add up over the parts.
+
+    Attributes:
+        agreeing: nodes whose class is the float twin's. worst: largest |score − twin's score|. exponent, gain: of
+            PackedForward.
+    """
+
+    features: Tally
+    hidden: Tally
+    residual: Tally
+    residual_step: float
+    rounds: list[RoundSums]
+    layers: list[LayerSums]
+    nodes: int
+    agreeing: int
+    worst: float
+    gain: int
+
+
+class DiagnosisWorker:
+    """Owns part `context.rank` of a store during one diagnosis.
+
+    Args:
+        store: path of the store. exchange_s: deadline of a round of messages.
+    """
+
+    def __init__(self, context: WorkerContext, *, store: str, exchange_s: float) -> None:
+        self._context, self._store, self._exchange_s = context, store, exchange_s
+
+    def diagnose(self, model: bytes) -> PartFigures:
+        """Run the forward and its float twin; every worker must be called together.
+
+        Raises:
+            ModelError: the features don't fit the model's grid. ExchangeError, DeadlineError: as for any message.
+        """
+        context, packed = self._context, PackedModel.from_bytes(model)
+        part = Store.open(self._store).part(context.rank)
+        info = packed.info
+        refuse_negative(part, FeatureScheme(info.feature_norm, info.feature_signed, info.bits["features"]), self._store)
+        graph = Neighbourhood.of(part)
+        exchange = Exchange(part.peers, part.num_local, part.num_halo, context.group, context.run_id, self._exchange_s)
+        watch = PropagationWatch(info, graph, exchange)
+        reader = _MeasuringReader(part, packed)
+        forward = PackedForward(graph, exchange, context.group, DIRECTION, watch)
+        scores = forward.run(packed, reader)
+        watch.finish(scores)
+        twin = watch.twins[-1]
+        return PartFigures(
+            features=reader.features, hidden=reader.hidden, residual=watch.residual,
+            residual_step=watch.residual_step, rounds=watch.rounds, layers=watch.layers, nodes=len(scores),
+            agreeing=int((scores.argmax(1) == twin.argmax(1)).sum()),
+            worst=float(np.abs(scores.astype(np.float64) - twin).max(initial=0.0)), gain=forward.gain)
+
+
+class _MeasuringReader:
+    """Reads a part's feature blocks as the model wants them, and measures the first two stages on each."""
+
+    def __init__(self, part: Part, model: PackedModel) -> None:
+        info, bits = model.info, model.info.bits
+        self._part, self._model, self._read = part, model, model_reader(part, model)
+        self._float = FeatureScheme(info.feature_norm, info.feature_signed, 32)
+        self._grid = Grid.midtread(bits["features"], 1.0) if info.feature_signed else Grid.unsigned(bits["features"],
+                                                                                                    1.0)
+        self.features, self.hidden = Tally(bits["features"]), Tally(bits["hidden"])
+
+    def __call__(self, begin: int, end: int) -> FeatureBlock:
+        block = self._read(begin, end)
+        self._measure_features(block, begin, end)
+        self._measure_hidden(block)
+        return block
+
+    def _measure_features(self, block: FeatureBlock, begin: int, end: int) -> None:
+        """Stored values only where features are sparse: the zeros between them stay exact zeros."""
+        if self.features.bits == 32:
+            self.features.add(block.values)
+            return
+        exact = read_block(self._part, self._float, begin, end).values
+        scale = block.scale.astype(np.float64)
+        self.features.add_steps(block.scale)
+        scale = scale[:, None] if block.indptr is None else np.repeat(scale, np.diff(block.indptr))
+        # A row's grid begins at code 0 of this tally: signed codes are counted from their lowest one up.
+        codes = block.values - np.int16(round(self._grid.lowest))
+        self.features.add(exact, codes, self._grid, scale)
+
+    def _measure_hidden(self, block: FeatureBlock) -> None:
+        """The activations again, as the forward computes them before it rounds."""
+        info, model, rows = self._model.info, self._model, len(block.scale)
+        if info.bits["weights"] < 32 and info.bits["features"] < 32:
+            sums = block.times(model.weight1, np.empty((rows, info.hidden), np.int32)).astype(np.float32)
+        else:
+            sums = block.as_float().times(model.weight1.astype(np.float32), np.empty((rows, info.hidden), np.float32))
+        scale = block.scale * np.float32(info.weight_steps[0])
+        active = np.maximum(sums * scale[:, None] + model.bias1, np.float32(0))
+        if self.hidden.bits == 32:
+            self.hidden.add(active)
+            return
+        top = np.float32(2**self.hidden.bits - 1)
+        codes = np.rint(np.minimum(active / np.float32(info.hidden_step), top)).astype(np.int64)
+        self.hidden.add(active, codes, Grid.unsigned(self.hidden.bits, info.hidden_step))
