@@ -24,6 +24,9 @@ app = typer.Typer(
          "The path: [bold]partition[/bold] a graph, [bold]train[/bold] on its parts, [bold]export[/bold] the packed "
          "model, [bold]predict[/bold] all nodes; [bold]inspect[/bold] shows what lies in a store, run or model.")
 
+bench = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Measure; every table comes as JSON too.")
+app.add_typer(bench, name="bench")
+
 Outcome = tuple[dict[str, Any], Callable[[dict[str, Any], Console], None]]
 """What a command found, and how people see it."""
 
@@ -34,7 +37,7 @@ RayAddress = Annotated[str | None, typer.Option(
     "--ray-address", help="Join this Ray cluster; default: RAY_ADDRESS, else a local Ray for this command.")]
 
 
-def _command(epilog: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def _command(epilog: str, group: typer.Typer = app) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a command whose errors are one line on stderr and whose example stands under its help."""
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
@@ -49,8 +52,7 @@ def _command(epilog: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
             except QgnnError as error:
                 _fail(str(error), error.exit_code, debug, getattr(error, "remote_traceback", None))
             except KeyboardInterrupt:
-                hint = "; --resume goes on from the last checkpoint" if function.__name__ == "train" else ""
-                _fail(f"interrupted{hint}", 1, debug)
+                _fail(f"interrupted{_AFTER_INTERRUPT.get(function.__name__, '')}", 1, debug)
             except OSError as error:
                 _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 1, debug)
             except MemoryError:
@@ -63,8 +65,14 @@ def _command(epilog: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
                 print(json.dumps(result, default=str))
             else:
                 show(result, Console())
-        return app.command(epilog=f"Example: {epilog}")(guarded)
+            if result.get("failed"):  # a table of which some rows could not be measured
+                raise typer.Exit(1)
+        return group.command(epilog=f"Example: {epilog}")(guarded)
     return register
+
+
+_AFTER_INTERRUPT = {"train": "; --resume goes on from the last checkpoint",
+                    "accuracy": "; finished cells are kept, the same command goes on"}
 
 
 def _fail(message: str, code: int, debug: bool, remote: str | None = None) -> None:
@@ -169,6 +177,29 @@ def inspect(
     from .cluster import api
 
     return api.inspect(path, verify=verify), render.inspection
+
+
+@_command("qgnn bench accuracy jobs/accuracy.toml --data graphs --out accuracy --seeds 5", bench)
+def accuracy(
+    grid: Annotated[Path, typer.Argument(help="TOML file: datasets, methods, widths, layers, seeds.")],
+    out: Annotated[Path, typer.Option(help="Folder of cells, table and pictures; one of ours is continued.")],
+    data: Annotated[Path | None, typer.Option(help="Folder of the grid's files; default: the grid's own.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Seeds of every row, instead of the grid's.")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Trainings at a time; default: the cores.")] = None,
+    only: Annotated[str | None, typer.Option(help="Only rows with this in dataset/method/width/K10.")] = None,
+    no_pictures: Annotated[bool, typer.Option("--no-pictures", help="Draw nothing; needs no matplotlib.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Forget finished cells and start over.")] = False,
+    as_json: Json = False, debug: Debug = False,
+) -> Outcome:
+    """Train a grid of settings over many seeds and tabulate the test figure at the best validation epoch."""
+    from .bench import accuracy as bench_accuracy
+    from .bench import show
+
+    with show.CellProgress() as progress:
+        result = bench_accuracy.accuracy(
+            grid, out=out, data=data, seeds=seeds, jobs=jobs, only=only, pictures=not no_pictures,
+            overwrite=overwrite, on_step=progress.step, on_start=progress.start, on_cell=progress.cell)
+    return result, show.accuracy
 
 
 @app.callback(invoke_without_command=True)

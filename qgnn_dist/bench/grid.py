@@ -1,0 +1,322 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The grid file of `qgnn bench accuracy`: which settings are compared on which graphs, checked before anything runs.
+
+    seeds = 20                  # of every row: 0 … 19
+    layers = [10]               # depths
+    reference = "float"         # the width that differences are taken against
+    settings = []               # of every row
+    [datasets.cora]             # rows: datasets x methods x widths x layers
+    source = "cora.npz"
+    [methods.lsq]
+    settings = ["quant.method=lsq"]
+    widths = ["float", "int2"]  # a dataset or a method may restrict the other lists
+    [widths.int2-m1]
+    settings = ["quant.bits=2", "quant.messages=1"]
+
+A row's settings are the grid's, the dataset's, the method's, the width's, in this order; a later one wins.
+"""
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..config import RunConfig, load_config
+from ..errors import ConfigError, InputError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # pragma: no cover
+    import tomli as tomllib
+
+__all__ = ["BUILT_IN_WIDTHS", "Grid", "Row", "read_grid"]
+
+BUILT_IN_WIDTHS = {
+    "float": ("quant.bits=32",), "int8": ("quant.bits=8",), "int4": ("quant.bits=4",), "int2": ("quant.bits=2",),
+    "int2-m1": ("quant.bits=2", "quant.messages=1"), "int2-strict": ("quant.bits=2", "quant.residual=2"),
+}
+"""Widths that need no table of their own: INT2 with 1-bit messages, and INT2 with the local term at 2 bits too."""
+_DEFAULT_WIDTHS = ("float", "int8", "int4", "int2")
+
+# One part, one thread; a cell that stops is run again from its start, so checkpoints on the way are lost time.
+_EVERY_CELL = ("cluster.threads=1", "train.checkpoint_every=1000000")
+
+_LIST, _WHOLE, _WORD, _DEPTHS = "a list of words", "a whole number of at least 1", "a word", "a list of whole numbers"
+_KEYS = {
+    "the grid": {"seeds": _WHOLE, "jobs": _WHOLE, "layers": _DEPTHS, "reference": _WORD, "settings": _LIST,
+                 "default_widths": _LIST, "datasets": "tables", "methods": "tables", "widths": "tables"},
+    "datasets": {"source": _WORD, "settings": _LIST, "seeds": _WHOLE, "methods": _LIST, "widths": _LIST,
+                 "layers": _DEPTHS},
+    "methods": {"settings": _LIST, "datasets": _LIST, "widths": _LIST, "layers": _DEPTHS},
+    "widths": {"settings": _LIST},
+}
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")  # datasets become folders
+_OWN = {"seed": "the grid's `seeds` gives it", "propagation.layers": "the grid's `layers` gives it",
+        "cluster.threads": "every cell has one thread", "train.checkpoint_every": "cells are not resumed"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One line of the table: the same settings under several seeds.
+
+    Attributes:
+        seeds: their number; they are 0 … seeds-1. config: resolved, with seed 0.
+    """
+
+    dataset: str
+    method: str
+    width: str
+    layers: int
+    seeds: int
+    config: RunConfig
+
+    @property
+    def name(self) -> str:
+        """As `--only` looks at it, e.g. `cora/recipe/int2/K10`."""
+        return f"{self.dataset}/{self.method}/{self.width}/K{self.layers}"
+
+    def at(self, seed: int) -> RunConfig:
+        """The settings of one seed."""
+        return dataclasses.replace(self.config, seed=seed)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Grid:
+    """A checked grid.
+
+    Attributes:
+        sources: dataset → graph source; a file's path is whole. rows: all, in the order of the file.
+        shown: those that `only` leaves; the others can still be what differences are taken against.
+        reference: name of the width of the differences. jobs: processes at a time, None where the file is silent.
+        text: the file, as read.
+    """
+
+    sources: dict[str, str]
+    rows: tuple[Row, ...]
+    shown: tuple[Row, ...]
+    reference: str
+    jobs: int | None
+    text: str
+
+
+def read_grid(path: str | Path, *, data: str | Path | None = None, seeds: int | None = None,
+              only: str | None = None) -> Grid:
+    """Read a grid file and check every row's settings.
+
+    Args:
+        data: folder of relative sources, default the grid file's. seeds: replaces every number of seeds in the file.
+        only: show the rows whose name contains this text; other rows' sources need not exist.
+    Raises:
+        ConfigError: names *every* fault of the file: unknown keys and names (with the near one), values that don't
+            fit, sources that are not there, settings that `qgnn train` would refuse.
+        InputError: there is no such file, or `only` leaves no row.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+        table = tomllib.loads(text)
+    except (FileNotFoundError, IsADirectoryError):
+        raise InputError("no such grid file", file=str(path)) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"not a TOML file: {error}", file=str(path)) from None
+    faults = _faults_of_shape(table)
+    if faults:  # the rows cannot be told from a file whose tables are not what they should be
+        raise ConfigError("; ".join(faults), file=str(path))
+    reader = _Reader(table, Path(data) if data is not None else path.parent, seeds)
+    grid = reader.read(text, only or "")
+    if reader.faults:
+        raise ConfigError("; ".join(reader.faults), file=str(path))
+    if not grid.shown:
+        raise InputError(f"--only {only}: no row's name contains it; names are like {grid.rows[0].name}",
+                         file=str(path))
+    return grid
+
+
+def _faults_of_shape(table: dict[str, Any]) -> list[str]:
+    """Keys that are not known, and values of the wrong type."""
+    faults = _unfit("the grid", "", table)
+    for kind in ("datasets", "methods", "widths"):
+        for name, inner in _tables(table, kind).items():
+            if not isinstance(inner, dict):
+                faults.append(f"{kind}.{name}: expected a table, [{kind}.{name}]")
+            else:
+                faults += _unfit(kind, f"{kind}.{name}.", inner)
+            if not _NAME.fullmatch(name):
+                faults.append(f"{kind}.{name}: expected a name of letters, digits and - _ . + alone")
+    for kind in ("datasets", "methods"):
+        if not _tables(table, kind):
+            faults.append(f"{kind}: expected at least one table [{kind}.NAME]")
+    return faults
+
+
+def _tables(table: dict[str, Any], kind: str) -> dict[str, Any]:
+    inner = table.get(kind, {})
+    return inner if isinstance(inner, dict) else {}
+
+
+def _unfit(kind: str, prefix: str, table: dict[str, Any]) -> list[str]:
+    faults = []
+    for key, value in table.items():
+        expected = _KEYS[kind].get(key)
+        if expected is None:
+            faults.append(f"{prefix}{key}: unknown key" + _near(key, _KEYS[kind]))
+        elif not _fits(expected, value):
+            faults.append(f"{prefix}{key}={value!r}: expected {expected}" +
+                          (" of at least 1" if expected == _DEPTHS else ""))
+    if kind == "datasets" and "source" not in table:
+        faults.append(f"{prefix}source: missing; e.g. source = \"graph.npz\"")
+    return faults
+
+
+def _fits(expected: str, value: Any) -> bool:
+    if expected == "tables":
+        return isinstance(value, dict)
+    if expected == _WORD:
+        return isinstance(value, str) and bool(value)
+    if expected == _LIST:
+        return isinstance(value, list) and all(isinstance(v, str) for v in value)
+    if expected == _DEPTHS:
+        return isinstance(value, list) and bool(value) and all(_fits(_WHOLE, v) for v in value)
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), 1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+class _Reader:
+    """From well-formed tables to rows; `faults` collects what is wrong with their names and settings."""
+
+    def __init__(self, table: dict[str, Any], data: Path, seeds: int | None) -> None:
+        self.faults: list[str] = []
+        self._table, self._data, self._seeds = table, data, seeds
+        self._datasets, self._methods = table["datasets"], table["methods"]
+        own = {name: inner["settings"] for name, inner in table.get("widths", {}).items() if "settings" in inner}
+        self._widths: dict[str, Sequence[str]] = {**BUILT_IN_WIDTHS, **own}
+        for name in set(table.get("widths", {})) - set(self._widths):
+            self._fault(f"widths.{name}.settings: missing; only {', '.join(BUILT_IN_WIDTHS)} have their own")
+        self._usual = table.get("default_widths", list(dict.fromkeys([*_DEFAULT_WIDTHS, *table.get("widths", {})])))
+        self._reference = table.get("reference", "float")
+        self._known = {"methods": self._methods, "widths": self._widths, "datasets": self._datasets}
+        self._wrong: dict[str, list[str]] = {}
+
+    def read(self, text: str, only: str) -> Grid:
+        self._check_names()
+        for place, words in self._lists():
+            self._check_words(place, words)
+        rows = [row for name in self._datasets for row in self._rows_of(name)]
+        self._check_use(rows)
+        shown = tuple(row for row in rows if only in row.name)
+        wanted = {row.dataset for row in shown} if not self.faults else self._datasets
+        sources = {name: self._source(name, inner["source"], name in wanted)
+                   for name, inner in self._datasets.items()}
+        return Grid(sources=sources, rows=tuple(rows), shown=shown, reference=self._reference,
+                    jobs=self._table.get("jobs"), text=text)
+
+    def _fault(self, text: str) -> None:
+        if text not in self.faults:
+            self.faults.append(text)
+
+    def _lists(self) -> list[tuple[str, Sequence[str]]]:
+        """Every list of settings, and what it is called."""
+        named = [(f"{kind}.{name}", inner.get("settings", [])) for kind in ("datasets", "methods")
+                 for name, inner in self._table[kind].items()]
+        return [("settings", self._table.get("settings", [])), *named,
+                *((f"widths.{name}", words) for name, words in self._widths.items())]
+
+    def _check_names(self) -> None:
+        """Names in restriction lists that nobody defines."""
+        places = [("default_widths", "widths", self._usual), ("reference", "widths", [self._reference])]
+        places += [(f"{kind}.{name}.{key}", key, inner[key]) for kind in ("datasets", "methods")
+                   for name, inner in self._table[kind].items() for key in self._known if key in inner]
+        for place, kind, names in places:
+            for name in names:
+                if name not in self._known[kind]:
+                    self._fault(f"{place}: there is no {kind[:-1]} {name!r}{_near(name, self._known[kind])}")
+
+    def _check_words(self, place: str, words: Sequence[str]) -> None:
+        """What is wrong with each setting alone; kept by place, so that a row's fault is told once and where it is."""
+        for word in words:
+            key = word.partition("=")[0].strip()
+            if key in _OWN:
+                self._fault(f"{place}: {key}: {_OWN[key]}")
+            elif key == "train.metric" and place.partition(".")[0] in ("methods", "widths"):
+                self._fault(f"{place}: train.metric: belongs to a dataset, or to the grid's settings")
+            else:
+                wrong = _refused([word])
+                self._wrong.setdefault(place, []).extend([wrong] if wrong else [])
+
+    def _rows_of(self, name: str) -> list[Row]:
+        dataset = self._datasets[name]
+        seeds = self._seeds or dataset.get("seeds", self._table.get("seeds", 20))
+        rows = []
+        for method, inner in self._methods.items():
+            if method not in dataset.get("methods", self._methods) or name not in inner.get("datasets", [name]):
+                continue
+            for width in _both(inner.get("widths"), dataset.get("widths"), self._usual):
+                for layers in _both(inner.get("layers"), dataset.get("layers"), self._table.get("layers", [10])):
+                    config = self._resolve(name, method, width, layers)
+                    if config is not None:
+                        rows.append(Row(dataset=name, method=method, width=width, layers=layers, seeds=seeds,
+                                        config=config))
+        if not rows and not self.faults:
+            self._fault(f"datasets.{name}: no row is left; its lists and the methods' have nothing in common")
+        return rows
+
+    def _resolve(self, dataset: str, method: str, width: str, layers: int) -> RunConfig | None:
+        if width not in self._widths:
+            return None  # named by _check_names
+        places = {"settings": self._table.get("settings", []),
+                  f"datasets.{dataset}": self._datasets[dataset].get("settings", []),
+                  f"methods.{method}": self._methods[method].get("settings", []), f"widths.{width}":
+                  self._widths[width]}
+        words = [word for inner in places.values() for word in inner]
+        words += [f"propagation.layers={layers}", *_EVERY_CELL]
+        wrong = _refused(words)
+        if wrong is None:
+            return load_config(overrides=words)
+        told = [f"{place}: {fault}" for place in places for fault in self._wrong.get(place, []) if fault in wrong]
+        for text in told or [f"{dataset}/{method}/{width}/K{layers}: {wrong}"]:
+            self._fault(text)
+        return None
+
+    def _check_use(self, rows: list[Row]) -> None:
+        """A method or width that no row uses is a slip of the pen; so are faults in one."""
+        if self.faults:
+            return
+        used = {("methods", row.method) for row in rows} | {("widths", row.width) for row in rows}
+        for kind in ("methods", "widths"):
+            for name in self._table.get(kind, {}):
+                if (kind, name) not in used:
+                    self._fault(f"{kind}.{name}: no row uses it")
+
+    def _source(self, name: str, source: str, wanted: bool) -> str:
+        """The source with a relative path set under the data folder, where it has to be if it is wanted."""
+        kind, colon, rest = source.partition(":")
+        prefix, place = ("parquet:", rest) if colon and kind == "parquet" else ("", source)
+        if not prefix and not source.endswith(".npz"):
+            return source
+        full = self._data / place  # an absolute place stays what it is
+        if wanted and not full.exists():
+            self._fault(f"datasets.{name}.source: no such file {full}; --data names the folder of the grid's files")
+        return f"{prefix}{full.resolve()}"
+
+
+def _both(first: list[Any] | None, second: list[Any] | None, usual: Sequence[Any]) -> list[Any]:
+    """What both lists allow, each once, in the first one's order; a list that is not given allows everything."""
+    chosen = first if first is not None else second if second is not None else usual
+    return [v for v in dict.fromkeys(chosen) if second is None or v in second]
+
+
+def _refused(words: Sequence[str]) -> str | None:
+    try:
+        load_config(overrides=list(words))
+    except ConfigError as error:
+        return error.message.replace(" (--set)", "")
+    return None

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What people see of a bench in a terminal: a bar over the cells on stderr, the table on stdout."""
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from .table import METRIC_NAMES, failure_lines, headings, is_text, line
+
+__all__ = ["CellProgress", "accuracy"]
+
+_QUIET_S = 5.0
+"""Where stderr is no terminal: least seconds between two lines."""
+
+
+class CellProgress:
+    """A bar over the cells with the time left; plain lines, not too many, where stderr is no terminal."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._live = self._console.is_terminal
+        self._bar = Progress(TextColumn("cells"), MofNCompleteColumn(), BarColumn(24),
+                             TextColumn("{task.fields[text]}"), TimeElapsedColumn(), TextColumn("left"),
+                             TimeRemainingColumn(), console=self._console, transient=True)
+        self._task = self._bar.add_task("cells", total=None, text="")
+        self._total, self._done, self._failed = 0, 0, 0
+        self._started = self._told = 0.0
+        self._reasons: set[str] = set()
+
+    def __enter__(self) -> CellProgress:
+        if self._live:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def step(self, text: str) -> None:
+        """Show what happens before the cells."""
+        self._bar.update(self._task, text=text)
+        if not self._live:
+            self._console.print(text, highlight=False, markup=False)
+
+    def start(self, to_run: int, finished: int, jobs: int) -> None:
+        """Tell how many cells there are and how many of them were finished before."""
+        self._total, self._started = to_run, time.monotonic()
+        self._bar.reset(self._task, total=to_run, text="")
+        self._console.print(f"{to_run} cells to run, {finished} finished before; {jobs} at a time", highlight=False)
+
+    def cell(self, name: str, failure: str | None) -> None:
+        """Count a cell; why one failed is told when it is news."""
+        self._done += 1
+        self._failed += failure is not None
+        told = escape(name) + (f", {self._failed} failed" if self._failed else "")
+        self._bar.update(self._task, completed=self._done, text=told)
+        if failure is not None and failure not in self._reasons:
+            self._reasons.add(failure)
+            self._console.print(f"failed: {name}: {failure}", style="yellow", highlight=False, markup=False)
+        now = time.monotonic()
+        if not self._live and (now - self._told >= _QUIET_S or self._done == self._total):
+            left = (now - self._started) / self._done * (self._total - self._done)
+            self._console.print(f"cell {self._done} of {self._total}: {told}, {left:.0f} s left", highlight=False)
+            self._told = now
+
+
+def accuracy(result: dict[str, Any], console: Console) -> None:
+    """The table, a part for each dataset."""
+    for dataset in dict.fromkeys(row["shape"] for row in result["rows"]):
+        rows = [row for row in result["rows"] if row["shape"] == dataset]
+        table = Table(title=f"{dataset}: {METRIC_NAMES[rows[0]['metric']]}", title_justify="left", title_style="bold",
+                      box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+        columns = headings(rows)
+        for column in columns:  # a long difference may take two lines, in 80 columns
+            table.add_column(column.replace(" ", "\n"), justify="left" if is_text(column) else "right",
+                             no_wrap=column != "difference")
+        for row in rows:
+            table.add_row(*line(row, columns))
+        console.print(table, highlight=False)
+    for text in failure_lines(result["rows"]):
+        console.print(text, style="yellow", highlight=False, markup=False)
+    if result["failed"]:
+        console.print(f"{result['failed']} cells failed; the same command tries them again", style="yellow",
+                      highlight=False)
+    console.print(f"Written: {', '.join(result['files'])}", highlight=False, markup=False, soft_wrap=True)

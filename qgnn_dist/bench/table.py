@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From cells to a table: mean ± deviation over seeds, and differences paired by seed. Nothing is chosen by a test
+figure: a cell's epoch is the best on validation, and rows stay in the order of the grid file.
+"""
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .cells import Cell
+from .grid import Row
+
+__all__ = ["METRIC_NAMES", "failure_lines", "headings", "is_text", "line", "markdown", "table_rows"]
+
+METRIC_NAMES = {"accuracy": "accuracy, %", "roc_auc": "ROC AUC, points", "macro_f1": "macro F1, points"}
+_SHOWN_FAILURES = 3
+"""Of one kind."""
+
+
+def table_rows(rows: Sequence[Row], shown: Sequence[Row], cells: Mapping[tuple[str, int], Cell],
+               results: Mapping[str, dict[str, Any]], failures: Mapping[str, str],
+               reference: str) -> list[dict[str, Any]]:
+    """One dict for each shown row, as in table.json.
+
+    Args:
+        rows: all rows of the grid: a shown row's difference may be to one that is not shown.
+        cells: (row's name, seed) → cell. results, failures: by the cells' digests.
+        reference: width of the differences.
+    Returns: figures as shares (0-1), `_sd` the sample's standard deviation (null for one seed), `difference`
+        {against, mean, se, pairs} or null where the row is its own reference or there is none; milliseconds are
+        those of whole trainings.
+    """
+    by_seed = {row.name: {seed: results[cells[row.name, seed].digest] for seed in range(row.seeds)
+                          if (row.name, seed) in cells and cells[row.name, seed].digest in results} for row in rows}
+    return [_row(row, by_seed, _reference_of(row, rows, reference),
+                 {seed: failures[cells[row.name, seed].digest] for seed in range(row.seeds)
+                  if (row.name, seed) in cells and cells[row.name, seed].digest in failures}) for row in shown]
+
+
+def _reference_of(row: Row, rows: Sequence[Row], reference: str) -> str | None:
+    """The row that `row` is compared with: its own method's, else the first method's that has one at this depth."""
+    there = [r for r in rows if (r.dataset, r.width, r.layers) == (row.dataset, reference, row.layers)]
+    own = [r for r in there if r.method == row.method]
+    return (own or there)[0].name if own or there else None
+
+
+def _row(row: Row, by_seed: Mapping[str, Mapping[int, dict[str, Any]]], reference: str | None,
+         failures: Mapping[int, str]) -> dict[str, Any]:
+    config, done = row.config, by_seed[row.name]
+    figures = {split: [r["metric"][split] for r in done.values()] for split in ("valid", "test")}
+    times = [1000 * r["seconds"] for r in done.values()]
+    return {
+        "system": f"qgnn-{row.method}", "shape": row.dataset, "name": row.name, "method": row.method,
+        "width": row.width, "layers": row.layers, "kind": config.propagation.kind,
+        "rounds": config.propagation.rounds, "coding": config.messages.coding, "bits": config.quant.bits,
+        "stages": config.quant.stages(), "threads": 1, "scope": "training", "metric": config.train.metric,
+        "seeds": row.seeds, "repeats": len(done), "failed": len(failures),
+        "failures": [{"seed": seed, "why": why} for seed, why in failures.items()],
+        **{f"{split}_{name}": value for split, values in figures.items() for name, value in
+           (("mean", _mean(values)), ("sd", _deviation(values)))},
+        "accuracy_test_mean": _mean([r["accuracy"]["test"] for r in done.values()]),
+        "difference": _difference(done, reference, by_seed) if reference not in (None, row.name) else None,
+        "reference": reference == row.name,
+        "best_epoch_median": _quantile([r["best_epoch"] for r in done.values()], 0.5),
+        "epochs_median": _quantile([r["epochs"] for r in done.values()], 0.5),
+        "ms_median": _quantile(times, 0.5), "ms_p10": _quantile(times, 0.1), "ms_p90": _quantile(times, 0.9),
+        "message_bytes_per_row": next((r["message_bytes_per_row"] for r in done.values()), None),
+        "by_seed": [{"seed": seed, "valid": r["metric"]["valid"], "test": r["metric"]["test"],
+                     "best_epoch": r["best_epoch"]} for seed, r in done.items()],
+        "warnings": list(dict.fromkeys(text for r in done.values() for text in r["warnings"])),
+    }
+
+
+def _difference(done: Mapping[int, dict[str, Any]], reference: str | None,
+                by_seed: Mapping[str, Mapping[int, dict[str, Any]]]) -> dict[str, Any]:
+    """Mean of (this − reference) over the seeds that both have, and the mean's standard error."""
+    other = by_seed.get(reference or "", {})
+    pairs = [done[seed]["metric"]["test"] - other[seed]["metric"]["test"] for seed in done if seed in other]
+    deviation = _deviation(pairs)
+    return {"against": reference, "mean": _mean(pairs), "pairs": len(pairs),
+            "se": None if deviation is None else deviation / math.sqrt(len(pairs))}
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None
+
+
+def _deviation(values: Sequence[float]) -> float | None:
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
+def _quantile(values: Sequence[float], share: float) -> float | None:
+    """Linear between order statistics, as numpy's."""
+    if not values:
+        return None
+    ordered, place = sorted(values), share * (len(values) - 1)
+    low = int(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
+
+
+def headings(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The columns over one dataset's rows; failures have one where there are any."""
+    failed = ["failed"] if any(row["failed"] for row in rows) else []
+    return ["method", "width", "K", "n", *failed, "valid", "test", "difference", "best epoch", "seconds"]
+
+
+def is_text(heading: str) -> bool:
+    """A column of words, set to the left."""
+    return heading in ("method", "width")
+
+
+def line(row: dict[str, Any], columns: Sequence[str]) -> list[str]:
+    """A row as text under the headings `columns`; a dash where there is no figure yet."""
+    seconds, epoch = row["ms_median"], row["best_epoch_median"]
+    texts = {
+        "method": row["method"], "width": row["width"], "K": str(row["layers"]), "failed": str(row["failed"] or "–"),
+        "n": str(row["repeats"]) if row["repeats"] == row["seeds"] else f"{row['repeats']}/{row['seeds']}",
+        "valid": _points(row["valid_mean"]), "test": _points(row["test_mean"], row["test_sd"]),
+        "difference": _difference_text(row), "best epoch": "–" if epoch is None else f"{epoch:g}",
+        "seconds": "–" if seconds is None else f"{seconds / 1000:.1f}",
+    }
+    return [texts[column] for column in columns]
+
+
+def failure_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Why cells failed, equal reasons together with some of the cells that they hit."""
+    hit: dict[str, list[str]] = {}
+    for row in rows:
+        for failure in row["failures"]:
+            hit.setdefault(failure["why"], []).append(f"{row['name']} seed {failure['seed']}")
+    return [f"failed: {', '.join(cells[:_SHOWN_FAILURES])}"
+            f"{f' and {len(cells) - _SHOWN_FAILURES} more' if len(cells) > _SHOWN_FAILURES else ''}: {why}"
+            for why, cells in hit.items()]
+
+
+def _difference_text(row: dict[str, Any]) -> str:
+    found = row["difference"]
+    if row["reference"] and row["repeats"]:
+        return "reference"
+    if found is None or found["mean"] is None:
+        return "–"
+    text = _points(found["mean"], found["se"], sign="+")
+    _, method, width, _ = found["against"].split("/")
+    if method != row["method"]:
+        text += f" to {method}/{width}"
+    return text if found["pairs"] == row["repeats"] else f"{text} ({found['pairs']} pairs)"
+
+
+def _points(mean: float | None, spread: float | None = None, sign: str = "") -> str:
+    if mean is None:
+        return "–"
+    text = f"{100 * mean:{sign}.2f}".replace("-", "−")
+    return text if spread is None else f"{text} ± {100 * spread:.2f}"
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """table.md: one table a dataset, and beneath it what failed."""
+    machine = result["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    out = ["# Accuracy", "",
+           "Mean ± standard deviation over seeds at the epoch that was best on validation (earliest on ties). "
+           "Difference: test figure minus that of the reference width of the same method and depth, paired by seed, "
+           "± standard error of its mean. Best epoch and seconds of a training: medians, one thread.", "",
+           f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']:g} GiB; commit "
+           f"{result['commit'] or 'unknown'}; {versions}."]
+    for dataset in dict.fromkeys(row["shape"] for row in result["rows"]):
+        rows = [row for row in result["rows"] if row["shape"] == dataset]
+        columns = headings(rows)
+        lines = (columns, [":---" if is_text(c) else "---:" for c in columns], *(line(row, columns) for row in rows))
+        out += ["", f"## {dataset}: {METRIC_NAMES[rows[0]['metric']]}", "",
+                *(f"| {' | '.join(words)} |" for words in lines)]
+        failed = failure_lines(rows)
+        out += ["", *(f"- {text}" for text in failed)] if failed else []
+    return "\n".join(out) + "\n"
