@@ -22,7 +22,7 @@ PICTURES = {"accuracy_by_bits": ("width", "layers"), "accuracy_by_depth": ("laye
 # Okabe and Ito's colours, told apart by colour-blind readers; their yellow is left out, it is lost on white.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-_DASHES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
+_DASHES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 3)))
 _SPREAD = 0.64
 """Share of a category's width over which the points of different lines are set apart."""
 
@@ -62,6 +62,7 @@ def draw(rows: Sequence[dict[str, Any]], across: str, apart: str) -> Figure | No
         rows: of table.json. across: key on the x axis. apart: key that tells lines of one method apart.
     """
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     rows = [row for row in rows if row["test_mean"] is not None]
     datasets = [name for name in dict.fromkeys(row["shape"] for row in rows)
@@ -73,8 +74,9 @@ def draw(rows: Sequence[dict[str, Any]], across: str, apart: str) -> Figure | No
     columns = min(2, len(datasets))
     lines = math.ceil(len(datasets) / columns)
     widest = max(len({row[across] for row in rows if row["shape"] == name}) for name in datasets)
-    panel = max(4.6, 1.0 + 0.9 * widest, 0.1 * widest * len(styles))
-    figure = Figure(figsize=(panel * columns + 1.7, 3.5 * lines + 0.5), layout="constrained")
+    panel = max(4.6, 1.0 + 0.9 * widest, 0.14 * widest * len(styles))
+    figure = Figure(figsize=(panel * columns + 1.7, 3.5 * lines + 0.5),
+                    layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.06))
     panels = figure.subplots(lines, columns, squeeze=False).ravel()
     for axes in panels[len(datasets):]:
         axes.set_visible(False)
@@ -100,13 +102,14 @@ def _styles(rows: Sequence[dict[str, Any]], apart: str) -> dict[tuple[str, Any],
             if (method, other) not in present:
                 continue
             # One method alone: colours tell the other values apart.
-            colour, shape = (first, second) if len(methods) > 1 else (second, second)
-            shape += len(others) * (first // len(_COLOURS)) if len(methods) > 1 else 0
+            colour = first if len(methods) > 1 else second
+            dash = second + len(others) * (first // len(_COLOURS))
+            mark = first if len(others) == 1 else dash
             told = f"K = {other}" if apart == "layers" else str(other)
             label = method if len(others) == 1 else told if len(methods) == 1 else f"{method}, {told}"
             styles[method, other] = {"color": _COLOURS[colour % len(_COLOURS)], "label": label,
-                                     "marker": _MARKERS[shape % len(_MARKERS)],
-                                     "linestyle": _DASHES[shape % len(_DASHES)]}
+                                     "marker": _MARKERS[mark % len(_MARKERS)],
+                                     "linestyle": _DASHES[dash % len(_DASHES)]}
     return styles
 
 

@@ -71,17 +71,21 @@ class CellProgress:
 
 def accuracy(result: dict[str, Any], console: Console) -> None:
     """The table, a part for each dataset."""
+    if not console.is_terminal:
+        console.width = 200  # a file or pipe has no width of its own, and nothing in it should be cut to 80 columns
     for dataset in dict.fromkeys(row["shape"] for row in result["rows"]):
         rows = [row for row in result["rows"] if row["shape"] == dataset]
         table = Table(title=f"{dataset}: {METRIC_NAMES[rows[0]['metric']]}", title_justify="left", title_style="bold",
-                      box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+                      box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
         columns = headings(rows)
-        for column in columns:  # a long difference may take two lines, in 80 columns
+        for column in columns:  # in a narrow terminal names and long differences may take two lines, figures not
             table.add_column(column.replace(" ", "\n"), justify="left" if is_text(column) else "right",
-                             no_wrap=column != "difference")
+                             no_wrap=not is_text(column) and column != "difference", overflow="fold",
+                             min_width=12 if column == "difference" else None)
         for row in rows:
             table.add_row(*line(row, columns))
         console.print(table, highlight=False)
+        console.print()
     for text in failure_lines(result["rows"]):
         console.print(text, style="yellow", highlight=False, markup=False)
     if result["failed"]:

@@ -104,7 +104,7 @@ def _quantile(values: Sequence[float], share: float) -> float | None:
 def headings(rows: Sequence[dict[str, Any]]) -> list[str]:
     """The columns over one dataset's rows; failures have one where there are any."""
     failed = ["failed"] if any(row["failed"] for row in rows) else []
-    return ["method", "width", "K", "n", *failed, "valid", "test", "difference", "best epoch", "seconds"]
+    return ["method", "width", "K", "n", *failed, "valid", "test", "difference", "best epoch", "time, s"]
 
 
 def is_text(heading: str) -> bool:
@@ -120,7 +120,7 @@ def line(row: dict[str, Any], columns: Sequence[str]) -> list[str]:
         "n": str(row["repeats"]) if row["repeats"] == row["seeds"] else f"{row['repeats']}/{row['seeds']}",
         "valid": _points(row["valid_mean"]), "test": _points(row["test_mean"], row["test_sd"]),
         "difference": _difference_text(row), "best epoch": "–" if epoch is None else f"{epoch:g}",
-        "seconds": "–" if seconds is None else f"{seconds / 1000:.1f}",
+        "time, s": "–" if seconds is None else f"{seconds / 1000:.1f}",
     }
     return [texts[column] for column in columns]
 
