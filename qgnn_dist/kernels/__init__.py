@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from .dispatch import isa, set_threads, threads, using_isa
 from .ops import (
+    add_affine,
     add_news,
+    affine_codes,
+    affine_values,
     aggregate_codes,
     aggregate_float,
     apply_multiplier,
@@ -41,9 +44,10 @@ from .perceptron import (
 )
 
 __all__ = [
-    "add_news", "aggregate_codes", "aggregate_float", "apply_multiplier", "check_csr", "code_news", "dropout_csr",
-    "dropout_dense", "exponent_histogram", "feature_codes_csr", "feature_codes_dense", "gather_rows", "half_step",
-    "hidden_codes", "isa", "keyed_bits", "matmul_codes_csr", "matmul_codes_dense", "matmul_float_csr",
-    "matmul_float_dense", "midrise", "normalise_csr", "normalise_dense", "pack", "propagated", "row_moments",
-    "scale_rows", "scores_from_codes", "set_threads", "softmax", "threads", "unpack", "using_isa",
+    "add_affine", "add_news", "affine_codes", "affine_values", "aggregate_codes", "aggregate_float",
+    "apply_multiplier", "check_csr", "code_news", "dropout_csr", "dropout_dense", "exponent_histogram",
+    "feature_codes_csr", "feature_codes_dense", "gather_rows", "half_step", "hidden_codes", "isa", "keyed_bits",
+    "matmul_codes_csr", "matmul_codes_dense", "matmul_float_csr", "matmul_float_dense", "midrise", "normalise_csr",
+    "normalise_dense", "pack", "propagated", "row_moments", "scale_rows", "scores_from_codes", "set_threads",
+    "softmax", "threads", "unpack", "using_isa",
 ]

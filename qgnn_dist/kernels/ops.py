@@ -12,9 +12,9 @@ from ..quant.packed import pack_codes, unpack_codes
 from .dispatch import kernel
 
 __all__ = [
-    "add_news", "aggregate_codes", "aggregate_float", "apply_multiplier", "check_csr", "code_news",
-    "exponent_histogram", "gather_rows", "half_step", "midrise", "pack", "propagated", "row_moments", "scale_rows",
-    "unpack",
+    "add_affine", "add_news", "affine_codes", "affine_values", "aggregate_codes", "aggregate_float", "apply_multiplier",
+    "check_csr", "code_news", "exponent_histogram", "gather_rows", "half_step", "midrise", "pack", "propagated",
+    "row_moments", "scale_rows", "unpack",
 ]
 F4 = np.float32
 
@@ -146,6 +146,39 @@ def apply_multiplier(h: np.ndarray, half: np.ndarray, p: np.ndarray, p_next: np.
 def midrise(x: np.ndarray, step: float, bits: int, out: np.ndarray) -> None:
     """The value that a mid-rise code of x stands for: (clip(⌊x/step⌋) + ½)·step."""
     out[:] = (_level(x / F4(step), F4(2 ** (bits - 1))) + F4(0.5)) * F4(step)
+
+
+@kernel(x="f4 N C", inv_sqrt_degree="?f4 N", believed="=?f4 N C", codes="=u1 N C")
+def affine_codes(x: np.ndarray, inv_sqrt_degree: np.ndarray | None, believed: np.ndarray | None, low: float,
+                 step: float, scale: float, bias: float, bits: int, begin: int, end: int, codes: np.ndarray) -> None:
+    """Code rows begin ≤ i < end on an affine grid (quant.grids.AffineGrid), and bring `believed` up to date.
+
+    e = D̃^-½·x − believed, where given; code = clip(⌊(e − low)·scale + bias⌋, 0, 2^b − 1); NaN gets code 0;
+    believed += low + code·step.
+    """
+    rows = slice(begin, end)
+    news = x[rows] if inv_sqrt_degree is None else inv_sqrt_degree[rows, None] * x[rows]
+    if believed is not None:
+        news = news - believed[rows]
+    level = np.floor(np.fmin(np.fmax((news - F4(low)) * F4(scale) + F4(bias), F4(0)), F4(2**bits - 1)))
+    if believed is not None:
+        believed[rows] += F4(low) + level * F4(step)
+    codes[rows] = level.astype(np.uint8)
+
+
+@kernel(codes="u1 N C", out="=f4 N C")
+def affine_values(codes: np.ndarray, low: float, step: float, out: np.ndarray) -> None:
+    """What codes of an affine grid mean: low + code·step."""
+    out[:] = F4(low) + codes.astype(F4) * F4(step)
+
+
+@kernel(sums="i4 N C", degree="i4 N", r="=f4 N C")
+def add_affine(sums: np.ndarray, degree: np.ndarray, low: float, step: float, keep: bool, begin: int, end: int,
+               r: np.ndarray) -> None:
+    """R += low·degree + step·Σ codes over rows begin ≤ i < end; without `keep`, R is set."""
+    rows = slice(begin, end)
+    news = (F4(low) * degree[rows, None].astype(F4)) + F4(step) * sums[rows].astype(F4)
+    r[rows] = r[rows] + news if keep else news
 
 
 @kernel(x="f4 N C", moments="=f8 N 3")

@@ -108,6 +108,46 @@ def test_messages(bits: int, columns: int, innovation: bool) -> None:
     np.testing.assert_allclose(got["r"][1:], (start[1:] if innovation else 0) + 0.25 * whole[1:], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("columns", [1, 7, 16, 33, 130])
+@pytest.mark.parametrize("innovation", [True, False])
+def test_affine_grids(bits: int, columns: int, innovation: bool) -> None:
+    rng = np.random.default_rng(columns)
+    n, (low, step, scale, bias) = 300, (-1.3, 0.7, 1.4, 0.5)
+    h = (3 * rng.normal(size=(n, columns))).astype(np.float32)
+    h[5, 0], h[6, 0], h[7, 0], h[8] = np.nan, np.inf, -np.inf, 0.0
+    d = (1 / np.sqrt(rng.integers(1, 9, n))).astype(np.float32)
+    start = rng.normal(size=(n, columns)).astype(np.float32)
+    sums = rng.integers(0, 900, (n, columns)).astype(np.int32)
+    degree = rng.integers(0, 300, n).astype(np.int32)
+
+    def call() -> dict[str, np.ndarray]:
+        believed = start.copy() if innovation else None
+        codes, plain = np.full((n, columns), 77, np.uint8), np.full((n, columns), 77, np.uint8)
+        kernels.affine_codes(h, d, believed, low, step, scale, bias, bits, 2, n - 1, codes)
+        kernels.affine_codes(h, None, None, low, step, scale, bias, bits, 0, n, plain)
+        values, r = np.empty((n, columns), np.float32), start.copy()
+        kernels.affine_values(plain, low, step, values)
+        kernels.add_affine(sums, degree, low, step, innovation, 1, n, r)
+        out = {"codes": codes, "plain": plain, "values": values, "r": r}
+        return out if believed is None else {**out, "believed": np.nan_to_num(believed)}
+
+    got = _everywhere(call)
+    news = d[:, None].astype(np.float64) * h - (start if innovation else 0)
+    position = (news - np.float32(low)) * np.float32(scale) + bias
+    clear = np.isfinite(position) & (np.abs(position - np.rint(position)) > 1e-4)
+    clear[:2] = clear[n - 1:] = False
+    want = np.clip(np.floor(np.where(clear, position, 0)), 0, 2**bits - 1)
+    np.testing.assert_array_equal(got["codes"][clear], want[clear])
+    assert clear.mean() > 0.9
+    assert got["plain"][5, 0] == got["plain"][7, 0] == 0
+    assert (got["codes"][:2] == 77).all()
+    np.testing.assert_allclose(got["values"], low + step * got["plain"], rtol=1e-5, atol=1e-5)
+    added = low * degree[:, None].astype(np.float64) + step * sums
+    np.testing.assert_allclose(got["r"][1:], (start[1:] if innovation else 0) + added[1:], rtol=1e-5, atol=1e-4)
+    assert (got["r"][0] == start[0]).all()
+
+
 @pytest.mark.parametrize("columns", [1, 7, 40, 65])
 def test_elementwise(columns: int) -> None:
     rng = np.random.default_rng(columns)

@@ -164,6 +164,25 @@ NB_MODULE(_kernels, m) {
     RUN(0, rows(x), columns(x), k.midrise(x.data(), step, bits, columns(x), out.data(), b, e))
   }, nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg().noconvert());
 
+  m.def("affine_codes", [](InF x, std::optional<InF1> d, std::optional<OutF> believed, float low, float step,
+                           float scale, float bias, int bits, i64 begin, i64 end, Out8 codes) {
+    const float* by = data_or_null(d);
+    float* known = data_or_null(believed);
+    RUN(begin, end, columns(x), k.affine_codes(x.data(), by, known, low, step, scale, bias, bits, columns(x),
+                                               codes.data(), b, e))
+  }, nb::arg().noconvert(), nb::arg().noconvert().none(), nb::arg().noconvert().none(), nb::arg(), nb::arg(),
+     nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().noconvert());
+
+  m.def("affine_values", [](In8 codes, float low, float step, OutF out) {
+    RUN(0, rows(codes), columns(codes), k.affine_values(codes.data(), low, step, columns(codes), out.data(), b, e))
+  }, nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg().noconvert());
+
+  m.def("add_affine", [](In32x2 sums, In32 degree, float low, float step, bool keep, i64 begin, i64 end, OutF r) {
+    RUN(begin, end, columns(r),
+        k.add_affine(sums.data(), degree.data(), low, step, keep, columns(r), r.data(), b, e))
+  }, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
+     nb::arg().noconvert());
+
   m.def("row_moments", [](InF x, OutD moments) {
     RUN(0, rows(x), columns(x), k.row_moments(x.data(), columns(x), moments.data(), b, e))
   }, nb::arg().noconvert(), nb::arg().noconvert());

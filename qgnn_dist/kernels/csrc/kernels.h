@@ -38,6 +38,11 @@ struct Kernels {
   void (*apply_multiplier)(const float* h, const float* half, const float* p, const float* p_next, float coefficient,
                            i64 C, float* out, double* dots, i64 begin, i64 end);
   void (*midrise)(const float* x, float step, int bits, i64 C, float* out, i64 begin, i64 end);
+  void (*affine_codes)(const float* x, const float* d, float* believed, float low, float step, float scale, float bias,
+                       int bits, i64 C, std::uint8_t* codes, i64 begin, i64 end);
+  void (*affine_values)(const std::uint8_t* codes, float low, float step, i64 C, float* out, i64 begin, i64 end);
+  void (*add_affine)(const std::int32_t* sums, const std::int32_t* degree, float low, float step, bool keep, i64 C,
+                     float* r, i64 begin, i64 end);
   void (*row_moments)(const float* x, i64 C, double* moments, i64 begin, i64 end);
   void (*softmax)(const float* scores, i64 C, std::int32_t* classes, float* confidence, float* probabilities,
                   i64 begin, i64 end);

@@ -212,6 +212,45 @@ static void midrise(const float* x, float step, int bits, i64 C, float* out, i64
     out[i] = (floor_small(clamp(x[i] / step, -half, half - 1.0f)) + 0.5f) * step;
 }
 
+// Affine grids: code = clip(floor((x - low)·scale + bias)), value = low + code·step. `d` and `believed` may be null.
+QGNN_INLINE void affine_row(const float* __restrict x, float d, float* __restrict known, const float low,
+                            const float step, const float scale, const float bias, const float top, i64 n,
+                            std::uint8_t* __restrict codes) {
+  for (i64 i = 0; i < n; ++i) {
+    const float news = d * x[i] - (known == nullptr ? 0.0f : known[i]);
+    const float code = floor_small(clamp((news - low) * scale + bias, 0.0f, top));
+    if (known != nullptr) known[i] += low + code * step;
+    codes[i] = static_cast<std::uint8_t>(static_cast<std::int32_t>(code));
+  }
+}
+
+static void affine_codes(const float* x, const float* d, float* believed, float low, float step, float scale,
+                         float bias, int bits, i64 C, std::uint8_t* codes, i64 begin, i64 end) {
+  const float top = static_cast<float>((1 << bits) - 1);
+  for (i64 row = begin; row < end; ++row) {
+    const float by = d == nullptr ? 1.0f : d[row];
+    if (believed == nullptr)
+      affine_row(x + row * C, by, nullptr, low, step, scale, bias, top, C, codes + row * C);
+    else
+      affine_row(x + row * C, by, believed + row * C, low, step, scale, bias, top, C, codes + row * C);
+  }
+}
+
+static void affine_values(const std::uint8_t* codes, float low, float step, i64 C, float* out, i64 begin, i64 end) {
+  for (i64 i = begin * C; i < end * C; ++i) out[i] = low + static_cast<float>(codes[i]) * step;
+}
+
+static void add_affine(const std::int32_t* sums, const std::int32_t* degree, float low, float step, bool keep, i64 C,
+                       float* r, i64 begin, i64 end) {
+  for (i64 row = begin; row < end; ++row) {
+    const float base = low * static_cast<float>(degree[row]);
+    for (i64 i = row * C; i < (row + 1) * C; ++i) {
+      const float news = base + step * static_cast<float>(sums[i]);
+      r[i] = keep ? r[i] + news : news;
+    }
+  }
+}
+
 }  // namespace QGNN_ISA
 }  // namespace qgnn
 
@@ -220,8 +259,8 @@ static void midrise(const float* x, float step, int bits, i64 C, float* out, i64
 
 #define QGNN_TABLE(NAME, ISA)                                                                                         \
   const Kernels NAME = {ISA, pack, unpack, aggregate_codes, aggregate_float, code_news, add_news, scale_rows,         \
-                        propagated, half_step, apply_multiplier, midrise, row_moments, softmax, normalise_dense,      \
-                        normalise_csr,                                                                                \
+                        propagated, half_step, apply_multiplier, midrise, affine_codes, affine_values, add_affine,    \
+                        row_moments, softmax, normalise_dense, normalise_csr,                                         \
                         feature_codes_dense, feature_codes_csr, matmul_codes_dense, matmul_codes_csr,                 \
                         matmul_float_dense, matmul_float_csr, hidden_codes, scores_from_codes, philox_one,            \
                         keyed_bits, dropout_dense, dropout_csr}
