@@ -76,7 +76,8 @@ WIDTHS = (1, 2, 4, 8, 32)
 class QuantConfig:
     """Widths left open follow `bits`: weights, features and hidden at least 2, residual at least 8."""
 
-    method: str = _setting("recipe", "how ranges are found", choices=("recipe", "lsq", "minmax"))
+    method: str = _setting("recipe", "how ranges are found, and how values are rounded inside them", choices=(
+        "recipe", "qlr", "bt", "bt_star", "lsq", "minmax", "percentile", "degree_quant"))
     bits: int = _setting(2, "width of all stages that are not set apart; 32 is float", choices=WIDTHS)
     weights: int | None = _setting(None, "width of the weights", choices=(2, 4, 8, 32))
     features: int | None = _setting(None, "width of the input features", choices=(2, 4, 8, 32))
@@ -84,7 +85,7 @@ class QuantConfig:
     messages: int | None = _setting(None, "width of the messages", choices=WIDTHS)
     residual: int | None = _setting(None, "width of the local H0 term, which never travels", choices=WIDTHS)
     gradients: int | None = _setting(None, "width of the gradient messages", choices=(32,))
-    step_floor: float | None = _setting(None, "a round's step is at least this share of the step before",
+    step_floor: float | None = _setting(None, "a round's step is at least this share of the step before (recipe)",
                                         low=0.0, high=1.0)
 
     def resolved(self, layers: int) -> QuantConfig:

@@ -15,9 +15,12 @@ import numpy as np
 from .. import kernels
 from ..comm.exchange import Exchange
 from ..comm.group import Group
+from ..propagation.affine import AffineMessenger
 from ..propagation.messages import CodedMessenger, FloatMessenger, Messenger
 from ..propagation.neighbourhood import Neighbourhood
 from ..propagation.smp import FrozenMultipliers, Propagation
+from ..quant.grids import AffineGrid
+from .affine import AffinePerceptron
 from .features import BLOCK_ROWS, FeatureBlock, FeatureScheme, read_block
 from .packed import PackedModel
 
@@ -68,6 +71,12 @@ class PackedForward:
 
     def _perceptron(self, model: PackedModel, read: Callable[[int, int], FeatureBlock]) -> np.ndarray:
         info, n = model.info, self._graph.num_local
+        if info.grids:
+            affine, scores = AffinePerceptron(model), np.empty((n, info.num_classes), np.float32)
+            for begin in range(0, n, BLOCK_ROWS):
+                end = min(begin + BLOCK_ROWS, n)
+                scores[begin:end] = affine.rows(read(begin, end))
+            return scores
         integer1 = info.bits["weights"] < 32 and info.bits["features"] < 32
         integer2 = info.bits["weights"] < 32 and info.bits["hidden"] < 32
         weight1 = model.weight1 if integer1 else model.weight1.astype(np.float32)
@@ -117,13 +126,23 @@ class PackedForward:
         known = info.exponent >= 0 and self.exponent >= 0
         self.gain = self.exponent - info.exponent if known else 0
         residual = h0
-        if bits["residual"] < 32:
+        grid = info.grid("residual")
+        if grid is not None:
+            grid, codes, residual = grid.shifted(self.gain), np.empty(h0.shape, np.uint8), np.empty_like(h0)
+            kernels.affine_codes(h0, None, None, grid.low, grid.step, grid.scale, grid.bias, bits["residual"], 0,
+                                 len(h0), codes)
+            kernels.affine_values(codes, grid.low, grid.step, residual)
+        elif bits["residual"] < 32:
             residual = np.empty_like(h0)
             step = np.ldexp(np.float32(info.residual_step), self.gain)
             kernels.midrise(h0, np.float32(step), bits["residual"], residual)
         messenger: Messenger
         if bits["messages"] == 32:
             messenger = FloatMessenger(self._graph, self._exchange, info.num_classes, self._direction)
+        elif info.grids:
+            grids = [AffineGrid(*info.grids[f"news/{k}"]).shifted(self.gain) for k in range(len(info.message_steps))]
+            messenger = AffineMessenger(self._graph, self._exchange, info.num_classes, self._direction,
+                                        bits=bits["messages"], grids=grids, innovation=info.coding == "innovation")
         else:
             steps = [float(np.ldexp(np.float32(s), self.gain)) for s in info.message_steps]
             messenger = CodedMessenger(self._graph, self._exchange, info.num_classes, self._direction,

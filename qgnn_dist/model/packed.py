@@ -11,7 +11,8 @@ import dataclasses
 import json
 import os
 import struct
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from safetensors.numpy import load, save
 
 from .. import kernels
 from ..errors import InputError, ModelError
+from ..quant.grids import AFFINE_METHODS, AffineGrid, stage_names
 from ..quant.packed import row_bytes
 from ..quant.straight_through import weight_levels
 
@@ -39,6 +41,9 @@ class ModelInfo:
         bits: stage → width (weights, features, hidden, messages, residual).
         multipliers: λ_0 … of the best epoch, frozen. message_steps: step of each round (empty at 32 bits).
         weight_steps, hidden_step, residual_step: steps of the local grids (1.0 where a stage is float).
+        grids: stage → [low, step, scale, bias] of quant.grids.AffineGrid, for the stages weights1, weights2, hidden,
+            residual and news/k (round k's messages) that are under 32 bits, where `method` has affine grids; their
+            steps stand above, too. Empty for recipe, lsq and minmax, whose grids follow from the steps.
         exponent: the 90th percentile of the binary exponents of D̃^-½·H⁰ seen in training, biased by 127; −1 unknown.
         fingerprint: of the graph that it was trained on; reported, not demanded, at prediction.
     """
@@ -65,7 +70,12 @@ class ModelInfo:
     class_names: list[str] | None
     graph: str
     fingerprint: str
+    grids: dict[str, list[float]] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
+
+    def grid(self, stage: str) -> AffineGrid | None:
+        """A stage's affine grid; None where it has none."""
+        return AffineGrid(*self.grids[stage]) if stage in self.grids else None
 
 
 @dataclass(frozen=True)
@@ -224,8 +234,26 @@ def _check_values(values: dict[str, Any], file: str) -> None:
     demand(len(values["message_steps"]) == (0 if bits["messages"] == 32 else rounds)
            and all(s > 0 for s in values["message_steps"]), "message_steps")
     demand(len(values["multipliers"]) <= values["layers"], "multipliers")
+    demand(isinstance(values["method"], str), "method")
+    _check_grids(values, rounds, demand, number)
     demand(type(values["exponent"]) is int and -1 <= values["exponent"] < 256, "exponent")
     names = values["class_names"]
     demand(names is None or (isinstance(names, list) and len(names) == values["num_classes"]
                              and all(isinstance(n, str) for n in names)), "class_names")
     demand(isinstance(values["graph"], str) and isinstance(values["fingerprint"], str), "fingerprint")
+
+
+def _check_grids(values: dict[str, Any], rounds: int, demand: Callable[[bool, str], None],
+                 number: Callable[[Any], bool]) -> None:
+    """The affine grids: of the right stages, and those that the steps beside them tell of."""
+    grids = values["grids"]
+    names = stage_names(values["bits"], rounds) if values["method"] in AFFINE_METHODS else []
+    demand(isinstance(grids, dict) and set(grids) == set(names), "grids")
+    for four in grids.values():
+        demand(isinstance(four, list) and len(four) == 4 and all(number(x) for x in four)
+               and four[1] > 0 and four[2] > 0, "grids")
+        demand(all(abs(x) < 3e38 and float(np.float32(x)) == x for x in four), "grids")
+    steps = {"weights1": values["weight_steps"][0], "weights2": values["weight_steps"][1],
+             "hidden": values["hidden_step"], "residual": values["residual_step"],
+             **{f"news/{k}": step for k, step in enumerate(values["message_steps"])}}
+    demand(all(grids[name][1] == steps[name] for name in grids), "grids")

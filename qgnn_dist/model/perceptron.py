@@ -6,6 +6,7 @@ Legend: n local rows, F features, H hidden width, C classes.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +16,13 @@ from torch import Tensor, nn
 
 from .. import kernels
 from ..config import RunConfig
+from ..propagation.smp import Propagation
+from ..quant.grids import AFFINE_METHODS, AffineGrid, stage_names
+from ..quant.learned import AffineWeightQuantizer, StageRanges, affine_codes
 from ..quant.straight_through import WeightQuantizer, scale_gradient, unsigned_codes
 from .features import FeatureBlock
 
-__all__ = ["DropoutKey", "FeatureMatrix", "Perceptron"]
+__all__ = ["AffineHidden", "DropoutKey", "FeatureMatrix", "Perceptron"]
 
 STAGE_INPUT, STAGE_HIDDEN = 1, 2
 """Stage numbers of the random-number key."""
@@ -32,6 +36,21 @@ class DropoutKey:
     epoch: int
     rows: np.ndarray
     share: float
+
+
+@dataclass(frozen=True)
+class AffineHidden:
+    """The hidden stage's grid where quant.method has affine grids; its range begins at 0, as relu does.
+
+    Attributes:
+        ends: what the learned factors multiply. share: scale of their gradients.
+        protected: bool (n,), rows that stay at full precision (degree_quant's training).
+    """
+
+    grid: AffineGrid
+    ends: tuple[float, float]
+    share: float
+    protected: np.ndarray | None = None
 
 
 class FeatureMatrix:
@@ -115,27 +134,39 @@ class Perceptron(nn.Module):
         self.bias1 = uniform(hidden, fan_in=num_features)
         self.weight2 = uniform(hidden, num_classes, fan_in=hidden)
         self.bias2 = uniform(num_classes, fan_in=hidden)
-        self.quantizer1 = self.quantizer2 = None
+        self.quantizer1: WeightQuantizer | AffineWeightQuantizer | None = None
+        self.quantizer2: WeightQuantizer | AffineWeightQuantizer | None = None
+        affine = quant.method in AFFINE_METHODS
         if self.bits_weights < 32:
-            self.quantizer1 = WeightQuantizer(self.bits_weights, quant.method, self.weight1)
-            self.quantizer2 = WeightQuantizer(self.bits_weights, quant.method, self.weight2)
+            kind = AffineWeightQuantizer if affine else WeightQuantizer
+            self.quantizer1 = kind(self.bits_weights, quant.method, self.weight1)
+            self.quantizer2 = kind(self.bits_weights, quant.method, self.weight2)
+        self.ranges: StageRanges | None = None
+        if affine:
+            stages = quant.stages()
+            names = stage_names({**stages, "weights": 32}, Propagation.of(config).num_rounds)
+            self.ranges = StageRanges(names, {name: stages["messages" if "/" in name else name] for name in names},
+                                      quant.method)
         # Learned only by `lsq`; set by the calibration forward.
         self.hidden_step = nn.Parameter(torch.tensor(1.0), requires_grad=quant.method == "lsq")
 
-    def forward(self, x: FeatureMatrix, key: DropoutKey | None, hidden_step: float | None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: FeatureMatrix, key: DropoutKey | None,
+                hidden_step: float | AffineHidden | None) -> tuple[Tensor, Tensor]:
         """H⁰ and the hidden activations before their grid.
 
         Args:
             key: the dropout masks, or None for none (evaluation).
-            hidden_step: step of the hidden grid; None leaves hidden values float (32 bits, calibration).
+            hidden_step: step of the hidden grid, or an affine grid; None leaves hidden values float (32 bits,
+                calibration).
         Returns:
             float32 (n, C), and float32 (n, H) detached, for the running range.
         """
-        codes1, step1 = self.quantizer1(self.weight1) if self.quantizer1 else (self.weight1, torch.ones(()))
-        before = x.times(codes1, key) * (x.scale * step1) + self.bias1
+        before = _weighted(self.quantizer1, self.weight1, lambda w: x.times(w, key), x.scale) + self.bias1
         hidden, step = torch.relu(before), torch.ones(())
         activations = hidden.detach()
-        if hidden_step is not None and self.bits_hidden < 32:
+        if isinstance(hidden_step, AffineHidden):
+            hidden, step = self._affine_hidden(hidden, hidden_step), torch.tensor(hidden_step.grid.step)
+        elif hidden_step is not None and self.bits_hidden < 32:
             step = torch.tensor(hidden_step)
             if self.method == "lsq":
                 share = 1 / math.sqrt(hidden.shape[1] * (2**self.bits_hidden - 1))
@@ -145,8 +176,14 @@ class Perceptron(nn.Module):
             mask = np.empty(tuple(hidden.shape), np.float32)
             kernels.dropout_dense(key.seed, key.epoch, STAGE_HIDDEN, 0, key.rows, mask.shape[1], key.share, mask)
             hidden = hidden * torch.from_numpy(mask)
-        codes2, step2 = self.quantizer2(self.weight2) if self.quantizer2 else (self.weight2, torch.ones(()))
-        return (hidden @ codes2) * (step * step2) + self.bias2, activations
+        return _weighted(self.quantizer2, self.weight2, lambda w: hidden @ w, step) + self.bias2, activations
+
+    def _affine_hidden(self, hidden: Tensor, how: AffineHidden) -> Tensor:
+        assert self.ranges is not None
+        codes = affine_codes(hidden, self.ranges.factors("hidden"), how.grid, self.bits_hidden, how.ends, how.share)
+        if how.protected is None:
+            return codes
+        return torch.where(torch.from_numpy(how.protected)[:, None], hidden / how.grid.step, codes)
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """For Adam: decay on the first weight matrix only."""
@@ -154,13 +191,31 @@ class Perceptron(nn.Module):
         return [{"params": [self.weight1], "weight_decay": weight_decay}, {"params": rest}]
 
     def frozen_weights(self) -> dict[str, Any]:
-        """Codes (int8) or float32 weights with their steps, as the packed model holds them."""
-        result: dict[str, Any] = {"bias1": self.bias1.detach().numpy().copy(),
+        """Codes (int8) or float32 weights with their steps and affine grids, as the packed model holds them."""
+        grids: dict[str, AffineGrid] = {}
+        result: dict[str, Any] = {"bias1": self.bias1.detach().numpy().copy(), "grids": grids,
                                   "bias2": self.bias2.detach().numpy().copy(), "weight_steps": [1.0, 1.0]}
         for number, quantizer in ((1, self.quantizer1), (2, self.quantizer2)):
             weight = getattr(self, f"weight{number}").detach()
             if quantizer is None:
                 result[f"weight{number}"] = weight.numpy().copy()
+            elif isinstance(quantizer, AffineWeightQuantizer):
+                result[f"weight{number}"], grid = quantizer.freeze(weight)
+                grids[f"weights{number}"], result["weight_steps"][number - 1] = grid, grid.step
             else:
                 result[f"weight{number}"], result["weight_steps"][number - 1] = quantizer.freeze(weight)
         return result
+
+
+def _weighted(quantizer: WeightQuantizer | AffineWeightQuantizer | None, weight: Tensor,
+              times: Callable[[Tensor], Tensor], scale: Tensor) -> Tensor:
+    """x·weight where `times` multiplies x's codes by weight codes, and x's rows have a scale (n, 1) or one for all.
+
+    An affine grid needs Σ x of every row beside the products: a column of ones gives it, a whole number as they are.
+    """
+    if isinstance(quantizer, AffineWeightQuantizer):
+        codes, step, offset = quantizer(weight)
+        sums = times(torch.cat([codes, torch.ones(len(codes), 1)], 1))
+        return sums[:, :-1] * (scale * torch.tensor(step)) + sums[:, -1:] * (scale * torch.tensor(offset))
+    codes, step = quantizer(weight) if quantizer else (weight, torch.ones(()))
+    return times(codes) * (scale * step)

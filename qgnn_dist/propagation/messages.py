@@ -35,18 +35,19 @@ class FloatMessenger:
 
     Args:
         record: collect, in `moments`, what an error-free coder would have to code: the change of y since the round
-            before (`innovation`), or y itself.
+            before (`innovation`), or y itself. keep: also keep those values, in `news`.
     """
 
     def __init__(self, graph: Neighbourhood, exchange: Exchange, columns: int, direction: str, *,
-                 record: bool = False, innovation: bool = True) -> None:
+                 record: bool = False, innovation: bool = True, keep: bool = False) -> None:
         self._graph, self._exchange, self._direction = graph, exchange, direction
         self._rows = np.zeros((graph.num_local + graph.num_halo, columns), np.float32)
         self._sums = np.empty((graph.num_local, columns), np.float32)
         self._before = np.zeros((graph.num_local, columns), np.float32) if record else None
-        self._innovation = innovation
+        self._innovation, self._keep = innovation, keep
         self._round = 0
         self.moments: dict[str, list[float]] = {}
+        self.news: dict[str, np.ndarray] = {}
 
     def gather(self, h: np.ndarray, layer: int) -> np.ndarray:
         """See Messenger."""
@@ -67,6 +68,8 @@ class FloatMessenger:
         rows = np.empty((len(news), 3), np.float64)
         kernels.row_moments(news, rows)
         self.moments[f"news/{self._round}"] = [*moments_of(rows), float(news.size)]
+        if self._keep:
+            self.news[f"news/{self._round}"] = news
         if self._innovation:
             before[:] = y
 

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from typing import Any
 
 from ..config import RunConfig
@@ -125,7 +125,7 @@ class MultiplierServer:
         """A worker's moments of every stage of a training forward.
 
         Returns:
-            `ranges`: stage → [rms, mean, largest], updated, for the next epoch; `multipliers`, `residuals`,
+            `ranges`: stage → the figures of its Range, updated, for the next epoch; `multipliers`, `residuals`,
             `clamps` of this epoch's forward.
         """
         return await self._gather(("ranges", epoch), rank, dict(moments), lambda posts: self._close_ranges(posts))
@@ -173,7 +173,7 @@ class MultiplierServer:
             if running is not None:
                 self.ranges[name] = running
         now = self._forward or _Forward(-1, [], 0.0)
-        return {"ranges": {name: [r.rms, r.mean, r.largest] for name, r in self.ranges.items()},
+        return {"ranges": {name: list(astuple(r)) for name, r in self.ranges.items()},
                 "multipliers": list(now.multipliers), "residuals": list(now.residuals), "clamps": now.clamps}
 
 

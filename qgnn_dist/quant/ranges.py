@@ -2,13 +2,14 @@
 """Ranges that follow the statistics: from running moments to the steps of the grids.
 
 Moments of a stage are four numbers, [sum of squares, sum of magnitudes, largest magnitude, count]; they add up over
-rows and workers (the third by maximum), so that one running figure serves all workers.
+rows and workers (the third by maximum), so that one running figure serves all workers. The paper's methods post six
+more (`wide_moments`): [least, greatest, Σx, Σx³, count·0.1st percentile, count·99.9th percentile].
 """
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 
@@ -24,6 +25,7 @@ __all__ = [
     "midrise_step",
     "moments_of",
     "power_of_two",
+    "wide_moments",
 ]
 
 MOMENTUM = 0.1
@@ -34,17 +36,27 @@ HIDDEN_SHARE = 0.8
 """Top of the hidden grid in units of three times the rms."""
 LEAST_STEP = 2.0**-100
 """A stage that has been all zero still has a step."""
+PERCENTILES = (0.001, 0.999)
+"""Ends of the range of `percentile` and `degree_quant`."""
 LEAST_SHARE = 2.0**-8
 """No round's step falls below this share of the first round's: believed states then fit 16-bit fixed point."""
 
 
 @dataclass(frozen=True)
 class Range:
-    """Running figures of one stage: root mean square, mean magnitude, largest magnitude."""
+    """Running figures of one stage: root mean square, mean magnitude, largest magnitude.
+
+    The others follow wide moments only: least and greatest value, third standardised moment, two percentiles.
+    """
 
     rms: float
     mean: float
     largest: float
+    low: float = 0.0
+    high: float = 0.0
+    skewness: float = 0.0
+    percentile_low: float = 0.0
+    percentile_high: float = 0.0
 
 
 def moments_of(rows: np.ndarray) -> list[float]:
@@ -60,11 +72,31 @@ def moments_of(rows: np.ndarray) -> list[float]:
     return [float(rows[:, 0].sum()), float(rows[:, 1].sum()), float(rows[:, 2].max())]
 
 
+def wide_moments(x: np.ndarray, *, percentiles: bool) -> list[float]:
+    """The ten moments of a worker's own values, in float64.
+
+    Args:
+        percentiles: take the 0.1st and 99.9th percentile, exactly (np.quantile); zeros otherwise.
+    """
+    exact = np.asarray(x, np.float64)
+    if exact.size == 0:
+        return [0.0] * 4 + [math.inf, -math.inf] + [0.0] * 4
+    squares, size = exact * exact, float(exact.size)
+    ends = np.quantile(exact, PERCENTILES) * size if percentiles else np.zeros(2)
+    magnitudes = np.abs(exact)
+    return [float(v) for v in (squares.sum(), magnitudes.sum(), magnitudes.max(), size, exact.min(), exact.max(),
+                               exact.sum(), (squares * exact).sum(), *ends)]
+
+
 def combine_moments(parts: Iterable[Sequence[float]]) -> list[float]:
-    """Moments of several workers together, added in the order given."""
+    """Moments of several workers together, added in the order given; percentiles become their count-weighted mean."""
+    posts = list(parts)
     total = [0.0, 0.0, 0.0, 0.0]
-    for part in parts:
+    for part in posts:
         total = [total[0] + part[0], total[1] + part[1], max(total[2], part[2]), total[3] + part[3]]
+    if posts and all(len(part) > 4 for part in posts):
+        total += [min(p[4] for p in posts), max(p[5] for p in posts)]
+        total += [sum(p[i] for p in posts) for i in range(6, 10)]
     return total
 
 
@@ -73,15 +105,26 @@ def follow(running: Range | None, moments: Sequence[float]) -> Range | None:
 
     Figures that are not finite leave the range as it was: one bad epoch must not poison the later ones.
     """
-    squares, magnitudes, largest, count = moments
+    squares, magnitudes, largest, count = moments[:4]
     if count == 0 or not all(math.isfinite(m) for m in moments):
         return running
-    new = Range(math.sqrt(squares / count), magnitudes / count, largest)
+    new = Range(math.sqrt(squares / count), magnitudes / count, largest, *_wide_figures(moments))
     if running is None:
         return new
     keep = 1.0 - MOMENTUM
-    return Range(keep * running.rms + MOMENTUM * new.rms, keep * running.mean + MOMENTUM * new.mean,
-                 keep * running.largest + MOMENTUM * new.largest)
+    return Range(*(keep * before + MOMENTUM * now for before, now in zip(astuple(running), astuple(new))))
+
+
+def _wide_figures(moments: Sequence[float]) -> list[float]:
+    """Least, greatest, skewness and percentiles of wide moments; nothing of others."""
+    if len(moments) == 4:
+        return []
+    count, low, high, plain, cubes, *ends = moments[3:]
+    mean, second = plain / count, moments[0] / count
+    variance = max(second - mean * mean, 0.0)
+    third = cubes / count - 3 * mean * second + 2 * mean**3
+    skewness = third / variance**1.5 if variance > 1e-12 * second else 0.0
+    return [low, high, skewness, *(end / count for end in ends)]
 
 
 def power_of_two(step: float) -> float:

@@ -41,7 +41,8 @@ def check_trainable(store: Store, config: RunConfig) -> None:
     """Refuse a store that cannot be trained on, before anything starts.
 
     Raises:
-        InputError: features, labels or splits are absent, or the metric does not fit the classes.
+        InputError: features, labels or splits are absent, the metric does not fit the classes, or the method of
+            quantisation does not train on several parts.
     """
     lacking = [what for what, there in (("features", store.num_features > 0), ("labels", store.has_labels),
                                         ("splits", store.has_split)) if not there]
@@ -51,6 +52,10 @@ def check_trainable(store: Store, config: RunConfig) -> None:
     if config.train.metric == "roc_auc" and store.num_classes != 2:
         raise InputError(f"train.metric=roc_auc: expected 2 classes, the store has {store.num_classes}",
                          file=str(store.path))
+    if config.quant.method == "degree_quant" and store.num_parts > 1:
+        raise InputError(f"quant.method=degree_quant: trains on a store of one part, this one has {store.num_parts} "
+                         "(its protected rows keep full precision, and a round has one width on the wire); partition "
+                         "with --parts 1, the model then predicts on any number", file=str(store.path))
 
 
 def prepare_run(out: str | Path, store: Store, config: RunConfig, *, resume: bool,

@@ -22,13 +22,16 @@ from ..memory import MemoryWatch
 from ..model.features import FeatureScheme, feature_statistics, read_block
 from ..model.forward import PackedForward
 from ..model.packed import ModelInfo, PackedModel
-from ..model.perceptron import DropoutKey, FeatureMatrix, Perceptron
+from ..model.perceptron import AffineHidden, DropoutKey, FeatureMatrix, Perceptron
+from ..propagation.affine import AffineMessenger
 from ..propagation.messages import CodedMessenger, FloatMessenger
 from ..propagation.multiplier import MultiplierRule
 from ..propagation.neighbourhood import Neighbourhood
 from ..propagation.smp import FrozenMultipliers, LiveMultipliers, Multipliers, Propagation
+from ..quant.grids import as_lists
 from ..quant.ranges import Range, hidden_step, message_steps, moments_of, residual_step
 from ..store.reader import Store
+from .affine import AffineTraining
 
 if TYPE_CHECKING:
     from ..comm.pool import WorkerContext
@@ -92,6 +95,10 @@ class TrainWorker:
         self._propagation = Propagation.of(config)
         self._exchange = Exchange(part.peers, part.num_local, part.num_halo, self._context.group,
                                   self._context.run_id, config.timeouts.exchange_s)
+        self._affine: AffineTraining | None = None
+        if self._network.ranges is not None:
+            self._affine = AffineTraining(config, self._network, self._graph, self._exchange, self._context.group,
+                                          source_index=part.source_index, num_nodes=self._store.num_nodes)
 
     def calibrate(self) -> dict[str, int]:
         """One forward with float messages and hidden values sets the first ranges; returns the bytes it sent."""
@@ -99,8 +106,14 @@ class TrainWorker:
         h0, hidden = self._network(self._matrix, self._dropout(CALIBRATION_EPOCH), None)
         state = h0.detach().numpy()
         messenger = FloatMessenger(self._graph, self._exchange, state.shape[1], "forward", record=True,
-                                   innovation=self._config.messages.coding == "innovation")
+                                   innovation=self._config.messages.coding == "innovation",
+                                   keep=self._affine is not None)
         self._propagation.run(self._graph, state, state, messenger, FrozenMultipliers([]), all_rounds=True)
+        if self._affine is not None:
+            values = {**messenger.news, "residual": state, "hidden": hidden.numpy()}
+            self._follow(CALIBRATION_EPOCH, self._affine.moments(values))
+            self._affine.start(values, self._ranges)
+            return self._sent_since(before)
         moments = {**messenger.moments, "residual": _moments(state), "hidden": _moments(hidden.numpy())}
         self._follow(CALIBRATION_EPOCH, moments)
         if self._config.quant.method == "lsq":
@@ -164,7 +177,7 @@ class TrainWorker:
     def training_scores(self) -> dict[str, np.ndarray]:
         """Scores of the training forward's float arithmetic, without dropout, at the frozen ranges; for comparison."""
         with torch.no_grad():
-            h0, _ = self._network(self._matrix, None, self._hidden_step())
+            h0, _ = self._network(self._matrix, None, self._hidden_grid(None))
         out, _ = self._propagate(h0.numpy(), FrozenMultipliers(self._multipliers), record=False)
         return {"source_index": np.asarray(self._part.source_index), "scores": out}
 
@@ -184,10 +197,11 @@ class TrainWorker:
 
     def _step(self, epoch: int) -> tuple[float, dict[str, Any]]:
         network = self._network
-        h0, hidden = network(self._matrix, self._dropout(epoch), self._hidden_step())
+        protected = self._affine.protected(epoch) if self._affine is not None else None
+        h0, hidden = network(self._matrix, self._dropout(epoch), self._hidden_grid(protected))
         state = np.ascontiguousarray(h0.detach().numpy())
         multipliers = self._live_multipliers(epoch, state)
-        out, moments = self._propagate(state, multipliers, record=True)
+        out, moments = self._propagate(state, multipliers, record=True, protected=protected)
         if isinstance(multipliers, LiveMultipliers):
             self._multipliers = multipliers.values
         logits = torch.from_numpy(out).requires_grad_()
@@ -197,30 +211,44 @@ class TrainWorker:
         loss.backward()
         assert logits.grad is not None
         grad = np.ascontiguousarray(logits.grad.numpy())
-        back = FloatMessenger(self._graph, self._exchange, grad.shape[1], "backward")
-        grad = self._propagation.run(self._graph, grad, grad, back, FrozenMultipliers(self._multipliers))
         self._optimizer.zero_grad()
+        if self._affine is not None:
+            grad, factors = self._affine.backward(grad, self._multipliers, self._ranges,
+                                                  self._affine.grids(self._ranges))
+            self._affine.add_gradients(factors)
+        else:
+            back = FloatMessenger(self._graph, self._exchange, grad.shape[1], "backward")
+            grad = self._propagation.run(self._graph, grad, grad, back, FrozenMultipliers(self._multipliers))
         h0.backward(torch.from_numpy(grad))
         self._reduce_gradients()
         self._optimizer.step()
-        moments["hidden"] = _moments(hidden.numpy())
+        moments["hidden"] = self._moments_of("hidden", hidden.numpy())
         return float(loss.detach()), self._follow(epoch, moments)
 
-    def _propagate(self, state: np.ndarray, multipliers: Multipliers, *,
-                   record: bool) -> tuple[np.ndarray, dict[str, list[float]]]:
-        """The training forward's layers at this epoch's fixed ranges; the moments of what was coded."""
+    def _propagate(self, state: np.ndarray, multipliers: Multipliers, *, record: bool,
+                   protected: np.ndarray | None = None) -> tuple[np.ndarray, dict[str, list[float]]]:
+        """The training forward's layers at this epoch's fixed ranges; the moments of what was coded.
+
+        Args: protected: of AffineTraining.protected.
+        """
         quant, columns = self._config.quant, state.shape[1]
         innovation = self._config.messages.coding == "innovation"
         moments: dict[str, list[float]] = {}
         residual, bits = state, int(quant.residual or 32)
-        if bits < 32:
+        grids = self._affine.grids(self._ranges) if self._affine is not None else {}
+        if self._affine is not None:
+            residual = self._affine.residual(state, grids, train=record)
+            moments["residual"] = self._moments_of("residual", state)
+        elif bits < 32:
             residual = np.empty_like(state)
             step = residual_step(self._ranges["residual"], bits, quant.method)
             kernels.midrise(state, np.float32(step), bits, residual)
             moments["residual"] = _moments(state)
-        messenger: FloatMessenger | CodedMessenger
+        messenger: FloatMessenger | CodedMessenger | AffineMessenger
         if int(quant.messages or 32) == 32:
             messenger = FloatMessenger(self._graph, self._exchange, columns, "forward")
+        elif self._affine is not None:
+            messenger = self._affine.messenger(columns, grids, train=record, protected=protected)
         else:
             messenger = CodedMessenger(self._graph, self._exchange, columns, "forward", bits=int(quant.messages or 32),
                                        steps=self._message_steps(), innovation=innovation, record=record)
@@ -262,17 +290,24 @@ class TrainWorker:
         config, store, weights = self._config, self._store, self._network.frozen_weights()
         quant, p = config.quant, config.propagation
         bits = {stage: width for stage, width in quant.stages().items() if stage != "gradients"}
-        residual = 1.0
-        if bits["residual"] < 32:
-            residual = residual_step(self._ranges["residual"], bits["residual"], quant.method)
+        residual, hidden, messages = 1.0, self._hidden_step() or 1.0, []
+        grids = weights.pop("grids")
+        if self._affine is not None:
+            grids.update(self._affine.grids(self._ranges))
+            residual, hidden = (grids[name].step if name in grids else 1.0 for name in ("residual", "hidden"))
+            messages = [grid.step for name, grid in grids.items() if name.startswith("news/")]
+        else:
+            if bits["residual"] < 32:
+                residual = residual_step(self._ranges["residual"], bits["residual"], quant.method)
+            messages = self._message_steps() if bits["messages"] < 32 else []
         info = ModelInfo(
             num_features=store.num_features, hidden=config.model.hidden, num_classes=store.num_classes, bits=bits,
             method=quant.method, coding=config.messages.coding, feature_norm=self._scheme.norm,
             feature_signed=self._scheme.signed, kind=p.kind, layers=p.layers, mu=p.mu, eta=p.eta, rounds=p.rounds,
             multipliers=self._multipliers if p.kind == "smp" else [],
-            message_steps=self._message_steps() if bits["messages"] < 32 else [],
-            weight_steps=weights.pop("weight_steps"), hidden_step=self._hidden_step() or 1.0, residual_step=residual,
-            exponent=-1, class_names=store.class_names, graph=store.name, fingerprint=store.fingerprint)
+            message_steps=messages, weight_steps=weights.pop("weight_steps"), hidden_step=hidden,
+            residual_step=residual, exponent=-1, class_names=store.class_names, graph=store.name,
+            fingerprint=store.fingerprint, grids=as_lists(grids))
         return PackedModel(info, **weights)
 
     def _message_steps(self) -> list[float]:
@@ -283,11 +318,19 @@ class TrainWorker:
 
     def _hidden_step(self) -> float | None:
         quant = self._config.quant
-        if quant.hidden == 32:
+        if quant.hidden == 32 or self._affine is not None:
             return None
         if quant.method == "lsq":
             return float(self._network.hidden_step.detach().abs())
         return hidden_step(self._ranges["hidden"], int(quant.hidden or 32), quant.method)
+
+    def _hidden_grid(self, protected: np.ndarray | None) -> float | AffineHidden | None:
+        if self._affine is not None:
+            return self._affine.hidden(self._ranges, protected)
+        return self._hidden_step()
+
+    def _moments_of(self, stage: str, x: np.ndarray) -> list[float]:
+        return self._affine.moments({stage: x})[stage] if self._affine is not None else _moments(x)
 
     def _dropout(self, epoch: int) -> DropoutKey:
         return DropoutKey(self._config.seed, epoch, np.ascontiguousarray(self._part.source_index),

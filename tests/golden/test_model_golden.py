@@ -7,18 +7,21 @@ import hashlib
 import json
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from qgnn_dist.errors import InputError, ModelError
 from qgnn_dist.model.packed import ModelInfo, PackedModel
+from qgnn_dist.quant.grids import AffineGrid
 
 SHA256 = {
-    2: "69b4261f840294aa497528708cdd1c0203fc29f0aa9df543b0249056cc542746",
-    4: "c85c6805fa5b5022a4ac7fa959558eef2e067474c3ce7c2ff040f0b4efeb531e",
-    8: "94497d4d3b651bcdef1b44fa02780d94b23ace38a4fff44cc31c5fde9f93c239",
-    32: "8d7287c081434d724adb37671a5fb4bdba517b71b37a53fb50e802de9119a13d",
+    2: "70692d577cbdd66c64da718423ad70890eba6a401f2d1b05d1f6c0e311dc62d1",
+    4: "23c9e08b614b07b84d5a271e92bc24ac6ca8b6e0ecab10e0d2b8a3230afc6c9e",
+    8: "409328b9cc3e517ab6ba4011bb2c44706df0a21916a97aa6a0742da085bcee4f",
+    32: "bb55362e2e961ac57d1ee6539c037efa4d592a53cd69f31dc7e51bca9e0818b7",
+    "affine": "81f541d40c34286c99bca3a919c2e25c5a7463a9fb42f61adc1a897f2a353c02",
 }
 
 
@@ -92,6 +95,9 @@ def _with_header(data: bytes, **changes: object) -> bytes:
     ({"eta": "x"}, "eta="),
     ({"class_names": ["a"]}, "class_names="),
     ({"surprise": 1}, "lacks or adds surprise"),
+    ({"grids": {"hidden": [0.0, 0.75, 1.0, 0.5]}}, "grids="),
+    ({"grids": None}, "grids="),
+    ({"method": 3}, "method="),
 ])
 def test_descriptions_from_outside_are_checked(changes: dict[str, object], text: str, tmp_path: Path) -> None:
     file = tmp_path / "m"
@@ -100,6 +106,45 @@ def test_descriptions_from_outside_are_checked(changes: dict[str, object], text:
         PackedModel.load(file)
     assert text in str(caught.value)
     assert str(file) in str(caught.value)
+
+
+def _affine_model() -> PackedModel:
+    """The model of `_model`, every stage on an affine grid of its step."""
+    model = _model()
+    steps = {"weights1": 0.125, "weights2": 0.0625, "hidden": 0.75, "residual": 0.03125, "news/0": 0.5,
+             "news/1": 0.25, "news/2": 0.25}
+    grids = {name: [-0.25, step, 1 / step, 0.5] for name, step in steps.items()}
+    return dataclasses.replace(model, info=dataclasses.replace(
+        model.info, method="bt", grids={name: [float(np.float32(v)) for v in four] for name, four in grids.items()}))
+
+
+def test_affine_grids_are_golden_and_survive_a_round_trip() -> None:
+    data = _affine_model().to_bytes()
+    assert hashlib.sha256(data).hexdigest() == SHA256["affine"]
+    again = PackedModel.from_bytes(data)
+    assert again.info == _affine_model().info
+    assert again.info.grid("hidden") == AffineGrid(-0.25, 0.75, float(np.float32(4 / 3)), 0.5)
+    assert again.info.grid("features") is None
+
+
+@pytest.mark.parametrize("change", [
+    {"news/3": [0.0, 0.25, 4.0, 0.5]}, {"news/2": None}, {"hidden": [0.0, 0.75, 1.0]},
+    {"hidden": [0.0, 0.75, 0.0, 0.5]}, {"hidden": [0.0, -0.75, 1.0, 0.5]}, {"hidden": [1e30, 0.75, 1.0, 0.5]},
+    {"hidden": [0.0, 0.75, "1", 0.5]},
+    {"hidden": [0.1, 0.75, 1.0, 0.5]}, {"hidden": [0.0, 0.5, 1.0, 0.5]}, {"hidden": [0.0, 0.75, True, 0.5]}])
+def test_affine_grids_from_outside_are_checked(change: dict[str, Any]) -> None:
+    """Too many stages, one too few, wrong lengths, signs, sizes and types, not in float32, not the step beside it."""
+    model = _affine_model()
+    grids = {name: four for name, four in {**model.info.grids, **change}.items() if four is not None}
+    with pytest.raises(ModelError, match="grids="):
+        PackedModel.from_bytes(_with_header(model.to_bytes(), grids=grids))
+
+
+def test_a_method_with_affine_grids_must_have_them() -> None:
+    with pytest.raises(ModelError, match="grids="):
+        PackedModel.from_bytes(_with_header(_affine_model().to_bytes(), grids={}))
+    with pytest.raises(ModelError, match="grids="):
+        PackedModel.from_bytes(_with_header(_affine_model().to_bytes(), method="recipe"))
 
 
 def test_damaged_files_are_refused(tmp_path: Path) -> None:
