@@ -56,6 +56,8 @@ _KEYS = {
     "widths": {"settings": _LIST},
 }
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")  # datasets become folders
+_ORIGIN = " (--set)"
+"""What `load_config` says of a setting that is wrong by itself; not of settings that don't go together."""
 _OWN = {"seed": "the grid's `seeds` gives it", "propagation.layers": "the grid's `layers` gives it",
         "cluster.threads": "every cell has one thread", "train.checkpoint_every": "cells are not resumed"}
 
@@ -204,7 +206,6 @@ class _Reader:
         self._usual = table.get("default_widths", list(dict.fromkeys([*_DEFAULT_WIDTHS, *table.get("widths", {})])))
         self._reference = table.get("reference", "float")
         self._known = {"methods": self._methods, "widths": self._widths, "datasets": self._datasets}
-        self._wrong: dict[str, list[str]] = {}
 
     def read(self, text: str, only: str) -> Grid:
         self._check_names()
@@ -241,7 +242,7 @@ class _Reader:
                     self._fault(f"{place}: there is no {kind[:-1]} {name!r}{_near(name, self._known[kind])}")
 
     def _check_words(self, place: str, words: Sequence[str]) -> None:
-        """What is wrong with each setting alone; kept by place, so that a row's fault is told once and where it is."""
+        """What is wrong with each setting alone, even where a later one hides it from every row."""
         for word in words:
             key = word.partition("=")[0].strip()
             if key in _OWN:
@@ -250,7 +251,8 @@ class _Reader:
                 self._fault(f"{place}: train.metric: belongs to a dataset, or to the grid's settings")
             else:
                 wrong = _refused([word])
-                self._wrong.setdefault(place, []).extend([wrong] if wrong else [])
+                if wrong and _ORIGIN in wrong:
+                    self._fault(f"{place}: {wrong.replace(_ORIGIN, '')}")
 
     def _rows_of(self, name: str) -> list[Row]:
         dataset = self._datasets[name]
@@ -272,18 +274,14 @@ class _Reader:
     def _resolve(self, dataset: str, method: str, width: str, layers: int) -> RunConfig | None:
         if width not in self._widths:
             return None  # named by _check_names
-        places = {"settings": self._table.get("settings", []),
-                  f"datasets.{dataset}": self._datasets[dataset].get("settings", []),
-                  f"methods.{method}": self._methods[method].get("settings", []), f"widths.{width}":
-                  self._widths[width]}
-        words = [word for inner in places.values() for word in inner]
-        words += [f"propagation.layers={layers}", *_EVERY_CELL]
+        words = [*self._table.get("settings", []), *self._datasets[dataset].get("settings", []),
+                 *self._methods[method].get("settings", []), *self._widths[width],
+                 f"propagation.layers={layers}", *_EVERY_CELL]
         wrong = _refused(words)
         if wrong is None:
             return load_config(overrides=words)
-        told = [f"{place}: {fault}" for place in places for fault in self._wrong.get(place, []) if fault in wrong]
-        for text in told or [f"{dataset}/{method}/{width}/K{layers}: {wrong}"]:
-            self._fault(text)
+        if _ORIGIN not in wrong:  # else _check_words has told it, with its place
+            self._fault(f"{dataset}/{method}/{width}/K{layers}: {wrong}")
         return None
 
     def _check_use(self, rows: list[Row]) -> None:
@@ -318,5 +316,5 @@ def _refused(words: Sequence[str]) -> str | None:
     try:
         load_config(overrides=list(words))
     except ConfigError as error:
-        return error.message.replace(" (--set)", "")
+        return error.message
     return None

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`qgnn bench accuracy` as a user runs it: a small grid to its table, again, narrowed, and what it refuses."""
+from __future__ import annotations
+
+import fcntl
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import qgnn_dist as qgnn
+from qgnn_dist.bench.accuracy import _folder, _store, accuracy
+from qgnn_dist.bench.cells import cells_of, train_cell
+from qgnn_dist.bench.grid import Row
+from qgnn_dist.cli import app
+from qgnn_dist.config import load_config
+from qgnn_dist.errors import InputError
+from qgnn_dist.store.reader import Store
+from tests.helpers import make_store, small_graph
+
+GRID = """
+seeds = 2
+jobs = 1
+layers = [2]
+default_widths = ["float", "int2"]
+settings = ["train.epochs=2", "model.hidden=8"]
+[datasets.sbm]
+source = "synthetic:sbm?nodes=300&edges=1500&features=8&classes=3&seed=1"
+[methods.recipe]
+[methods.wild]
+settings = ["train.lr=1e30"]
+widths = ["float"]
+[methods.again]
+settings = ["quant.method=recipe"]
+"""
+
+
+def _run(*words: str | Path) -> Any:
+    return CliRunner().invoke(app, ["bench", "accuracy", *(str(w) for w in words)])
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Any]:
+    """A grid file, the folder that it was run into, and what the command said."""
+    base = tmp_path_factory.mktemp("bench")
+    grid = base / "grid.toml"
+    grid.write_text(GRID, encoding="utf-8")
+    return grid, base / "out", _run(grid, "--out", base / "out", "--json")
+
+
+def test_a_grid_becomes_a_table(done: tuple[Path, Path, Any]) -> None:
+    _, out, result = done
+    assert result.exit_code == 1, result.stderr  # two cells diverged
+    assert "failed: sbm/wild/float/K2 seed 0: the loss is" in result.stderr
+    printed, table = json.loads(result.stdout), json.loads((out / "table.json").read_text(encoding="utf-8"))
+    assert {**table, "files": printed["files"]} == printed
+    assert {"machine", "commit", "versions", "rows"} <= set(table)
+    assert table["machine"]["cores"] >= 1
+    rows = {row["name"]: row for row in table["rows"]}
+    assert [(r["repeats"], r["failed"]) for r in rows.values()] == [(2, 0), (2, 0), (0, 2), (2, 0), (2, 0)]
+    assert table["failed"] == 2
+    # Equal settings under another name: the same cells, the same figures.
+    assert rows["sbm/again/int2/K2"]["by_seed"] == rows["sbm/recipe/int2/K2"]["by_seed"]
+    cells = [json.loads(f.read_text(encoding="utf-8")) for f in (out / "cells" / "sbm").iterdir()]
+    assert len(cells) == 4
+    for cell in cells:
+        row = rows[f"sbm/recipe/{cell['names']['width']}/K2"]
+        (mine,) = [entry for entry in row["by_seed"] if entry["seed"] == cell["seed"]]
+        assert (mine["test"], mine["valid"]) == (cell["metric"]["test"], cell["metric"]["valid"])
+        assert cell["epochs"] == 2
+        # 3 classes, 3 rounds: a byte a row at 2 bits, 12 at float.
+        assert cell["message_bytes_per_row"] == {"float": 36, "int2": 3}[cell["names"]["width"]]
+    assert rows["sbm/recipe/int2/K2"]["test_mean"] == pytest.approx(
+        np.mean([c["metric"]["test"] for c in cells if c["names"]["width"] == "int2"]))
+    assert "| recipe | int2 | 2 | 2 | – |" in (out / "table.md").read_text(encoding="utf-8")
+    assert (out / "accuracy_by_bits.png").read_bytes().startswith(b"\x89PNG")
+    assert not (out / "accuracy_by_depth.png").exists()
+
+
+def test_finished_cells_are_not_run_again_and_only_narrows(done: tuple[Path, Path, Any]) -> None:
+    grid, out, _ = done
+    before = {f: f.stat().st_mtime_ns for f in [*sorted((out / "cells").rglob("*.json")), out / "stores" / "sbm.json"]}
+    again = _run(grid, "--out", out, "--only", "recipe/int2", "--no-pictures")
+    assert again.exit_code == 0, again.stderr
+    assert "0 cells to run, 2 finished before" in again.stderr
+    assert "partitioning" not in again.stderr
+    assert "int2" in again.stdout
+    assert "wild" not in again.stdout
+    (row,) = json.loads((out / "table.json").read_text(encoding="utf-8"))["rows"]
+    assert row["difference"]["pairs"] == 2  # to a row that is not shown
+    assert before == {f: f.stat().st_mtime_ns for f in before}
+
+
+def test_the_epoch_is_chosen_on_validation_never_on_test(tmp_path: Path) -> None:
+    store = make_store(small_graph(), tmp_path / "stores" / "d", 1)
+    config = load_config(overrides=["train.epochs=12", "model.hidden=8", "propagation.layers=2", "train.lr=0.05",
+                                    "cluster.threads=1"])
+    row = Row(dataset="d", method="m", width="int2", layers=2, seeds=3, config=config)
+    chosen = []
+    for cell in cells_of([row], {"d": store.fingerprint}, tmp_path).values():
+        records: list[dict[str, Any]] = []
+        qgnn.train(store.path, out=tmp_path / f"run{cell.seed}", config=cell.config, on_epoch=records.append)
+        best = max(records, key=lambda r: r["accuracy"]["valid"])  # the earliest of equals
+        result = train_cell(cell, tmp_path)
+        assert result["best_epoch"] == best["epoch"]
+        assert result["metric"] == {"name": "accuracy", **best["accuracy"]}
+        chosen.append(best["accuracy"]["test"] < max(r["accuracy"]["test"] for r in records))
+    assert any(chosen), "no seed has a better test epoch elsewhere: this test could not tell"
+    assert not list(tmp_path.glob("run-*")), "a cell's run is left behind"
+
+
+def test_a_changed_file_is_partitioned_again(tmp_path: Path) -> None:
+    rng, file, steps = np.random.default_rng(0), tmp_path / "g.npz", []
+
+    def write(nodes: int) -> None:
+        np.savez(file, edge_index=rng.integers(0, nodes, (2, 90)), x=rng.random((nodes, 4)), train_idx=np.arange(9),
+                 y=rng.integers(0, 3, nodes), valid_idx=np.arange(9, 18), test_idx=np.arange(18, nodes))
+
+    write(30)
+    prints = [_store(tmp_path / "stores" / "g", str(file), None, steps.append) for _ in range(2)]
+    assert prints[0] == prints[1]
+    assert steps == ["partitioning g"]
+    write(31)
+    assert _store(tmp_path / "stores" / "g", str(file), None, steps.append) != prints[0]
+    assert Store.open(tmp_path / "stores" / "g").num_nodes == 31
+
+
+@pytest.mark.parametrize(("grid", "texts"), [
+    (GRID.replace("seeds", "seed").replace("recipe]", 'recipe]\nsetings = ["a=1"]'), ["did you mean seeds?",
+                                                                                     "did you mean settings?"]),
+    # Every width's own bits would hide it.
+    (GRID.replace("[methods.recipe]", '[methods.recipe]\nsettings = ["quant.bits=3"]'),
+     ["methods.recipe: quant.bits=3: expected one of 1, 2"]),
+])
+def test_a_faulty_grid_is_refused_and_nothing_written(tmp_path: Path, grid: str, texts: list[str]) -> None:
+    (tmp_path / "grid.toml").write_text(grid, encoding="utf-8")
+    result = _run(tmp_path / "grid.toml", "--out", tmp_path / "out")
+    assert (result.exit_code, result.stdout) == (2, "")
+    for text in texts:
+        assert text in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_metric_that_does_not_fit_is_refused_before_the_cells(tmp_path: Path) -> None:
+    (tmp_path / "grid.toml").write_text(GRID.replace("[methods.recipe]", 'settings = ["train.metric=roc_auc"]\n'
+                                                                         "[methods.recipe]"), encoding="utf-8")
+    started: list[Any] = []
+    with pytest.raises(InputError, match=r"datasets.sbm: train.metric=roc_auc: expected 2 classes"):
+        accuracy(tmp_path / "grid.toml", out=tmp_path / "out", on_start=lambda *counts: started.append(counts))
+    assert not started
+
+
+@pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
+def test_a_foreign_folder_is_refused_and_left_alone(done: tuple[Path, Path, Any], tmp_path: Path,
+                                                   overwrite: list[str]) -> None:
+    (tmp_path / "cells").mkdir()
+    result = _run(done[0], "--out", tmp_path, *overwrite)
+    assert result.exit_code == 2
+    assert "choose another --out" in result.stderr
+    assert [f.name for f in tmp_path.iterdir()] == ["cells"]
+    (tmp_path / "bench.json").write_text('{"bench": "train", "schema": 1}', encoding="utf-8")
+    assert _run(done[0], "--out", tmp_path, *overwrite).exit_code == 2
+
+
+def test_a_folder_in_use_is_refused_and_overwrite_forgets_what_is_ours(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with _folder(out, False):
+        (out / "cells" / "d").mkdir(parents=True)
+        (out / "table.md").touch()
+        (out / "notes.txt").touch()
+        with pytest.raises(InputError, match="another `qgnn bench accuracy` works"), _folder(out, True):
+            pass
+    with _folder(out, False):
+        assert (out / "cells" / "d").exists()
+    with _folder(out, True):
+        assert sorted(f.name for f in out.iterdir()) == [".lock", "bench.json", "notes.txt"]
+    with open(out / ".lock", "w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # given back
