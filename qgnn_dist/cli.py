@@ -167,16 +167,24 @@ def predict(
     return result, render.prediction
 
 
-@_command("qgnn inspect store --verify")
+@_command("qgnn inspect model.safetensors --store store --pictures pictures")
 def inspect(
     path: Annotated[Path, typer.Argument(help="A store, a run or a packed model.")],
     verify: Annotated[bool, typer.Option("--verify", help="Check every checksum.")] = False,
-    as_json: Json = False, debug: Debug = False,
+    store: Annotated[Path | None, typer.Option(
+        help="Run the packed model on this store, and measure every stage and layer.")] = None,
+    pictures: Annotated[Path | None, typer.Option(
+        help="Folder for pictures (SVG, PNG): of a model on a store, or of a run's multipliers.")] = None,
+    overwrite: Overwrite = False, as_json: Json = False, debug: Debug = False,
 ) -> Outcome:
-    """Show what lies in a store, run or model."""
+    """Show what lies in a store, run or model; with --store, what quantising does to a model."""
     from .cluster import api
 
-    return api.inspect(path, verify=verify), render.inspection
+    if store is None:
+        return api.inspect(path, verify=verify, pictures=pictures, overwrite=overwrite), render.inspection
+    with render.Status("measuring"):
+        result = api.inspect(path, verify=verify, store=store, pictures=pictures, overwrite=overwrite)
+    return result, render.inspection
 
 
 @_command("qgnn bench accuracy jobs/accuracy.toml --data graphs --out accuracy --seeds 5", bench)

@@ -140,6 +140,42 @@ def prediction(result: dict[str, Any], console: Console) -> None:
 def inspection(result: dict[str, Any], console: Console) -> None:
     """A store, a run or a model."""
     {"store": _store, "run": _run, "model": _model}[result["kind"]](result, console)
+    if "diagnosis" in result:
+        _diagnosis(result["diagnosis"], console)
+    for path in result.get("pictures", []):
+        console.print(path, highlight=False, soft_wrap=True)
+
+
+def _figure(value: float | None, form: str = ".3g") -> str:
+    """A figure, or a dash where there is none."""
+    return "-" if value is None else format(value, form)
+
+
+def _diagnosis(result: dict[str, Any], console: Console) -> None:
+    """Stages, rounds and layers of a packed model on a store."""
+    stages = Table("stage", "bits", "grid", "step", "rms", "clipped", "SNR dB", "ŷ error", title="Quantisation",
+                   title_justify="left", title_style="bold")
+    rounds = [(f"round {m['round']}", m) for m in result["messages"]]
+    for name, stage in [*result["stages"].items(), *rounds]:
+        clipped = _percent(stage["clipped"]) if stage["clipped"] is not None else "-"
+        stages.add_row(name, str(stage["bits"]), stage["grid"] or "float", _figure(stage["step"], ".4g"),
+                       _figure(stage["rms"]), clipped, _figure(stage["snr_db"], ".1f"),
+                       _figure(stage.get("believed_error")))
+    console.print(stages, highlight=False)
+    layers = Table("layer", "λ", "⟨Δ,G⟩/‖H⁰‖²", "‖Δ‖/‖H⁰‖", "Dirichlet", "MAD", "error", title="Layers",
+                   title_justify="left", title_style="bold")
+    for entry in result["layers"]:
+        keys = ("multiplier", "constraint", "change", "dirichlet", "mad", "error")
+        layers.add_row(str(entry["layer"]), *(_figure(entry[key]) for key in keys))
+    console.print(layers, highlight=False)
+    overall = result["overall"]
+    rows = [("nodes", f"{overall['nodes']:,} of {result['graph']}, {result['parts']} part(s)"),
+            ("same class", f"{_percent(overall['agreement'])} as with float messages and residual"),
+            ("worst score", f"{_figure(overall['worst_difference'])} away from it")]
+    if not result["same_graph"]:
+        rows.append(("note", "the model was trained on another graph; ranges were shifted by "
+                             f"2^{result['range_gain']}"))
+    _table("Packed against float", rows, console)
 
 
 def _store(result: dict[str, Any], console: Console) -> None:

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 from ..comm.pool import LocalPool, WorkerPool
 from ..config import RunConfig, load_config
 from ..data.graph import Graph
+from ..diagnosis.pictures import MODEL_PICTURES, RUN_PICTURES, check_pictures, draw_diagnosis, draw_run
+from ..diagnosis.report import diagnose
 from ..errors import InputError
 from ..inference.batch import check_output, check_predictable, run_prediction
 from ..inference.worker import PredictWorker
@@ -144,20 +146,42 @@ def predict(store: str | Path, *, model: str | Path, out: str | Path, scores: bo
                               timeouts=resolved.timeouts)
 
 
-def inspect(path: str | Path, *, verify: bool = False) -> dict[str, Any]:
-    """Describe a store, a run or a packed model.
+def inspect(path: str | Path, *, verify: bool = False, store: str | Path | None = None,
+            pictures: str | Path | None = None, overwrite: bool = False) -> dict[str, Any]:
+    """Describe a store, a run or a packed model; with `store`, diagnose the model on its nodes.
+
+    The diagnosis runs in this process, a thread a part: what quantising does to every stage, and how smooth every
+    layer is (diagnosis.report.combine says what it holds).
 
     Args:
         verify: check every checksum of a store, or read a model's tensors (a model is always read whole).
-    Raises: InputError: nothing of ours lies there, or it is damaged.
+        store: a store to run a packed model on; the result then has `diagnosis`.
+        pictures: folder for pictures of that diagnosis, or of a run's multipliers; the result then has `pictures`.
+        overwrite: replace pictures that exist.
+    Raises: InputError: nothing of ours lies there, or it is damaged; `store` or `pictures` do not go with it.
+        StoreError, ModelError: the model does not fit the store.
     """
     place = Path(path)
-    if (place / "manifest.json").exists():
+    is_store, is_run = (place / "manifest.json").exists(), (place / "config.toml").exists()
+    if store is not None and (is_store or is_run):
+        raise InputError(f"--store goes with a packed model, this is a {'store' if is_store else 'run'}; give the file "
+                         "that `qgnn export` wrote", file=str(path))
+    if is_store:
+        if pictures is not None:
+            raise InputError("--pictures go with a run, or with a packed model and --store; this is a store",
+                             file=str(path))
         return {"kind": "store", **describe_store(Store.open(place), verify=verify)}
-    if (place / "config.toml").exists():
-        return _describe_run(RunFolder(place))
+    if is_run:
+        drawn = _draw_run(RunFolder(place), pictures, overwrite) if pictures is not None else {}
+        return _describe_run(RunFolder(place)) | drawn
     if place.is_file():
-        return _describe_model(PackedModel.load(place), place.stat().st_size)
+        model = PackedModel.load(place)
+        result = _describe_model(model, place.stat().st_size)
+        if store is not None:
+            return result | _diagnose(model, place, store, pictures, overwrite)
+        if pictures is not None:
+            raise InputError("--pictures of a model show it on a graph; add --store", file=str(path))
+        return result
     raise InputError("neither a store, nor a run, nor a packed model" if place.exists() else "no such path",
                      file=str(path))
 
@@ -216,6 +240,29 @@ def _describe_model(model: PackedModel, size: int) -> dict[str, Any]:
     info["propagation"] = info.pop("kind")
     return {"kind": "model", **info, "model_bytes": size,
             "float_bytes": 4 * (model.weight1.size + model.weight2.size + model.bias1.size + model.bias2.size)}
+
+
+def _diagnose(model: PackedModel, file: Path, store: str | Path, pictures: str | Path | None,
+              overwrite: bool) -> dict[str, Any]:
+    opened = Store.open(store)
+    check_predictable(opened, model, str(file))
+    if pictures is not None:
+        check_pictures(pictures, MODEL_PICTURES, overwrite)
+    found = diagnose(opened, model, str(file), exchange_s=load_config().timeouts.exchange_s)
+    drawn = {"pictures": draw_diagnosis(found, pictures)} if pictures is not None else {}
+    return {"diagnosis": found, **drawn}
+
+
+def _draw_run(run: RunFolder, pictures: str | Path, overwrite: bool) -> dict[str, Any]:
+    if load_config(run.path / "config.toml").propagation.kind != "smp":
+        raise InputError("--pictures of a run show its multipliers, and only propagation.kind=smp has any",
+                         file=str(run.path))
+    check_pictures(pictures, RUN_PICTURES, overwrite)
+    records = run.read_metrics() if run.metrics_path.exists() else []
+    found = run.load_checkpoint()
+    if not records or found is None:
+        raise InputError("nothing to draw yet: no epoch and checkpoint", file=str(run.path))
+    return {"pictures": draw_run(records, found[2].best_epoch, pictures)}
 
 
 def _describe_run(run: RunFolder) -> dict[str, Any]:

@@ -158,7 +158,7 @@ class Tally:
             result |= {"step": self.steps[2] / self.steps[3], "step_range": self.steps[:2]}
         if self.count:
             result |= {"clipped": self.clipped / self.count, "error_rms": self._mean_root(self.errors)}
-        if self.squares > 0 and self.errors > 0:
+        if 0 < self.squares < math.inf and 0 < self.errors < math.inf:
             result["snr_db"] = finite(10.0 * math.log10(self.squares / self.errors))
         return result | {"histogram": self.codes.tolist()}
 

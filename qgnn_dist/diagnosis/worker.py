@@ -30,8 +30,7 @@ class PartFigures:
     """What a part adds to the diagnosis: sums only, which add up over the parts.
 
     Attributes:
-        agreeing: nodes whose class is the float twin's. worst: largest |score − twin's score|. exponent, gain: of
-            PackedForward.
+        agreeing: nodes whose class is the float twin's. worst: largest |score − twin's score|. gain: of PackedForward.
     """
 
     features: Tally
@@ -71,14 +70,17 @@ class DiagnosisWorker:
         watch = PropagationWatch(info, graph, exchange)
         reader = _MeasuringReader(part, packed)
         forward = PackedForward(graph, exchange, context.group, DIRECTION, watch)
-        scores = forward.run(packed, reader)
-        watch.finish(scores)
-        twin = watch.twins[-1]
+        # A model that diverges on this graph has figures, too: those that are not finite become null.
+        with np.errstate(invalid="ignore", over="ignore"):
+            scores = forward.run(packed, reader)
+            watch.finish(scores)
+            twin = watch.twins[-1]
+            worst = float(np.abs(scores.astype(np.float64) - twin).max(initial=0.0))
         return PartFigures(
             features=reader.features, hidden=reader.hidden, residual=watch.residual,
             residual_step=watch.residual_step, rounds=watch.rounds, layers=watch.layers, nodes=len(scores),
             agreeing=int((scores.argmax(1) == twin.argmax(1)).sum()),
-            worst=float(np.abs(scores.astype(np.float64) - twin).max(initial=0.0)), gain=forward.gain)
+            worst=worst, gain=forward.gain)
 
 
 class _MeasuringReader:
