@@ -40,11 +40,15 @@ def test_rows_are_the_product_within_both_sides_restrictions(tmp_path: Path) -> 
         [methods.y]
         widths = ["int2-m1", "float"]
         layers = [4]
-        datasets = ["a"]
+        datasets = ["a", "c"]
+        [datasets.c]
+        {SBM}
+        methods = ["y"]
+        widths = ["float", "int2"]
         """)
     assert _names(grid) == ["a/x/float/K4", "a/x/float/K8", "a/x/int2/K4", "a/x/int2/K8", "a/y/int2-m1/K4",
-                            "a/y/float/K4", "b/x/int2/K8", "b/x/int2-m1/K8"]
-    assert [row.seeds for row in grid.rows] == [3] * 6 + [5] * 2
+                            "a/y/float/K4", "b/x/int2/K8", "b/x/int2-m1/K8", "c/y/float/K4"]
+    assert [row.seeds for row in grid.rows] == [3] * 6 + [5] * 2 + [3]
     assert grid.reference == "float"
     assert grid.jobs is None
     assert all(row.seeds == 2 for row in _read(tmp_path, grid.text, seeds=2).rows)
