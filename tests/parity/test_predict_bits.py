@@ -86,9 +86,10 @@ def test_bits_do_not_depend_on_how_it_is_run(tmp_path: Path, words: tuple[str, .
     print(f"law 2, {words} sparse={sparse}: no bit differs over parts, partitioners, levels and threads")
 
 
-def test_no_float_product_of_torch_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("method", ["recipe", "bt_star", "percentile"])
+def test_no_float_product_of_torch_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
     store = make_store(small_graph(), tmp_path / "s", 2)
-    model = trained_model(store, "quant.bits=2", "model.feature_norm=l2")
+    model = trained_model(store, "quant.bits=2", "model.feature_norm=l2", f"quant.method={method}")
 
     def refuse(*_: Any, **__: Any) -> Any:
         raise AssertionError("a float product of torch ran during predict")
