@@ -62,7 +62,8 @@ def affine_grid(low: float, high: float, bits: int, method: str, skewness: float
     """The grid of a method over the range [low, high], the end codes at its ends.
 
     `bt` keeps the top b bits of the 8-bit code q8 = round((x − low)·255/(high − low)): ⌊q8/2^(8−b)⌋ is one floor,
-    since ⌊⌊y⌋/n⌋ = ⌊y/n⌋. `bt_star` adds round(skewness), half to even, to q8 first. All others round to nearest.
+    since ⌊⌊y⌋/n⌋ = ⌊y/n⌋. `bt_star` adds round(skewness), half to even, to q8 first; only the code is clipped, not q8
+    before it, which differs for values outside the range alone. All others round to nearest.
 
     >>> affine_grid(-1.0, 2.0, 2, "qlr")
     AffineGrid(low=-1.0, step=1.0, scale=1.0, bias=0.5)
