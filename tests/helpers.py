@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from qgnn_dist.data.graph import Graph, SparseFeatures
 from qgnn_dist.model.packed import ModelInfo, PackedModel
 from qgnn_dist.partitioning.api import partition_graph
 from qgnn_dist.propagation.multiplier import InProcessServer, MultiplierRule, MultiplierServer
+from qgnn_dist.quant.grids import AFFINE_METHODS, affine_grid, as_lists, stage_names
 from qgnn_dist.store.reader import Store
 from qgnn_dist.training.worker import TrainWorker
 
@@ -88,6 +90,13 @@ def untrained_model(store: Store, *, bits: int = 2, residual: int = 8, kind: str
                np.clip(np.rint(rng.normal(size=s) * 0.4 * high), low, high).astype(np.int8)
                for s in ((f, hidden), (hidden, c))]
     step = 1.0 if bits == 32 else 2.0 / high
+    grids = {}
+    if method in AFFINE_METHODS:
+        names = stage_names({"weights": local, "hidden": local, "messages": bits, "residual": residual}, count)
+        for name in names:
+            width = {"residual": residual}.get(name, bits if name.startswith("news") else local)
+            low, reach = (0.0, 1.5) if name == "hidden" else (-1.1, 1.3)
+            grids[name] = affine_grid(low * 4 if name == "residual" else low, reach, width, method, 1.2)
     info = ModelInfo(
         num_features=f, hidden=hidden, num_classes=c, method=method, coding=coding, feature_norm="l2",
         bits={"weights": local, "features": local, "hidden": local, "messages": bits, "residual": residual},
@@ -96,7 +105,11 @@ def untrained_model(store: Store, *, bits: int = 2, residual: int = 8, kind: str
         message_steps=[] if bits == 32 else [2.0**-(k // 2) for k in range(count)], weight_steps=[step, step],
         hidden_step=1.0 if bits == 32 else 2.0 / 2**local,
         residual_step=1.0 if residual == 32 else 2.0 ** (3 - residual),
-        exponent=-1, class_names=None, graph=store.name, fingerprint=store.fingerprint)
+        exponent=-1, class_names=None, graph=store.name, fingerprint=store.fingerprint, grids=as_lists(grids))
+    if grids:
+        info = replace(info, weight_steps=[grids["weights1"].step, grids["weights2"].step],
+                       hidden_step=grids["hidden"].step, residual_step=grids["residual"].step,
+                       message_steps=[grids[f"news/{k}"].step for k in range(count)])
     return PackedModel(info, weights[0], rng.normal(size=hidden).astype(np.float32) * np.float32(0.1), weights[1],
                        rng.normal(size=c).astype(np.float32))
 

@@ -13,7 +13,7 @@ from ..comm.pool import LocalPool
 from ..model.packed import ModelInfo, PackedModel
 from ..quant.straight_through import weight_levels
 from ..store.reader import Store
-from .stages import Tally, check_grids, finite
+from .stages import Grid, Tally, check_grids, finite
 from .watch import LayerSums, RoundSums
 from .worker import DiagnosisWorker, PartFigures
 
@@ -76,6 +76,7 @@ def _stages(model: PackedModel, parts: Sequence[PartFigures]) -> dict[str, dict[
     residual = _together([p.residual for p in parts])
 
     def kind(stage: str, name: str) -> str | None:
+        name = "affine" if info.grid(stage) is not None else name
         return name if info.bits[stage] < 32 else None
 
     def step(stage: str, value: float) -> float | None:
@@ -83,14 +84,14 @@ def _stages(model: PackedModel, parts: Sequence[PartFigures]) -> dict[str, dict[
 
     return {
         "features": features.report(kind("features", "mid-tread" if info.feature_signed else "unsigned"), None),
-        "weights1": _weights(info, model.weight1, info.weight_steps[0]),
-        "weights2": _weights(info, model.weight2, info.weight_steps[1]),
+        "weights1": _weights(info, "weights1", model.weight1, info.weight_steps[0]),
+        "weights2": _weights(info, "weights2", model.weight2, info.weight_steps[1]),
         "hidden": hidden.report(kind("hidden", "unsigned"), step("hidden", info.hidden_step)),
         "residual": residual.report(kind("residual", "mid-rise"), step("residual", parts[0].residual_step)),
     }
 
 
-def _weights(info: ModelInfo, weight: np.ndarray, step: float) -> dict[str, Any]:
+def _weights(info: ModelInfo, stage: str, weight: np.ndarray, step: float) -> dict[str, Any]:
     """Only the codes are left of the weights: what was clipped or rounded away is not known any more."""
     bits = info.bits["weights"]
     tally = Tally(bits)
@@ -98,14 +99,18 @@ def _weights(info: ModelInfo, weight: np.ndarray, step: float) -> dict[str, Any]
         tally.add(weight)
         return tally.report(None, None)
     low, high = weight_levels(bits)
-    tally.add(weight.astype(np.float64) * step)
-    tally.codes += np.bincount((weight.astype(np.int64) - low).ravel(), minlength=2**bits)
+    affine = info.grid(stage)
+    grid = Grid.affine(bits, affine) if affine is not None else Grid.midtread(bits, step)
+    codes = weight.astype(np.int64) - low
+    tally.add(grid.values(codes))
+    tally.codes += np.bincount(codes.ravel(), minlength=2**bits)
     ends = int((weight == low).sum() + (weight == high).sum())
-    return tally.report("mid-tread", step) | {"clipped": None, "error_rms": None, "at_ends": ends / weight.size}
+    return tally.report(grid.kind, step) | {"clipped": None, "error_rms": None, "at_ends": ends / weight.size}
 
 
 def _message(info: ModelInfo, number: int, rounds: Sequence[RoundSums]) -> dict[str, Any]:
-    report = _together([r.news for r in rounds]).report("mid-rise", rounds[0].step)
+    report = _together([r.news for r in rounds]).report(
+        "affine" if info.grids else "mid-rise", rounds[0].step)
     misbelieved, states = [r.misbelieved for r in rounds if r.misbelieved is not None], sum(r.states for r in rounds)
     believed = _root_ratio(sum(misbelieved), states) if misbelieved else None
     return {"round": number, "layer": rounds[0].layer, **report, "believed_error": believed}

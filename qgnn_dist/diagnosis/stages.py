@@ -13,11 +13,12 @@ import numpy as np
 
 from ..errors import ModelError
 from ..model.packed import ModelInfo
+from ..quant.grids import AFFINE_METHODS, AffineGrid
 
 __all__ = ["Grid", "Tally", "check_grids", "finite"]
 
-KNOWN_METHODS = ("recipe", "lsq", "minmax")
-"""Methods whose grids follow from a model's steps alone, symmetric about zero or unsigned."""
+KNOWN_METHODS = ("recipe", "lsq", "minmax", *AFFINE_METHODS)
+"""Methods whose grids follow from a model's steps, symmetric about zero or unsigned, or stand in it as affine ones."""
 
 
 def finite(x: float) -> float | None:
@@ -26,7 +27,7 @@ def finite(x: float) -> float | None:
 
 
 def check_grids(info: ModelInfo, file: str) -> None:
-    """Refuse a model whose grids are not told by its steps.
+    """Refuse a model whose grids nobody here knows.
 
     Raises: ModelError, naming the method.
     """
@@ -40,7 +41,8 @@ class Grid:
     """A uniform grid of 2^bits levels.
 
     Attributes:
-        kind: `mid-rise`, `mid-tread` or `unsigned`. step: S, positive. lowest: what code 0 means.
+        kind: `mid-rise`, `mid-tread`, `unsigned` or `affine`. step: S, positive. lowest: what code 0 means.
+        coder: of an affine grid, whose cells need not lie around their values (bt cuts bits off).
 
     >>> Grid.midrise(2, 0.5).values(np.arange(4)).tolist()
     [-0.75, -0.25, 0.25, 0.75]
@@ -52,6 +54,12 @@ class Grid:
     bits: int
     step: float
     lowest: float
+    coder: AffineGrid | None = None
+
+    @classmethod
+    def affine(cls, bits: int, coder: AffineGrid) -> Grid:
+        """Levels low + q·S."""
+        return cls("affine", bits, coder.step, coder.low, coder)
 
     @classmethod
     def midrise(cls, bits: int, step: float) -> Grid:
@@ -76,8 +84,12 @@ class Grid:
         """Whether a value lies outside the end codes' cells, half a step to either side of a level.
 
         A mid-rise cell holds its lower edge and not its upper one, as the coder's floor has it; on the other grids a
-        value on either outer edge still lies inside. NaN lies outside.
+        value on either outer edge still lies inside. Affine: where (x − low)·scale + bias is not in [0, 2^b). NaN lies
+        outside.
         """
+        if self.coder is not None:
+            level = (x - self.coder.low) * self.coder.scale + self.coder.bias
+            return ~((level >= 0) & (level < 2**self.bits))
         low = self.lowest - 0.5 * self.step
         high = self.lowest + (2**self.bits - 0.5) * self.step
         below_high = x < high if self.kind == "mid-rise" else x <= high

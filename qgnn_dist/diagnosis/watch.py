@@ -14,6 +14,7 @@ import numpy as np
 from .. import kernels
 from ..comm.exchange import Exchange
 from ..model.packed import ModelInfo
+from ..propagation.affine import AffineMessenger
 from ..propagation.messages import CodedMessenger, FloatMessenger, Messenger
 from ..propagation.neighbourhood import Neighbourhood
 from ..propagation.smp import FrozenMultipliers, Propagation
@@ -64,25 +65,25 @@ class RoundSums:
 class _MeasuringMessenger:
     """Another messenger, with what it codes and what its neighbours then believe measured on the way."""
 
-    def __init__(self, inner: CodedMessenger, graph: Neighbourhood, bits: int, steps: list[float]) -> None:
-        self._inner, self._graph, self._bits, self._steps = inner, graph, bits, steps
+    def __init__(self, inner: CodedMessenger | AffineMessenger, graph: Neighbourhood, grids: list[Grid]) -> None:
+        self._inner, self._graph, self._grids = inner, graph, grids
         self.rounds: list[RoundSums] = []
 
     def gather(self, h: np.ndarray, layer: int) -> np.ndarray:
         """See Messenger."""
-        step = self._steps[len(self.rounds)]
+        grid = self._grids[len(self.rounds)]
         # As the coder computes it: float32, one rounding an operation.
         y = self._graph.inv_sqrt_degree[:, None] * h
         news = y if self._inner.believed is None else y - self._inner.believed
         sums = self._inner.gather(h, layer)
         codes = np.empty(h.shape, np.uint8)
-        kernels.unpack(np.ascontiguousarray(self._inner.sent), self._bits, codes)
-        tally = Tally(self._bits)
-        tally.add(news, codes, Grid.midrise(self._bits, step))
+        kernels.unpack(np.ascontiguousarray(self._inner.sent), grid.bits, codes)
+        tally = Tally(grid.bits)
+        tally.add(news, codes, grid)
         misbelieved = None
         if self._inner.believed is not None:
             misbelieved = _squares(y.astype(np.float64) - self._inner.believed)
-        self.rounds.append(RoundSums(layer, step, tally, _squares(y), misbelieved))
+        self.rounds.append(RoundSums(layer, grid.step, tally, _squares(y), misbelieved))
         return sums
 
 
@@ -106,18 +107,29 @@ class PropagationWatch:
         bits = self.info.bits["residual"]
         self.residual, self.residual_step = Tally(bits), float(np.ldexp(np.float32(self.info.residual_step), gain))
         codes, grid = None, None
-        if bits < 32:
+        affine = self.info.grid("residual")
+        if affine is not None:
+            grid = Grid.affine(bits, affine.shifted(gain))
+            codes = affine.shifted(gain).codes(h0, bits)
+        elif bits < 32:
             grid = Grid.midrise(bits, self.residual_step)
             codes = np.rint((residual.astype(np.float64) - grid.lowest) / grid.step).astype(np.uint8)
         self.residual.add(h0, codes, grid)
         self.twins = twin_states(self.info, self.graph, self.exchange, h0)
         self._halo = HaloRows(self.graph, self.exchange, DIRECTION)
-        if not isinstance(messenger, CodedMessenger):
+        if not isinstance(messenger, (CodedMessenger, AffineMessenger)):
             return messenger
-        measuring = _MeasuringMessenger(messenger, self.graph, self.info.bits["messages"],
-                                        [float(np.ldexp(np.float32(s), gain)) for s in self.info.message_steps])
+        measuring = _MeasuringMessenger(messenger, self.graph, self._message_grids(gain))
         self.rounds = measuring.rounds
         return measuring
+
+    def _message_grids(self, gain: int) -> list[Grid]:
+        bits, found = self.info.bits["messages"], []
+        for number, step in enumerate(self.info.message_steps):
+            affine = self.info.grid(f"news/{number}")
+            found.append(Grid.affine(bits, affine.shifted(gain)) if affine is not None else
+                         Grid.midrise(bits, float(np.ldexp(np.float32(step), gain))))
+        return found
 
     def layer(self, layer: int, state: np.ndarray, half: np.ndarray) -> None:
         """See Observer."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..comm.exchange import Exchange
+from ..model.affine import AffinePerceptron
 from ..model.features import FeatureBlock, FeatureScheme, read_block, refuse_negative
 from ..model.forward import PackedForward, model_reader
 from ..model.packed import PackedModel
@@ -92,6 +93,7 @@ class _MeasuringReader:
         self._float = FeatureScheme(info.feature_norm, info.feature_signed, 32)
         self._grid = Grid.midtread(bits["features"], 1.0) if info.feature_signed else Grid.unsigned(bits["features"],
                                                                                                     1.0)
+        self._affine = AffinePerceptron(model) if info.grids else None
         self.features, self.hidden = Tally(bits["features"]), Tally(bits["hidden"])
 
     def __call__(self, begin: int, end: int) -> FeatureBlock:
@@ -115,16 +117,25 @@ class _MeasuringReader:
 
     def _measure_hidden(self, block: FeatureBlock) -> None:
         """The activations again, as the forward computes them before it rounds."""
+        active, bits = self._active(block), self.hidden.bits
+        affine = self._model.info.grid("hidden")
+        if bits == 32:
+            self.hidden.add(active)
+        elif affine is not None:
+            self.hidden.add(active, affine.codes(active, bits), Grid.affine(bits, affine))
+        else:
+            step = self._model.info.hidden_step
+            codes = np.rint(np.minimum(active / np.float32(step), np.float32(2**bits - 1))).astype(np.int64)
+            self.hidden.add(active, codes, Grid.unsigned(bits, step))
+
+    def _active(self, block: FeatureBlock) -> np.ndarray:
+        """relu(X·W₁ + b₁), float32 (n, H), by the forward's kernels."""
         info, model, rows = self._model.info, self._model, len(block.scale)
+        if self._affine is not None:
+            return self._affine.active(block)
         if info.bits["weights"] < 32 and info.bits["features"] < 32:
             sums = block.times(model.weight1, np.empty((rows, info.hidden), np.int32)).astype(np.float32)
         else:
             sums = block.as_float().times(model.weight1.astype(np.float32), np.empty((rows, info.hidden), np.float32))
         scale = block.scale * np.float32(info.weight_steps[0])
-        active = np.maximum(sums * scale[:, None] + model.bias1, np.float32(0))
-        if self.hidden.bits == 32:
-            self.hidden.add(active)
-            return
-        top = np.float32(2**self.hidden.bits - 1)
-        codes = np.rint(np.minimum(active / np.float32(info.hidden_step), top)).astype(np.int64)
-        self.hidden.add(active, codes, Grid.unsigned(self.hidden.bits, info.hidden_step))
+        return np.maximum(sums * scale[:, None] + model.bias1, np.float32(0))

@@ -26,11 +26,14 @@ class AffinePerceptron:
         self._first = _Weights(model.info, 1, model.weight1, model.info.bits["features"])
         self._second = _Weights(model.info, 2, model.weight2, model.info.bits["hidden"])
 
+    def active(self, block: FeatureBlock) -> np.ndarray:
+        """relu(X·W₁ + b₁) of a block before it is coded, float32 (n, H)."""
+        sums = self._first.product(block)
+        return np.maximum(self._first.value(sums, block.scale[:, None]) + self._model.bias1, np.float32(0))
+
     def rows(self, block: FeatureBlock) -> np.ndarray:
         """H⁰ of a block, float32 (n, C)."""
-        sums = self._first.product(block)
-        value = self._first.value(sums, block.scale[:, None]) + self._model.bias1
-        hidden, scale = np.maximum(value, np.float32(0)), np.float32(1)
+        hidden, scale = self.active(block), np.float32(1)
         grid, bits = self._info.grid("hidden"), self._info.bits["hidden"]
         if grid is not None:
             codes = np.empty(hidden.shape, np.uint8)

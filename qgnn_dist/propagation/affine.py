@@ -89,6 +89,16 @@ class AffineMessenger:
         self._round += 1
         return self._sums
 
+    @property
+    def believed(self) -> np.ndarray | None:
+        """See CodedMessenger."""
+        return self._believed
+
+    @property
+    def sent(self) -> np.ndarray:
+        """See CodedMessenger."""
+        return self._payload[:self._graph.num_local]
+
     def _news(self, h: np.ndarray) -> np.ndarray:
         y = self._graph.inv_sqrt_degree[:, None] * h
         return y if self._believed is None else y - self._believed

@@ -17,6 +17,7 @@ from qgnn_dist.model.forward import PackedForward, model_reader
 from qgnn_dist.model.packed import PackedModel
 from qgnn_dist.propagation.messages import Messenger
 from qgnn_dist.propagation.neighbourhood import Neighbourhood
+from qgnn_dist.quant.grids import AffineGrid
 from qgnn_dist.store.reader import Store
 from tests.helpers import make_store, small_graph, untrained_model
 
@@ -91,7 +92,7 @@ def dense_twin(watch: Recorder, adjacency: np.ndarray, model: PackedModel) -> li
 
 
 CASES = [{}, {"rounds": "two", "bits": 4}, {"kind": "appnp", "bits": 1}, {"coding": "direct"}, {"bits": 32},
-         {"bits": 8, "signed": True}]
+         {"bits": 8, "signed": True}, {"method": "bt_star", "bits": 4}]
 
 
 @pytest.mark.parametrize("words", CASES, ids=str)
@@ -211,6 +212,49 @@ def _expect(got: dict[str, Any], x: np.ndarray, codes: np.ndarray, decoded: np.n
     assert abs(got["clipped"] * x.size - outside.sum()) <= 2
     assert got["rms"] == pytest.approx(np.sqrt((x**2).mean()), rel=1e-5)
     assert got["snr_db"] == pytest.approx(10 * np.log10((x**2).sum() / ((x - decoded) ** 2).sum()), rel=1e-3)
+
+
+@pytest.mark.parametrize("method", ["qlr", "bt", "percentile"])
+@pytest.mark.parametrize("coding", ["innovation", "direct"])
+def test_affine_stages_are_dense_numpys(tmp_path: Path, method: str, coding: str) -> None:
+    graph = small_graph(nodes=200)
+    one, two = make_store(graph, tmp_path / "one", 1), make_store(graph, tmp_path / "two", 2)
+    model = untrained_model(one, method=method, coding=coding)
+    info, watch = model.info, recorded(one, model)[0]
+    result = diagnose(two, model, "m", exchange_s=60)
+    stages, grids = result["stages"], {name: AffineGrid(*four) for name, four in info.grids.items()}
+    assert {s["grid"] for name, s in stages.items() if name != "features"} == {"affine"}
+
+    def coded(x: np.ndarray, name: str, bits: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Codes, what they mean, what is clipped: from the definition, in float64."""
+        grid, top = grids[name], 2**bits - 1
+        level = np.floor((x - grid.low) * grid.scale + grid.bias)
+        codes = np.clip(level, 0, top)
+        return codes, grid.low + codes * grid.step, level != codes
+
+    x = one.part(0).features_dense(0, 200).astype(np.float64)
+    x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-30)
+    scale = x.max(1, keepdims=True) / 3
+    scale[scale == 0] = 1
+    first, second = ((grids[n].low + (w.astype(np.float64) + 2) * grids[n].step)
+                     for n, w in (("weights1", model.weight1), ("weights2", model.weight2)))
+    active = np.maximum(np.rint(x / scale) * scale @ first + model.bias1, 0)
+    _expect(stages["hidden"], active, *coded(active, "hidden", 2))
+    assert stages["weights2"]["rms"] == pytest.approx(np.sqrt((second**2).mean()), rel=1e-9)
+    _expect(stages["residual"], watch.h0.astype(np.float64), *coded(watch.h0.astype(np.float64), "residual", 8))
+
+    assert len(result["messages"]) == len(watch.halves) + 1 == 5
+    degree, believed = np.diff(one.part(0).indptr) + 1.0, np.zeros(watch.h0.shape)
+    for k, (entry, h) in enumerate(zip(result["messages"], [watch.h0, *watch.halves])):
+        y = h / np.sqrt(degree)[:, None]
+        codes, decoded, outside = coded(y - believed, f"news/{k}", 2)
+        _expect(entry, y - believed, codes, decoded, outside)
+        if coding == "direct":
+            assert entry["believed_error"] is None
+            continue
+        believed += decoded
+        want = np.linalg.norm(y - believed) / np.linalg.norm(y)
+        assert entry["believed_error"] == pytest.approx(want, rel=1e-3), k
 
 
 def test_sparse_features_are_measured_where_they_are_stored(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from qgnn_dist import kernels
 from qgnn_dist.diagnosis.stages import Grid, Tally, check_grids, finite
 from qgnn_dist.errors import ModelError
+from qgnn_dist.quant.grids import affine_grid
 from tests.helpers import make_store, small_graph, untrained_model
 
 
@@ -24,6 +25,17 @@ def test_clipped_shares_are_those_outside_the_end_cells() -> None:
     assert Grid.unsigned(2, 1.0).outside(np.array([0.0, 3.5, 3.6])).tolist() == [False, False, True]
     # 1 bit: cells [-S, 0) [0, S)
     assert Grid.midrise(1, 0.5).outside(np.array([-0.5, 0.49, 0.5])).tolist() == [False, False, True]
+
+
+def test_affine_cells_are_the_coders_own() -> None:
+    # Range [-1, 2], step 1. To nearest: end cells reach half a step past the range.
+    x = np.array([-1.51, -1.5, 2.49, 2.5], np.float32)
+    assert Grid.affine(2, affine_grid(-1.0, 2.0, 2, "qlr")).outside(x).tolist() == [True, False, False, True]
+    # bt keeps two bits of q8 = round(x) here: 0…63 mean 0, 192…255 mean 255; the cells begin half a step of q8 lower.
+    grid = Grid.affine(2, affine_grid(0.0, 255.0, 2, "bt"))
+    assert grid.outside(np.array([-0.51, -0.5, 255.4, 255.6])).tolist() == [True, False, False, True]
+    assert grid.values(np.arange(4)).tolist() == [0.0, 85.0, 170.0, 255.0]
+    assert grid.outside(np.array([np.nan])).all()
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
@@ -93,6 +105,6 @@ def test_what_cannot_be_told_is_null_in_json() -> None:
 
 def test_a_method_with_other_grids_is_refused(tmp_path) -> None:
     store = make_store(small_graph(), tmp_path / "s", 1)
-    with pytest.raises(ModelError, match=r"m\.st: quant\.method=percentile: .* recipe, lsq, minmax only"):
-        check_grids(untrained_model(store, method="percentile").info, "m.st")
-    check_grids(untrained_model(store, method="percentile", bits=32).info, "m.st")
+    with pytest.raises(ModelError, match=r"m\.st: quant\.method=unheard: .* recipe, lsq, minmax, .* only"):
+        check_grids(untrained_model(store, method="unheard").info, "m.st")
+    check_grids(untrained_model(store, method="unheard", bits=32).info, "m.st")
