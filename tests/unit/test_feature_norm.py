@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`feature_norm=auto`: what the training rows say about how rows should be normalised."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qgnn_dist.data.graph import Graph, SparseFeatures
+from qgnn_dist.model.features import FeatureStatistics, choose_norm, feature_statistics
+from tests.helpers import make_store, small_graph
+
+
+def statistics_of(x: np.ndarray, tmp_path: Path, *, sparse: bool, parts: int = 1) -> FeatureStatistics:
+    """Over all training rows of a store with these features."""
+    graph = small_graph(len(x), features=x.shape[1])
+    given: np.ndarray | SparseFeatures = x.astype(np.float32)
+    if sparse:
+        counts = (x != 0).sum(1)
+        given = SparseFeatures(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+                               np.nonzero(x)[1].astype(np.int32), x[x != 0].astype(np.float32), x.shape)
+    store = make_store(Graph(**{**graph.__dict__, "features": given}), tmp_path / f"s{parts}{sparse}", parts)
+    total = FeatureStatistics()
+    for part in (store.part(p) for p in range(parts)):
+        assert part.split is not None
+        total += feature_statistics(part, np.flatnonzero(part.split == 1))
+    return total
+
+
+def bag(rows: int, columns: int, low: int, high: int) -> np.ndarray:
+    """0/1 rows with low … high ones."""
+    rng = np.random.default_rng(0)
+    x = np.zeros((rows, columns))
+    for row in x:
+        row[rng.choice(columns, rng.integers(low, high + 1), replace=False)] = 1
+    return x
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+@pytest.mark.parametrize(("x", "norm"), [
+    (bag(120, 400, 6, 6), "none"), (bag(120, 400, 2, 30), "row"), (bag(120, 400, 50, 300), "l2"),
+    (bag(120, 400, 2, 30) - 0.25, "none")])
+def test_the_norm_follows_the_rows(x: np.ndarray, norm: str, sparse: bool, tmp_path: Path) -> None:
+    assert choose_norm(statistics_of(x, tmp_path, sparse=sparse), x.shape[1]) == norm
+
+
+def test_statistics_are_those_of_the_training_rows_on_any_number_of_parts(tmp_path: Path) -> None:
+    x = bag(120, 50, 2, 30) * 0.5
+    train = small_graph(120, features=50).split == 1  # type: ignore[operator]
+    sums = x[train].sum(1)
+    for parts in (1, 3):
+        found = statistics_of(x, tmp_path, sparse=True, parts=parts)
+        assert (found.rows, found.nonzero, found.negative) == (train.sum(), (x[train] > 0).sum(), 0)
+        assert found.spread == pytest.approx(sums.std() / sums.mean(), rel=1e-12)
+
+
+def test_no_values_have_no_spread() -> None:
+    assert FeatureStatistics(rows=3).spread == 0.0
+    assert FeatureStatistics().spread == 0.0
