@@ -51,7 +51,9 @@ class CellProgress:
         """Tell how many cells there are and how many of them were finished before."""
         self._total, self._started = to_run, time.monotonic()
         self._bar.reset(self._task, total=to_run, text="")
-        self._console.print(f"{to_run} cells to run, {finished} finished before; {jobs} at a time", highlight=False)
+        plural = "" if to_run == 1 else "s"
+        self._console.print(f"{to_run} cell{plural} to run, {finished} finished before; {jobs} at a time",
+                            highlight=False)
 
     def cell(self, name: str, failure: str | None) -> None:
         """Count a cell; why one failed is told when it is news."""

@@ -130,7 +130,7 @@ def test_an_end_from_outside_ends_the_processes_and_keeps_what_is_finished(tmp_p
     script.write_text(_INTERRUPTED.format(tests=str(Path(__file__).parent), out=str(tmp_path)), encoding="utf-8")
     root = str(Path(__file__).parents[2])
     child = subprocess.Popen([sys.executable, str(script)], env={**os.environ, "QGNN_TEST_PIDS": str(pids),
-                                                                 "PYTHONPATH": root})
+                                                                 "PYTHONPATH": root, "TMPDIR": str(tmp_path)})
     try:
         deadline = time.monotonic() + 60
         while len(list(pids.iterdir())) < 2:
