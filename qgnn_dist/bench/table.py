@@ -161,7 +161,7 @@ def markdown(result: dict[str, Any]) -> str:
     machine = result["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     out = ["# Accuracy", "",
-           "Mean ± standard deviation over seeds at the epoch that was best on validation (earliest on ties). "
+           "Mean ± standard deviation over seeds at the epoch that was best on validation (on ties by its loss). "
            "Difference: test figure minus that of the reference width of the same method and depth, paired by seed, "
            "± standard error of its mean. Best epoch and seconds of a training: medians, one thread.", "",
            f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']:g} GiB; commit "

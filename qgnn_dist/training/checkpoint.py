@@ -26,7 +26,8 @@ class Progress:
     """Where a run stands at an epoch's end.
 
     Attributes:
-        epoch: epochs finished. best_epoch: 0 before the first evaluation. best_value: validation metric there.
+        epoch: epochs finished. best_epoch: 0 before the first evaluation. best_value, best_loss: validation metric and
+            loss there; of epochs with the same metric, the one of the lower loss is the better.
         best_accuracy, best_metric: by split, at the best epoch. finished: nothing more to do.
         calibration_bytes: sent before the first epoch, all workers together, by kind.
     """
@@ -34,6 +35,7 @@ class Progress:
     epoch: int = 0
     best_epoch: int = 0
     best_value: float = -1.0
+    best_loss: float = 0.0
     best_accuracy: dict[str, float] = field(default_factory=dict)
     best_metric: dict[str, float] = field(default_factory=dict)
     finished: bool = False

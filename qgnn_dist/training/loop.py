@@ -24,7 +24,7 @@ from ..model.features import FeatureStatistics, choose_norm
 from ..model.packed import PackedModel
 from ..store.reader import Store
 from .checkpoint import Progress, RunFolder, write_atomically
-from .metrics import figures
+from .metrics import figures, valid_loss
 
 __all__ = ["check_trainable", "prepare_run", "run_training"]
 
@@ -148,8 +148,9 @@ def _run_epoch(pool: WorkerPool, config: RunConfig, progress: Progress) -> dict[
         record["accuracy"] = accuracies
         if config.train.metric != "accuracy":
             record[config.train.metric] = chosen
-        if chosen["valid"] > progress.best_value:
-            progress.best_epoch, progress.best_value = epoch, chosen["valid"]
+        valid = record["valid_loss"] = valid_loss(r["evaluation"] for r in results)
+        if (chosen["valid"], -valid) > (progress.best_value, -progress.best_loss):
+            progress.best_epoch, progress.best_value, progress.best_loss = epoch, chosen["valid"], valid
             progress.best_accuracy, progress.best_metric = accuracies, chosen
             pool.call("keep_best", timeout_s=config.timeouts.checkpoint_s)
     for key in ("multipliers", "residuals", "clamps"):

@@ -2,12 +2,16 @@
 """From the workers' counts to the figures of an epoch."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-__all__ = ["accuracy", "figures", "macro_f1", "roc_auc"]
+__all__ = ["accuracy", "cross_entropy", "figures", "macro_f1", "roc_auc", "valid_loss"]
+
+LARGEST_LOSS = 1e30
+"""Stands for a loss that is no number: metrics.jsonl stays JSON, and such an epoch wins no tie."""
 
 
 def accuracy(confusion: np.ndarray) -> float:
@@ -48,3 +52,22 @@ def figures(evaluations: Sequence[dict[str, Any]], metric: str) -> tuple[dict[st
         else:
             chosen[name] = macro_f1(confusion) if metric == "macro_f1" else accuracies[name]
     return accuracies, chosen
+
+
+def cross_entropy(scores: np.ndarray, labels: np.ndarray) -> tuple[float, int]:
+    """Sum over the rows of −log softmax(scores)[label], in double, and the number of rows.
+
+    Args: scores float32 (n, C); labels int64 (n,), in [0, C).
+    """
+    with np.errstate(invalid="ignore"):
+        x = scores.astype(np.float64)
+        x -= x.max(axis=1, keepdims=True, initial=-math.inf)
+        own = x[np.arange(len(x)), labels]
+        return float((np.log(np.exp(x).sum(1)) - own).sum()), len(x)
+
+
+def valid_loss(evaluations: Iterable[dict[str, Any]]) -> float:
+    """Mean cross entropy of the validation nodes, of all workers together; LARGEST_LOSS where scores diverged."""
+    sums = [e["valid_loss"] for e in evaluations]
+    mean = sum(s[0] for s in sums) / max(sum(s[1] for s in sums), 1)
+    return mean if math.isfinite(mean) else LARGEST_LOSS

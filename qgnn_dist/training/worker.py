@@ -32,6 +32,7 @@ from ..quant.grids import as_lists
 from ..quant.ranges import Range, hidden_step, message_steps, moments_of, residual_step
 from ..store.reader import Store
 from .affine import AffineTraining
+from .metrics import cross_entropy
 
 if TYPE_CHECKING:
     from ..comm.pool import WorkerContext
@@ -269,7 +270,9 @@ class TrainWorker:
         for name, rows in self._split_rows.items():
             cells = self._labels[rows] * num + classes[rows]
             confusion[name] = np.bincount(cells, minlength=num * num).reshape(num, num)
-        result: dict[str, Any] = {"confusion": confusion}
+        valid = self._split_rows["valid"]
+        result: dict[str, Any] = {"confusion": confusion,
+                                  "valid_loss": cross_entropy(scores[valid], self._labels[valid])}
         if self._config.train.metric == "roc_auc":
             margin = scores[:, 1] - scores[:, 0]
             result["margins"] = {name: (margin[rows], self._labels[rows]) for name, rows in self._split_rows.items()}

@@ -103,7 +103,7 @@ def test_the_epoch_is_chosen_on_validation_never_on_test(tmp_path: Path) -> None
     for cell in cells_of([row], {"d": store.fingerprint}, tmp_path).values():
         records: list[dict[str, Any]] = []
         qgnn.train(store.path, out=tmp_path / f"run{cell.seed}", config=cell.config, on_epoch=records.append)
-        best = max(records, key=lambda r: r["accuracy"]["valid"])  # the earliest of equals
+        best = max(records, key=lambda r: (r["accuracy"]["valid"], -r["valid_loss"]))
         result = train_cell(cell, tmp_path)
         assert result["best_epoch"] == best["epoch"]
         assert result["metric"] == {"name": "accuracy", **best["accuracy"]}

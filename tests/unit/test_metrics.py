@@ -3,8 +3,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
-from qgnn_dist.training.metrics import accuracy, figures, macro_f1, roc_auc
+from qgnn_dist.training.metrics import LARGEST_LOSS, accuracy, cross_entropy, figures, macro_f1, roc_auc, valid_loss
 
 
 def test_accuracy_and_f1() -> None:
@@ -28,3 +29,14 @@ def test_figures_add_up_workers() -> None:
     accuracies, chosen = figures(parts, "macro_f1")
     assert accuracies == {"valid": 0.75}
     assert chosen == {"valid": pytest.approx((2 / 3 + 4 / 5) / 2)}
+
+
+def test_validation_loss_is_the_mean_cross_entropy_of_all_workers() -> None:
+    rng = np.random.default_rng(1)
+    scores, labels = (30 * rng.normal(size=(9, 4))).astype(np.float32), rng.integers(0, 4, 9)
+    parts = [{"valid_loss": cross_entropy(scores[rows], labels[rows])} for rows in (slice(0, 4), slice(4, 9))]
+    wanted = torch.nn.functional.cross_entropy(torch.from_numpy(scores).double(), torch.from_numpy(labels))
+    assert valid_loss(parts) == pytest.approx(float(wanted), rel=1e-12)
+    assert cross_entropy(scores[:0], labels[:0]) == (0.0, 0)
+    scores[3, 1] = np.inf
+    assert valid_loss([{"valid_loss": cross_entropy(scores, labels)}]) == LARGEST_LOSS
