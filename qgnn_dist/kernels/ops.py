@@ -92,7 +92,7 @@ def code_news(h: np.ndarray, inv_sqrt_degree: np.ndarray, believed: np.ndarray |
     if believed is not None:
         news = news - believed[rows]
     if moments is not None:
-        moments[rows] = _row_moments(news)
+        moments[rows] = moments_by_row(news)
     level = _level(news / F4(step), half)
     if believed is not None:
         believed[rows] += (level + F4(0.5)) * F4(step)
@@ -184,7 +184,7 @@ def add_affine(sums: np.ndarray, degree: np.ndarray, low: float, step: float, ke
 @kernel(x="f4 N C", moments="=f8 N 3")
 def row_moments(x: np.ndarray, moments: np.ndarray) -> None:
     """Per row [Σx², Σ|x|, max|x|] in double, in column order; what the running ranges follow."""
-    moments[:] = _row_moments(x)
+    moments[:] = moments_by_row(x)
 
 
 @kernel(h="f4 N C", inv_sqrt_degree="f4 N", out="=i8 256")
@@ -198,7 +198,8 @@ def _level(scaled: np.ndarray, half: np.float32) -> np.ndarray:
     return np.floor(np.fmin(np.fmax(scaled, -half), half - F4(1)))
 
 
-def _row_moments(x: np.ndarray) -> np.ndarray:
+def moments_by_row(x: np.ndarray) -> np.ndarray:
+    """`row_moments` as a new array."""
     result = np.zeros((len(x), 3))
     for c in range(x.shape[1]):
         v = np.abs(x[:, c].astype(np.float64))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from .dispatch import kernel
+from .ops import moments_by_row
 
 __all__ = [
     "dropout_csr", "dropout_dense", "feature_codes_csr", "feature_codes_dense", "hidden_codes", "keyed_bits",
@@ -87,12 +88,17 @@ def matmul_float_csr(indptr: np.ndarray, indices: np.ndarray, values: np.ndarray
         out[rows] += values[at, None] * weights[indices[at]]
 
 
-@kernel(acc="i4 N H", row_scale="f4 N", bias="f4 H", codes="=i2 N H")
+@kernel(acc="i4 N H", row_scale="f4 N", bias="f4 H", codes="=i2 N H", moments="=?f8 N 3")
 def hidden_codes(acc: np.ndarray, row_scale: np.ndarray, weight_step: float, bias: np.ndarray, hidden_step: float,
-                 bits: int, codes: np.ndarray) -> None:
-    """relu and grid of the hidden layer: clip(round((acc·(row_scale·weight_step) + bias)/hidden_step), 0, 2^b − 1)."""
+                 bits: int, codes: np.ndarray, moments: np.ndarray | None) -> None:
+    """relu and grid of the hidden layer: clip(round((acc·(row_scale·weight_step) + bias)/hidden_step), 0, 2^b − 1).
+
+    moments: per row [Σv², Σ|v|, max|v|] of the values v behind the relu, before the grid.
+    """
     value = acc.astype(F4) * (row_scale * F4(weight_step))[:, None] + bias
     codes[:] = np.rint(np.fmin(np.fmax(value / F4(hidden_step), F4(0)), F4(2**bits - 1)))
+    if moments is not None:
+        moments[:] = moments_by_row(np.where(value < 0, F4(0), value))
 
 
 @kernel(acc="i4 N C", bias="f4 C", out="=f4 N C")

@@ -20,6 +20,7 @@ from ..propagation.messages import CodedMessenger, FloatMessenger, Messenger
 from ..propagation.neighbourhood import Neighbourhood
 from ..propagation.smp import FrozenMultipliers, Propagation
 from ..quant.grids import AffineGrid
+from ..quant.ranges import moments_of
 from .affine import AffinePerceptron
 from .features import BLOCK_ROWS, FeatureBlock, FeatureScheme, read_block
 from .packed import PackedModel
@@ -48,13 +49,15 @@ class PackedForward:
     Args:
         exchange: this part's halo plan, ready to send. group: all workers, None with one part.
         observer: looks at the propagation.
+        record: collect, in `moments`, the moments of what each stage coded (not for models with affine grids).
     After `run`: `exponent` is the graph's own exponent statistic, `gain` the power of two that steps were shifted by,
     and `seconds` the time of each stage.
     """
 
     def __init__(self, graph: Neighbourhood, exchange: Exchange, group: Group | None, direction: str,
-                 observer: Observer | None = None) -> None:
-        self._observer = observer
+                 observer: Observer | None = None, *, record: bool = False) -> None:
+        self._observer, self._record = observer, record
+        self.moments: dict[str, list[float]] = {}
         self._graph, self._exchange, self._group, self._direction = graph, exchange, group, direction
         self.exponent, self.gain = -1, 0
         self.seconds = {"mlp": 0.0, "propagate": 0.0}
@@ -71,6 +74,7 @@ class PackedForward:
 
     def _perceptron(self, model: PackedModel, read: Callable[[int, int], FeatureBlock]) -> np.ndarray:
         info, n = model.info, self._graph.num_local
+        moments = np.zeros((n, 3), np.float64) if self._record and info.bits["hidden"] < 32 else None
         if info.grids:
             affine, scores = AffinePerceptron(model), np.empty((n, info.num_classes), np.float32)
             for begin in range(0, n, BLOCK_ROWS):
@@ -86,20 +90,23 @@ class PackedForward:
         for begin in range(0, n, BLOCK_ROWS):
             end = min(begin + BLOCK_ROWS, n)
             block = read(begin, end)
+            rows = None if moments is None else moments[begin:end]
             if integer1 and integer2:
                 sums = block.times(weight1, np.empty((end - begin, info.hidden), np.int32))
                 codes = np.empty((end - begin, info.hidden), np.int16)
                 kernels.hidden_codes(sums, block.scale, step1, model.bias1, np.float32(info.hidden_step),
-                                     info.bits["hidden"], codes)
+                                     info.bits["hidden"], codes, rows)
                 sums = np.empty((end - begin, info.num_classes), np.int32)
                 kernels.matmul_codes_dense(codes, weight2, sums)
                 kernels.scores_from_codes(sums, np.float32(info.hidden_step) * step2, model.bias2, h0[begin:end])
             else:
-                h0[begin:end] = self._float_block(model, block, weight1, weight2)
+                h0[begin:end] = self._float_block(model, block, weight1, weight2, rows)
+        if moments is not None:
+            self.moments["hidden"] = [*moments_of(moments), float(n * info.hidden)]
         return h0
 
-    def _float_block(self, model: PackedModel, block: FeatureBlock, weight1: np.ndarray,
-                     weight2: np.ndarray) -> np.ndarray:
+    def _float_block(self, model: PackedModel, block: FeatureBlock, weight1: np.ndarray, weight2: np.ndarray,
+                     moments: np.ndarray | None) -> np.ndarray:
         """Rows through a perceptron with a float stage: own kernels too, sums over columns in their order."""
         info, rows = model.info, len(block.scale)
         step1, step2 = (np.float32(s) for s in info.weight_steps)
@@ -109,6 +116,8 @@ class PackedForward:
             sums = block.as_float().times(weight1, np.empty((rows, info.hidden), np.float32))
         hidden = np.maximum(sums * (block.scale[:, None] * step1) + model.bias1, np.float32(0))
         step = np.float32(1.0)
+        if moments is not None:
+            kernels.row_moments(hidden, moments)
         if info.bits["hidden"] < 32:
             step = np.float32(info.hidden_step)
             hidden = np.clip(np.rint(hidden / step), 0, 2 ** info.bits["hidden"] - 1)
@@ -134,6 +143,7 @@ class PackedForward:
             kernels.affine_values(codes, grid.low, grid.step, residual)
         elif bits["residual"] < 32:
             residual = np.empty_like(h0)
+            self._record_rows("residual", h0)
             step = np.ldexp(np.float32(info.residual_step), self.gain)
             kernels.midrise(h0, np.float32(step), bits["residual"], residual)
         messenger: Messenger
@@ -147,13 +157,23 @@ class PackedForward:
             steps = [float(np.ldexp(np.float32(s), self.gain)) for s in info.message_steps]
             messenger = CodedMessenger(self._graph, self._exchange, info.num_classes, self._direction,
                                        bits=bits["messages"], steps=steps, innovation=info.coding == "innovation",
-                                       record=False)
+                                       record=self._record)
         propagation = Propagation(info.kind, info.layers, info.mu, info.eta, info.rounds)
         observer = self._observer
+        coder = messenger
         if observer is not None:
             messenger = observer.start(h0, residual, self.gain, messenger)
-        return propagation.run(self._graph, h0, residual, messenger, FrozenMultipliers(info.multipliers),
-                               observe=observer.layer if observer is not None else None)
+        scores = propagation.run(self._graph, h0, residual, messenger, FrozenMultipliers(info.multipliers),
+                                 observe=observer.layer if observer is not None else None)
+        if self._record and isinstance(coder, CodedMessenger):
+            self.moments.update(coder.moments)
+        return scores
+
+    def _record_rows(self, stage: str, x: np.ndarray) -> None:
+        if self._record:
+            rows = np.empty((len(x), 3), np.float64)
+            kernels.row_moments(x, rows)
+            self.moments[stage] = [*moments_of(rows), float(x.size)]
 
 
 def exponent_percentile(histogram: np.ndarray) -> int:

@@ -17,7 +17,7 @@ from typing import Any
 
 from ..config import RunConfig
 from ..errors import DeadlineError
-from ..quant.ranges import Range, combine_moments, follow
+from ..quant.ranges import EVALUATION, EVALUATION_MOMENTUM, MOMENTUM, Range, combine_moments, follow
 
 __all__ = ["InProcessServer", "MultiplierRule", "MultiplierServer"]
 
@@ -122,7 +122,7 @@ class MultiplierServer:
                                   lambda posts: self._close_layer(epoch, layer, posts))
 
     async def post_ranges(self, epoch: int, rank: int, moments: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-        """A worker's moments of every stage of a training forward.
+        """A worker's moments of every stage of a training forward, or of an evaluation (names with that prefix).
 
         Returns:
             `ranges`: stage → the figures of its Range, updated, for the next epoch; `multipliers`, `residuals`,
@@ -169,7 +169,8 @@ class MultiplierServer:
 
     def _close_ranges(self, posts: list[dict[str, Sequence[float]]]) -> dict[str, Any]:
         for name in sorted({name for post in posts for name in post}):
-            running = follow(self.ranges.get(name), combine_moments([p[name] for p in posts if name in p]))
+            momentum = EVALUATION_MOMENTUM if name.startswith(EVALUATION) else MOMENTUM
+            running = follow(self.ranges.get(name), combine_moments([p[name] for p in posts if name in p]), momentum)
             if running is not None:
                 self.ranges[name] = running
         now = self._forward or _Forward(-1, [], 0.0)

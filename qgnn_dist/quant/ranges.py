@@ -14,11 +14,14 @@ from dataclasses import astuple, dataclass
 import numpy as np
 
 __all__ = [
+    "EVALUATION",
+    "EVALUATION_MOMENTUM",
     "HIDDEN_SHARE",
     "MIDRISE_STEP",
     "MOMENTUM",
     "Range",
     "combine_moments",
+    "evaluation_ranges",
     "follow",
     "hidden_step",
     "message_steps",
@@ -30,16 +33,21 @@ __all__ = [
 
 MOMENTUM = 0.1
 """Weight of the newest epoch in a running figure."""
+EVALUATION = "evaluation/"
+"""Prefix of the figures of evaluation forwards: without dropout values are smaller, and the packed model sees those."""
+EVALUATION_MOMENTUM = 0.5
+"""Evaluations have no dropout noise to average over, and lag behind the weights otherwise."""
 MIDRISE_STEP = {1: 1.596, 2: 0.996, 4: 0.335, 8: 0.0308}
 """Best mid-rise step for a Gaussian, in units of its rms."""
-HIDDEN_SHARE = 0.8
-"""Top of the hidden grid in units of three times the rms."""
+HIDDEN_SHARE = {2: 0.8, 4: 1.2, 8: 2.0}
+"""Top of the hidden grid in units of three times the rms: the more levels, the less has to be clipped."""
 LEAST_STEP = 2.0**-100
 """A stage that has been all zero still has a step."""
 PERCENTILES = (0.001, 0.999)
 """Ends of the range of `percentile` and `degree_quant`."""
-LEAST_SHARE = 2.0**-8
-"""No round's step falls below this share of the first round's: believed states then fit 16-bit fixed point."""
+LEAST_SHARE = {1: 2.0**-8, 2: 2.0**-8, 4: 2.0**-8, 8: 2.0**-14}
+"""No round's step falls below this share of the first round's: believed states then fit fixed point of 16 bits, and
+whole numbers in float32 where messages have 8."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +108,8 @@ def combine_moments(parts: Iterable[Sequence[float]]) -> list[float]:
     return total
 
 
-def follow(running: Range | None, moments: Sequence[float]) -> Range | None:
-    """The running figures after one more epoch; the first epoch sets them. No values, no change.
+def follow(running: Range | None, moments: Sequence[float], momentum: float = MOMENTUM) -> Range | None:
+    """The running figures after one more epoch, whose weight is `momentum`; the first sets them. No values, no change.
 
     Figures that are not finite leave the range as it was: one bad epoch must not poison the later ones.
     """
@@ -111,8 +119,13 @@ def follow(running: Range | None, moments: Sequence[float]) -> Range | None:
     new = Range(math.sqrt(squares / count), magnitudes / count, largest, *_wide_figures(moments))
     if running is None:
         return new
-    keep = 1.0 - MOMENTUM
-    return Range(*(keep * before + MOMENTUM * now for before, now in zip(astuple(running), astuple(new))))
+    return Range(*((1.0 - momentum) * before + momentum * now for before, now in zip(astuple(running), astuple(new))))
+
+
+def evaluation_ranges(ranges: Mapping[str, Range]) -> dict[str, Range]:
+    """Stage → the figures that a packed model's grids follow: of evaluations, and of training where there are none."""
+    return {name: ranges.get(EVALUATION + name, figures) for name, figures in ranges.items()
+            if not name.startswith(EVALUATION)}
 
 
 def _wide_figures(moments: Sequence[float]) -> list[float]:
@@ -165,7 +178,7 @@ def message_steps(ranges: Mapping[str, Range], rounds: int, bits: int, method: s
         step = midrise_step(ranges[f"news/{k}"], bits, method)
         if method == "recipe":
             if innovation:
-                step = max(step, floor * before, LEAST_SHARE * first)
+                step = max(step, floor * before, LEAST_SHARE[bits] * first)
                 before = step
                 first = first or step
             step = power_of_two(step)
@@ -182,5 +195,5 @@ def residual_step(figures: Range, bits: int, method: str) -> float:
 def hidden_step(figures: Range, bits: int, method: str) -> float:
     """Step of the unsigned grid of hidden activations: 3c·rms/(2^bits − 1), or the largest value over the levels."""
     levels = 2**bits - 1
-    top = figures.largest if method == "minmax" else 3.0 * HIDDEN_SHARE * figures.rms
+    top = figures.largest if method == "minmax" else 3.0 * HIDDEN_SHARE[bits] * figures.rms
     return float(np.float32(max(top / levels, LEAST_STEP)))

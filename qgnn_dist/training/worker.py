@@ -29,7 +29,15 @@ from ..propagation.multiplier import MultiplierRule
 from ..propagation.neighbourhood import Neighbourhood
 from ..propagation.smp import FrozenMultipliers, LiveMultipliers, Multipliers, Propagation
 from ..quant.grids import as_lists
-from ..quant.ranges import Range, hidden_step, message_steps, moments_of, residual_step
+from ..quant.ranges import (
+    EVALUATION,
+    Range,
+    evaluation_ranges,
+    hidden_step,
+    message_steps,
+    moments_of,
+    residual_step,
+)
 from ..store.reader import Store
 from .affine import AffineTraining
 from .metrics import cross_entropy
@@ -134,7 +142,7 @@ class TrainWorker:
         result: dict[str, Any] = {"loss": loss, "train_s": time.perf_counter() - start, **report}
         if evaluate:
             start = time.perf_counter()
-            result["evaluation"] = self._evaluate()
+            result["evaluation"] = self._evaluate(epoch)
             result["evaluation_s"] = time.perf_counter() - start
         return {**result, "wire_bytes": self._sent_since(before)}
 
@@ -178,8 +186,8 @@ class TrainWorker:
     def training_scores(self) -> dict[str, np.ndarray]:
         """Scores of the training forward's float arithmetic, without dropout, at the frozen ranges; for comparison."""
         with torch.no_grad():
-            h0, _ = self._network(self._matrix, None, self._hidden_grid(None))
-        out, _ = self._propagate(h0.numpy(), FrozenMultipliers(self._multipliers), record=False)
+            h0, _ = self._network(self._matrix, None, self._hidden_grid(None, self._packed_ranges()))
+        out, _ = self._propagate(h0.numpy(), FrozenMultipliers(self._multipliers), self._packed_ranges(), record=False)
         return {"source_index": np.asarray(self._part.source_index), "scores": out}
 
     def packed_scores(self) -> dict[str, np.ndarray]:
@@ -199,10 +207,10 @@ class TrainWorker:
     def _step(self, epoch: int) -> tuple[float, dict[str, Any]]:
         network = self._network
         protected = self._affine.protected(epoch) if self._affine is not None else None
-        h0, hidden = network(self._matrix, self._dropout(epoch), self._hidden_grid(protected))
+        h0, hidden = network(self._matrix, self._dropout(epoch), self._hidden_grid(protected, self._ranges))
         state = np.ascontiguousarray(h0.detach().numpy())
         multipliers = self._live_multipliers(epoch, state)
-        out, moments = self._propagate(state, multipliers, record=True, protected=protected)
+        out, moments = self._propagate(state, multipliers, self._ranges, record=True, protected=protected)
         if isinstance(multipliers, LiveMultipliers):
             self._multipliers = multipliers.values
         logits = torch.from_numpy(out).requires_grad_()
@@ -226,9 +234,9 @@ class TrainWorker:
         moments["hidden"] = self._moments_of("hidden", hidden.numpy())
         return float(loss.detach()), self._follow(epoch, moments)
 
-    def _propagate(self, state: np.ndarray, multipliers: Multipliers, *, record: bool,
+    def _propagate(self, state: np.ndarray, multipliers: Multipliers, ranges: dict[str, Range], *, record: bool,
                    protected: np.ndarray | None = None) -> tuple[np.ndarray, dict[str, list[float]]]:
-        """The training forward's layers at this epoch's fixed ranges; the moments of what was coded.
+        """The training forward's layers at fixed ranges; the moments of what was coded.
 
         Args: protected: of AffineTraining.protected.
         """
@@ -236,13 +244,13 @@ class TrainWorker:
         innovation = self._config.messages.coding == "innovation"
         moments: dict[str, list[float]] = {}
         residual, bits = state, int(quant.residual or 32)
-        grids = self._affine.grids(self._ranges) if self._affine is not None else {}
+        grids = self._affine.grids(ranges) if self._affine is not None else {}
         if self._affine is not None:
             residual = self._affine.residual(state, grids, train=record)
             moments["residual"] = self._moments_of("residual", state)
         elif bits < 32:
             residual = np.empty_like(state)
-            step = residual_step(self._ranges["residual"], bits, quant.method)
+            step = residual_step(ranges["residual"], bits, quant.method)
             kernels.midrise(state, np.float32(step), bits, residual)
             moments["residual"] = _moments(state)
         messenger: FloatMessenger | CodedMessenger | AffineMessenger
@@ -252,15 +260,19 @@ class TrainWorker:
             messenger = self._affine.messenger(columns, grids, train=record, protected=protected)
         else:
             messenger = CodedMessenger(self._graph, self._exchange, columns, "forward", bits=int(quant.messages or 32),
-                                       steps=self._message_steps(), innovation=innovation, record=record)
+                                       steps=self._message_steps(ranges), innovation=innovation, record=record)
         out = self._propagation.run(self._graph, state, residual, messenger, multipliers)
         return out, {**moments, **messenger.moments}
 
-    def _evaluate(self) -> dict[str, Any]:
+    def _evaluate(self, epoch: int) -> dict[str, Any]:
         """Run the packed model itself, as prediction will, and compare with the labels."""
+        config = self._config
         model = self._frozen_model()
-        forward = PackedForward(self._graph, self._exchange, self._context.group, "evaluation")
+        forward = PackedForward(self._graph, self._exchange, self._context.group, "evaluation",
+                                record=config.quant.method == "recipe")
         scores = forward.run(model, self._read_coded)
+        if forward.moments:
+            self._follow(epoch, {EVALUATION + name: moments for name, moments in forward.moments.items()})
         self._evaluated = dataclasses.replace(
             model, info=dataclasses.replace(model.info, exponent=forward.exponent))
         classes = np.empty(len(scores), np.int32)
@@ -289,20 +301,21 @@ class TrainWorker:
                                    indptr=np.ascontiguousarray(block.indptr[begin:end + 1] - low))
 
     def _frozen_model(self) -> PackedModel:
-        """The network as it is now, frozen with the ranges and multipliers of the last training forward."""
+        """The network as it is now, frozen with the ranges so far and the last training forward's multipliers."""
         config, store, weights = self._config, self._store, self._network.frozen_weights()
         quant, p = config.quant, config.propagation
         bits = {stage: width for stage, width in quant.stages().items() if stage != "gradients"}
-        residual, hidden, messages = 1.0, self._hidden_step() or 1.0, []
+        ranges = self._packed_ranges()
+        residual, hidden, messages = 1.0, self._hidden_step(ranges) or 1.0, []
         grids = weights.pop("grids")
         if self._affine is not None:
-            grids.update(self._affine.grids(self._ranges))
+            grids.update(self._affine.grids(ranges))
             residual, hidden = (grids[name].step if name in grids else 1.0 for name in ("residual", "hidden"))
             messages = [grid.step for name, grid in grids.items() if name.startswith("news/")]
         else:
             if bits["residual"] < 32:
-                residual = residual_step(self._ranges["residual"], bits["residual"], quant.method)
-            messages = self._message_steps() if bits["messages"] < 32 else []
+                residual = residual_step(ranges["residual"], bits["residual"], quant.method)
+            messages = self._message_steps(ranges) if bits["messages"] < 32 else []
         info = ModelInfo(
             num_features=store.num_features, hidden=config.model.hidden, num_classes=store.num_classes, bits=bits,
             method=quant.method, coding=config.messages.coding, feature_norm=self._scheme.norm,
@@ -313,24 +326,28 @@ class TrainWorker:
             fingerprint=store.fingerprint, grids=as_lists(grids))
         return PackedModel(info, **weights)
 
-    def _message_steps(self) -> list[float]:
+    def _packed_ranges(self) -> dict[str, Range]:
+        """What a packed model's grids follow: evaluations in the recipe, training in the methods it is compared to."""
+        return evaluation_ranges(self._ranges)
+
+    def _message_steps(self, ranges: dict[str, Range]) -> list[float]:
         quant = self._config.quant
-        return message_steps(self._ranges, self._propagation.num_rounds, int(quant.messages or 32), quant.method,
+        return message_steps(ranges, self._propagation.num_rounds, int(quant.messages or 32), quant.method,
                              floor=float(quant.step_floor or 0.0),
                              innovation=self._config.messages.coding == "innovation")
 
-    def _hidden_step(self) -> float | None:
+    def _hidden_step(self, ranges: dict[str, Range]) -> float | None:
         quant = self._config.quant
         if quant.hidden == 32 or self._affine is not None:
             return None
         if quant.method == "lsq":
             return float(self._network.hidden_step.detach().abs())
-        return hidden_step(self._ranges["hidden"], int(quant.hidden or 32), quant.method)
+        return hidden_step(ranges["hidden"], int(quant.hidden or 32), quant.method)
 
-    def _hidden_grid(self, protected: np.ndarray | None) -> float | AffineHidden | None:
+    def _hidden_grid(self, protected: np.ndarray | None, ranges: dict[str, Range]) -> float | AffineHidden | None:
         if self._affine is not None:
-            return self._affine.hidden(self._ranges, protected)
-        return self._hidden_step()
+            return self._affine.hidden(ranges, protected)
+        return self._hidden_step(ranges)
 
     def _moments_of(self, stage: str, x: np.ndarray) -> list[float]:
         return self._affine.moments({stage: x})[stage] if self._affine is not None else _moments(x)

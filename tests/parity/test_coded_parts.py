@@ -9,6 +9,7 @@ import pytest
 
 from qgnn_dist import kernels
 from qgnn_dist.propagation import messages
+from qgnn_dist.quant.ranges import hidden_step
 from tests.helpers import by_source, make_store, settings, small_graph, train_pool
 
 
@@ -101,3 +102,23 @@ def test_packed_evaluation_is_the_training_forward(tmp_path: Path, words: tuple[
     print(f"packed against training forward, {words} sparse={sparse}: agreement {agreement:.4f}, worst {worst:.1e}")
     assert agreement >= 0.999
     assert len(np.unique(packed.argmax(1))) > 1
+
+
+def test_packed_grids_follow_evaluations_on_any_number_of_parts(tmp_path: Path) -> None:
+    """Without dropout the same weights give smaller values: the packed model's steps are those of the evaluations."""
+    graph, config = small_graph(nodes=2000), settings("quant.bits=2", "model.feature_norm=l2", "train.lr=1e-9")
+    found = []
+    for parts in (1, 3):
+        with train_pool(make_store(graph, tmp_path / str(parts), parts), config) as pool:
+            for epoch in range(1, 7):
+                pool.call("train_epoch", epoch, epoch % 2 == 0, timeout_s=60)
+            workers = pool.workers
+            info = workers[0]._frozen_model().info
+            ranges = workers[0]._ranges
+            assert all(w._frozen_model().info == info for w in workers)
+        for stage in ("hidden", "residual", "news/0", "news/1"):
+            assert 0 < ranges[f"evaluation/{stage}"].rms < ranges[stage].rms, stage
+        assert info.hidden_step == hidden_step(ranges["evaluation/hidden"], 2, "recipe")
+        found.append((info.hidden_step, info.residual_step, info.message_steps))
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-5)
+    assert found[1][1:] == found[0][1:]

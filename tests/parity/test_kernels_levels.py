@@ -212,7 +212,10 @@ def test_perceptron(bits: int, signed: bool, norm: int) -> None:
         dense[mask] = stored
         np.testing.assert_array_equal(acc_csr, dense @ weights.astype(np.int64))
         hidden_codes, scores = np.empty((n, hidden), np.int16), np.empty((n, hidden), np.float32)
-        kernels.hidden_codes(acc, scale, 0.1, bias, 0.3, bits, hidden_codes)
+        moments, plain = np.empty((n, 3)), np.empty_like(hidden_codes)
+        kernels.hidden_codes(acc, scale, 0.1, bias, 0.3, bits, hidden_codes, moments)
+        kernels.hidden_codes(acc, scale, 0.1, bias, 0.3, bits, plain, None)
+        np.testing.assert_array_equal(plain, hidden_codes)
         kernels.scores_from_codes(acc, 0.01, bias, scores)
         plain, plain_csr = np.empty_like(x), np.empty_like(values)
         kernels.normalise_dense(x, norm, plain)
@@ -221,7 +224,8 @@ def test_perceptron(bits: int, signed: bool, norm: int) -> None:
         kernels.matmul_float_dense(plain, weights.astype(np.float32), product)
         kernels.matmul_float_csr(indptr, indices, plain_csr, weights.astype(np.float32), product_csr)
         return {"codes": codes, "scale": scale, "stored": stored, "stored_scale": stored_scale, "hidden": hidden_codes,
-                "scores": scores, "plain": plain, "product": product, "product_csr": product_csr, "acc": acc}
+                "moments": moments, "scores": scores, "plain": plain, "product": product, "product_csr": product_csr,
+                "acc": acc}
 
     got = _everywhere(call)
     np.testing.assert_allclose(got["product"], got["plain"].astype(np.float64) @ weights, rtol=1e-4, atol=1e-4)

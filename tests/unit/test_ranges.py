@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 from qgnn_dist.quant.ranges import (
+    EVALUATION,
     LEAST_SHARE,
     MIDRISE_STEP,
     Range,
     combine_moments,
+    evaluation_ranges,
     follow,
     hidden_step,
     message_steps,
@@ -53,7 +55,7 @@ def test_steps_are_powers_of_two_and_the_floor_comes_first() -> None:
 
 def test_floor_ends_at_a_share_of_the_first_step() -> None:
     steps = message_steps(_ranges([1.0] + [1e-9] * 40), 41, 2, "recipe", floor=0.5, innovation=True)
-    assert steps[-1] == power_of_two(0.996 * LEAST_SHARE)
+    assert steps[-1] == power_of_two(0.996 * LEAST_SHARE[2])
 
 
 def test_direct_messages_have_no_floor() -> None:
@@ -66,5 +68,13 @@ def test_other_methods() -> None:
     assert message_steps(_ranges([1.0]), 1, 2, "lsq", floor=0.75, innovation=True) == [np.float32(1.6)]
     assert residual_step(Range(1.0, 0.8, 4.0), 8, "recipe") == 2.0**-5
     assert hidden_step(Range(1.0, 0.8, 4.0), 2, "recipe") == pytest.approx(0.8)
+    assert hidden_step(Range(1.0, 0.8, 4.0), 4, "recipe") == pytest.approx(3.6 / 15)
     assert hidden_step(Range(1.0, 0.8, 4.0), 2, "minmax") == pytest.approx(4 / 3)
     assert hidden_step(Range(0.0, 0.0, 0.0), 2, "recipe") > 0
+
+
+def test_packed_grids_follow_evaluations_and_training_where_there_are_none() -> None:
+    training, evaluation = Range(2.0, 1.0, 3.0), Range(1.0, 0.5, 1.5)
+    ranges = {"hidden": training, "news/0": training, EVALUATION + "hidden": evaluation}
+    assert evaluation_ranges(ranges) == {"hidden": evaluation, "news/0": training}
+    assert follow(training, [4.0, 2.0, 1.0, 4], 0.5) == Range(1.5, 0.75, 2.0)

@@ -251,11 +251,12 @@ NB_MODULE(_kernels, m) {
      nb::arg().noconvert());
 
   m.def("hidden_codes", [](In32x2 acc, InF1 row_scale, float weight_step, InF1 bias, float hidden_step, int bits,
-                           Out16 codes) {
+                           Out16 codes, std::optional<OutD> moments) {
+    double* m3 = data_or_null(moments);
     RUN(0, rows(acc), columns(acc), k.hidden_codes(acc.data(), row_scale.data(), weight_step, bias.data(), hidden_step,
-                                                   bits, columns(acc), codes.data(), b, e))
+                                                   bits, columns(acc), codes.data(), m3, b, e))
   }, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg().noconvert(), nb::arg(), nb::arg(),
-     nb::arg().noconvert());
+     nb::arg().noconvert(), nb::arg().noconvert().none());
 
   m.def("scores_from_codes", [](In32x2 acc, float scale, InF1 bias, OutF out) {
     RUN(0, rows(acc), columns(acc),

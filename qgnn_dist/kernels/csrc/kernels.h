@@ -61,7 +61,7 @@ struct Kernels {
   void (*matmul_float_csr)(const i64* indptr, const std::int32_t* indices, const float* values, const float* weights,
                            i64 H, float* out, i64 begin, i64 end);
   void (*hidden_codes)(const std::int32_t* acc, const float* row_scale, float weight_step, const float* bias,
-                       float hidden_step, int bits, i64 H, std::int16_t* codes, i64 begin, i64 end);
+                       float hidden_step, int bits, i64 H, std::int16_t* codes, double* moments, i64 begin, i64 end);
   void (*scores_from_codes)(const std::int32_t* acc, float scale, const float* bias, i64 C, float* out, i64 begin,
                             i64 end);
   void (*philox)(const std::uint32_t counter[4], const std::uint32_t key[2], std::uint32_t out[4]);

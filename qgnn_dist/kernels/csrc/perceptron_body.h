@@ -172,7 +172,8 @@ static void matmul_float_csr(const i64* indptr, const std::int32_t* indices, con
 }
 
 static void hidden_codes(const std::int32_t* acc, const float* row_scale, float weight_step, const float* bias,
-                         float hidden_step, int bits, i64 H, std::int16_t* codes, i64 begin, i64 end) {
+                         float hidden_step, int bits, i64 H, std::int16_t* codes, double* moments, i64 begin,
+                         i64 end) {
   const float top = static_cast<float>((1 << bits) - 1);
   for (i64 row = begin; row < end; ++row) {
     const float scale = row_scale[row] * weight_step;
@@ -180,6 +181,13 @@ static void hidden_codes(const std::int32_t* acc, const float* row_scale, float 
       const float v = static_cast<float>(acc[row * H + j]) * scale + bias[j];
       codes[row * H + j] = static_cast<std::int16_t>(round_small(clamp(v / hidden_step, 0.0f, top)));
     }
+    if (moments == nullptr) continue;
+    double m[3] = {0.0, 0.0, 0.0};
+    for (i64 j = 0; j < H; ++j) {
+      const float v = static_cast<float>(acc[row * H + j]) * scale + bias[j];
+      add_moments(v < 0.0f ? 0.0f : v, m);
+    }
+    std::memcpy(moments + row * 3, m, sizeof m);
   }
 }
 
