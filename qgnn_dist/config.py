@@ -111,8 +111,8 @@ class QuantConfig:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
     epochs: int = _setting(200, "passes over the graph at most", low=1)
-    lr: float = _setting(0.01, "Adam's learning rate", above=0.0)
-    weight_decay: float = _setting(2e-3, "on the first weight matrix only", low=0.0)
+    lr: float = _setting(0.02, "Adam's learning rate", above=0.0)
+    weight_decay: float = _setting(1e-3, "on the first weight matrix only", low=0.0)
     patience: int = _setting(100, "epochs without a better validation figure before stopping; 0 never stops", low=0)
     metric: str = _setting("accuracy", "figure that picks the best epoch", choices=("accuracy", "roc_auc", "macro_f1"))
     eval_every: int = _setting(1, "epochs between evaluations", low=1)
