@@ -132,8 +132,9 @@ def prediction(result: dict[str, Any], console: Console) -> None:
         ("messages", byte_size(result["message_bytes"])),
     ]
     if not result["same_graph"]:
+        divided = f", features were divided by 2^{result['feature_gain']}" if result["feature_gain"] else ""
         rows.append(("note", "the model was trained on another graph; ranges were shifted by "
-                             f"2^{result['range_gain']}"))
+                             f"2^{result['range_gain']}{divided}"))
     _table(f"Predicted {result['graph']} on {result['parts']} worker(s)", rows, console)
 
 

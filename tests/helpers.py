@@ -105,7 +105,8 @@ def untrained_model(store: Store, *, bits: int = 2, residual: int = 8, kind: str
         message_steps=[] if bits == 32 else [2.0**-(k // 2) for k in range(count)], weight_steps=[step, step],
         hidden_step=1.0 if bits == 32 else 2.0 / 2**local,
         residual_step=1.0 if residual == 32 else 2.0 ** (3 - residual),
-        exponent=-1, class_names=None, graph=store.name, fingerprint=store.fingerprint, grids=as_lists(grids))
+        level=-1, feature_level=-1, class_names=None, graph=store.name, fingerprint=store.fingerprint,
+        grids=as_lists(grids))
     if grids:
         info = replace(info, weight_steps=[grids["weights1"].step, grids["weights2"].step],
                        hidden_step=grids["hidden"].step, residual_step=grids["residual"].step,

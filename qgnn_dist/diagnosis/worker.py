@@ -13,7 +13,7 @@ import numpy as np
 from ..comm.exchange import Exchange
 from ..model.affine import AffinePerceptron
 from ..model.features import FeatureBlock, FeatureScheme, read_block, refuse_negative
-from ..model.forward import PackedForward, model_reader
+from ..model.forward import PackedForward, feature_gain, model_reader
 from ..model.packed import PackedModel
 from ..propagation.neighbourhood import Neighbourhood
 from ..store.reader import Part, Store
@@ -69,7 +69,7 @@ class DiagnosisWorker:
         graph = Neighbourhood.of(part)
         exchange = Exchange(part.peers, part.num_local, part.num_halo, context.group, context.run_id, self._exchange_s)
         watch = PropagationWatch(info, graph, exchange)
-        reader = _MeasuringReader(part, packed)
+        reader = _MeasuringReader(part, packed, feature_gain(part, packed, context.group))
         forward = PackedForward(graph, exchange, context.group, DIRECTION, watch)
         # A model that diverges on this graph has figures, too: those that are not finite become null.
         with np.errstate(invalid="ignore", over="ignore"):
@@ -87,13 +87,13 @@ class DiagnosisWorker:
 class _MeasuringReader:
     """Reads a part's feature blocks as the model wants them, and measures the first two stages on each."""
 
-    def __init__(self, part: Part, model: PackedModel) -> None:
+    def __init__(self, part: Part, model: PackedModel, gain: int) -> None:
         info, bits = model.info, model.info.bits
-        self._part, self._model, self._read = part, model, model_reader(part, model)
+        self._part, self._model, self._read = part, model, model_reader(part, model, gain)
         self._float = FeatureScheme(info.feature_norm, info.feature_signed, 32)
         self._grid = Grid.midtread(bits["features"], 1.0) if info.feature_signed else Grid.unsigned(bits["features"],
                                                                                                     1.0)
-        self._affine = AffinePerceptron(model) if info.grids else None
+        self._affine, self._gain = AffinePerceptron(model) if info.grids else None, gain
         self.features, self.hidden = Tally(bits["features"]), Tally(bits["hidden"])
 
     def __call__(self, begin: int, end: int) -> FeatureBlock:
@@ -107,7 +107,7 @@ class _MeasuringReader:
         if self.features.bits == 32:
             self.features.add(block.values)
             return
-        exact = read_block(self._part, self._float, begin, end).values
+        exact = np.ldexp(read_block(self._part, self._float, begin, end).values, -self._gain)
         scale = block.scale.astype(np.float64)
         self.features.add_steps(block.scale)
         scale = scale[:, None] if block.indptr is None else np.repeat(scale, np.diff(block.indptr))

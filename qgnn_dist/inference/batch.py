@@ -95,6 +95,7 @@ def _summary(store: Store, model: PackedModel, model_bytes: int, results: Sequen
         "peak_rss_bytes": [r["peak_rss_bytes"] for r in results],
         "bits": model.info.bits,
         "range_gain": results[0]["gain"],
+        "feature_gain": results[0]["feature_gain"],
         "graph": store.name,
         "fingerprint": store.fingerprint,
         "model_fingerprint": model.info.fingerprint,

@@ -20,7 +20,7 @@ from ..data.graph import SPLITS
 from ..errors import StoreError
 from ..memory import MemoryWatch
 from ..model.features import FeatureScheme, refuse_negative
-from ..model.forward import PackedForward, model_reader
+from ..model.forward import PackedForward, feature_gain, model_reader
 from ..model.packed import PackedModel
 from ..propagation.neighbourhood import Neighbourhood
 from ..store.reader import Store
@@ -76,7 +76,10 @@ class PredictWorker:
         Returns: rows, right answers and labelled nodes by split, class counts, seconds, bytes sent, peak memory.
         """
         forward = PackedForward(self._graph, self._exchange, self._context.group, "evaluation")
-        scores = forward.run(self._model, model_reader(self._part, self._model))
+        start = time.perf_counter()
+        gain = feature_gain(self._part, self._model, self._context.group)
+        self._load_s += time.perf_counter() - start
+        scores = forward.run(self._model, model_reader(self._part, self._model, gain))
         classes = np.empty(len(scores), np.int32)
         confidence = np.empty(len(scores), np.float32)
         kernels.softmax(scores, classes, confidence, None)
@@ -86,6 +89,7 @@ class PredictWorker:
                    "write": time.perf_counter() - start}
         group = self._context.group
         return {"rows": len(scores), "right": self._right(classes), "seconds": seconds, "gain": forward.gain,
+                "feature_gain": gain,
                 "classes": np.bincount(classes, minlength=self._model.info.num_classes),
                 "message_bytes": group.counters.evaluation if group is not None else 0, **self._memory.peaks()}
 

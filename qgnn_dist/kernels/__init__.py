@@ -16,9 +16,9 @@ from .ops import (
     apply_multiplier,
     check_csr,
     code_news,
-    exponent_histogram,
     gather_rows,
     half_step,
+    level_histogram,
     midrise,
     pack,
     propagated,
@@ -45,8 +45,9 @@ from .perceptron import (
 
 __all__ = [
     "add_affine", "add_news", "affine_codes", "affine_values", "aggregate_codes", "aggregate_float",
-    "apply_multiplier", "check_csr", "code_news", "dropout_csr", "dropout_dense", "exponent_histogram",
+    "apply_multiplier", "check_csr", "code_news", "dropout_csr", "dropout_dense",
     "feature_codes_csr", "feature_codes_dense", "gather_rows", "half_step", "hidden_codes", "isa", "keyed_bits",
+    "level_histogram",
     "matmul_codes_csr", "matmul_codes_dense", "matmul_float_csr", "matmul_float_dense", "midrise", "normalise_csr",
     "normalise_dense", "pack", "propagated", "row_moments", "scale_rows", "scores_from_codes", "set_threads",
     "softmax", "threads", "unpack", "using_isa",

@@ -13,7 +13,7 @@ from .dispatch import kernel
 
 __all__ = [
     "add_affine", "add_news", "affine_codes", "affine_values", "aggregate_codes", "aggregate_float", "apply_multiplier",
-    "check_csr", "code_news", "exponent_histogram", "gather_rows", "half_step", "midrise", "pack", "propagated",
+    "check_csr", "code_news", "gather_rows", "half_step", "level_histogram", "midrise", "pack", "propagated",
     "row_moments", "scale_rows", "unpack",
 ]
 F4 = np.float32
@@ -187,11 +187,11 @@ def row_moments(x: np.ndarray, moments: np.ndarray) -> None:
     moments[:] = moments_by_row(x)
 
 
-@kernel(h="f4 N C", inv_sqrt_degree="f4 N", out="=i8 256")
-def exponent_histogram(h: np.ndarray, inv_sqrt_degree: np.ndarray, out: np.ndarray) -> None:
-    """out[biased binary exponent of D̃^-½·h] += 1 for every value."""
+@kernel(h="f4 N C", inv_sqrt_degree="f4 N", out="=i8 4096")
+def level_histogram(h: np.ndarray, inv_sqrt_degree: np.ndarray, out: np.ndarray) -> None:
+    """out[upper 12 bits of |D̃^-½·h|] += 1 for every value: biased exponent and sixteenths, see quant/levels.py."""
     words = (inv_sqrt_degree[:, None] * h).view(np.uint32)
-    out += np.bincount(((words >> 23) & 255).ravel(), minlength=256)
+    out += np.bincount(((words >> 19) & 4095).ravel(), minlength=4096)
 
 
 def _level(scaled: np.ndarray, half: np.float32) -> np.ndarray:

@@ -15,11 +15,14 @@ import numpy as np
 from .. import kernels
 from ..data.graph import SparseFeatures
 from ..errors import ModelError
+from ..quant.levels import NUM_LEVELS, level_of
 
 if TYPE_CHECKING:
+    from ..comm.group import Group
     from ..store.reader import Part
 
-__all__ = ["FeatureBlock", "FeatureScheme", "FeatureStatistics", "choose_norm", "feature_statistics", "read_block",
+__all__ = ["FeatureBlock", "FeatureScheme", "FeatureStatistics", "choose_norm", "feature_level",
+           "feature_statistics", "read_block",
            "refuse_negative"]
 
 NORMS = ("none", "row", "l2")
@@ -68,6 +71,18 @@ def feature_statistics(part: Part, rows: np.ndarray) -> FeatureStatistics:
         total += FeatureStatistics(len(local), int(np.count_nonzero(values)), int((values < 0).sum()),
                                    float(sums.sum()), float((sums * sums).sum()))
     return total
+
+
+def feature_level(part: Part, group: Group | None) -> int:
+    """The level (quant/levels.py) of all stored feature values as they are, over all workers, who must all call it."""
+    histogram = np.zeros(NUM_LEVELS, np.int64)
+    for begin in range(0, part.num_local, BLOCK_ROWS):
+        values = _values(part, begin, min(begin + BLOCK_ROWS, part.num_local), None)[0]
+        flat = np.ascontiguousarray(values, np.float32).reshape(-1, 1)
+        kernels.level_histogram(flat, np.ones(len(flat), np.float32), histogram)
+    if group is not None:
+        group.all_reduce_sum(histogram)
+    return level_of(histogram)
 
 
 def choose_norm(statistics: FeatureStatistics, num_features: int) -> str:

@@ -6,6 +6,7 @@ of parts, partitioner, thread count and instruction set. Legend: n local rows, F
 """
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
@@ -20,18 +21,16 @@ from ..propagation.messages import CodedMessenger, FloatMessenger, Messenger
 from ..propagation.neighbourhood import Neighbourhood
 from ..propagation.smp import FrozenMultipliers, Propagation
 from ..quant.grids import AffineGrid
+from ..quant.levels import NUM_LEVELS, level_of, octaves
 from ..quant.ranges import moments_of
 from .affine import AffinePerceptron
-from .features import BLOCK_ROWS, FeatureBlock, FeatureScheme, read_block
+from .features import BLOCK_ROWS, FeatureBlock, FeatureScheme, feature_level, read_block
 from .packed import PackedModel
 
 if TYPE_CHECKING:
     from ..store.reader import Part
 
-__all__ = ["Observer", "PackedForward", "exponent_percentile", "model_reader"]
-
-EXPONENT_SHARE = 0.9
-
+__all__ = ["Observer", "PackedForward", "feature_gain", "model_reader"]
 
 class Observer(Protocol):
     """Who looks at a propagation while it runs (the diagnosis); it may copy what it sees, and change nothing."""
@@ -50,7 +49,7 @@ class PackedForward:
         exchange: this part's halo plan, ready to send. group: all workers, None with one part.
         observer: looks at the propagation.
         record: collect, in `moments`, the moments of what each stage coded (not for models with affine grids).
-    After `run`: `exponent` is the graph's own exponent statistic, `gain` the power of two that steps were shifted by,
+    After `run`: `level` is the graph's own level of D̃^-½·H⁰, `gain` the power of two that steps were shifted by,
     and `seconds` the time of each stage.
     """
 
@@ -59,7 +58,7 @@ class PackedForward:
         self._observer, self._record = observer, record
         self.moments: dict[str, list[float]] = {}
         self._graph, self._exchange, self._group, self._direction = graph, exchange, group, direction
-        self.exponent, self.gain = -1, 0
+        self.level, self.gain = -1, 0
         self.seconds = {"mlp": 0.0, "propagate": 0.0}
 
     def run(self, model: PackedModel, read: Callable[[int, int], FeatureBlock]) -> np.ndarray:
@@ -127,13 +126,12 @@ class PackedForward:
 
     def _propagate(self, model: PackedModel, h0: np.ndarray) -> np.ndarray:
         info, bits = model.info, model.info.bits
-        histogram = np.zeros(256, np.int64)
-        kernels.exponent_histogram(h0, self._graph.inv_sqrt_degree, histogram)
+        histogram = np.zeros(NUM_LEVELS, np.int64)
+        kernels.level_histogram(h0, self._graph.inv_sqrt_degree, histogram)
         if self._group is not None:
             self._group.all_reduce_sum(histogram)
-        self.exponent = exponent_percentile(histogram)
-        known = info.exponent >= 0 and self.exponent >= 0
-        self.gain = self.exponent - info.exponent if known else 0
+        self.level = level_of(histogram)
+        self.gain = octaves(self.level, info.level)
         residual = h0
         grid = info.grid("residual")
         if grid is not None:
@@ -176,22 +174,25 @@ class PackedForward:
             self.moments[stage] = [*moments_of(rows), float(x.size)]
 
 
-def exponent_percentile(histogram: np.ndarray) -> int:
-    """The biased binary exponent below or at which 90 % of the non-zero values lie; −1 where all are zero.
+def feature_gain(part: Part, model: PackedModel, group: Group | None) -> int:
+    """The powers of two that this graph's features are above those the model was trained on; every worker must call it.
 
-    Args:
-        histogram: int64 (256,), counts by biased exponent; bin 0 (zeros) is left out, as are infinities (255).
+    Only features that are taken as they are can differ: normalised rows, and models without the figure, give 0.
     """
-    counts = histogram.copy()
-    counts[0] = counts[255] = 0
-    total = int(counts.sum())
-    if total == 0:
-        return -1
-    return int(np.searchsorted(np.cumsum(counts), EXPONENT_SHARE * total))
+    level = model.info.feature_level
+    return octaves(feature_level(part, group), level) if level >= 0 else 0
 
 
-def model_reader(part: Part, model: PackedModel) -> Callable[[int, int], FeatureBlock]:
-    """Reads a part's feature rows as this model wants them coded."""
+def model_reader(part: Part, model: PackedModel, gain: int = 0) -> Callable[[int, int], FeatureBlock]:
+    """Reads a part's feature rows as this model wants them coded.
+
+    Args: gain: of `feature_gain`; rows are divided by 2^gain, which changes no code.
+    """
     info = model.info
     scheme = FeatureScheme(info.feature_norm, info.feature_signed, info.bits["features"])
-    return lambda begin, end: read_block(part, scheme, begin, end)
+
+    def read(begin: int, end: int) -> FeatureBlock:
+        block = read_block(part, scheme, begin, end)
+        return dataclasses.replace(block, scale=np.ldexp(block.scale, -gain)) if gain else block
+
+    return read

@@ -23,6 +23,7 @@ from safetensors.numpy import load, save
 from .. import kernels
 from ..errors import InputError, ModelError
 from ..quant.grids import AFFINE_METHODS, AffineGrid, stage_names
+from ..quant.levels import NUM_LEVELS
 from ..quant.packed import row_bytes
 from ..quant.straight_through import weight_levels
 
@@ -44,7 +45,8 @@ class ModelInfo:
         grids: stage → [low, step, scale, bias] of quant.grids.AffineGrid, for the stages weights1, weights2, hidden,
             residual and news/k (round k's messages) that are under 32 bits, where `method` has affine grids; their
             steps stand above, too. Empty for recipe, lsq and minmax, whose grids follow from the steps.
-        exponent: the 90th percentile of the binary exponents of D̃^-½·H⁰ seen in training, biased by 127; −1 unknown.
+        level: how large D̃^-½·H⁰ was in training (quant/levels.py); −1 unknown. feature_level: the same of the stored
+            feature values, where they are coded and not normalised; −1 where their scale does not matter.
         fingerprint: of the graph that it was trained on; reported, not demanded, at prediction.
     """
 
@@ -66,7 +68,8 @@ class ModelInfo:
     weight_steps: list[float]
     hidden_step: float
     residual_step: float
-    exponent: int
+    level: int
+    feature_level: int
     class_names: list[str] | None
     graph: str
     fingerprint: str
@@ -236,7 +239,8 @@ def _check_values(values: dict[str, Any], file: str) -> None:
     demand(len(values["multipliers"]) <= values["layers"], "multipliers")
     demand(isinstance(values["method"], str), "method")
     _check_grids(values, rounds, demand, number)
-    demand(type(values["exponent"]) is int and -1 <= values["exponent"] < 256, "exponent")
+    for name in ("level", "feature_level"):
+        demand(type(values[name]) is int and -1 <= values[name] < NUM_LEVELS, name)
     names = values["class_names"]
     demand(names is None or (isinstance(names, list) and len(names) == values["num_classes"]
                              and all(isinstance(n, str) for n in names)), "class_names")

@@ -19,7 +19,7 @@ from ..config import RunConfig
 from ..data.graph import SPLITS
 from ..errors import StoreError
 from ..memory import MemoryWatch
-from ..model.features import FeatureScheme, feature_statistics, read_block
+from ..model.features import FeatureScheme, feature_level, feature_statistics, read_block
 from ..model.forward import PackedForward
 from ..model.packed import ModelInfo, PackedModel
 from ..model.perceptron import AffineHidden, DropoutKey, FeatureMatrix, Perceptron
@@ -97,6 +97,9 @@ class TrainWorker:
         self._num_train = num_train
         self._scheme = FeatureScheme(norm, signed, int(config.quant.features or 32))
         self._block = read_block(part, self._scheme, 0, part.num_local)
+        self._feature_level = -1
+        if norm == "none" and self._scheme.bits < 32:
+            self._feature_level = feature_level(part, self._context.group)
         self._matrix = FeatureMatrix(self._block)
         self._network = Perceptron(config, self._store.num_features, self._store.num_classes)
         self._optimizer = torch.optim.Adam(
@@ -274,7 +277,7 @@ class TrainWorker:
         if forward.moments:
             self._follow(epoch, {EVALUATION + name: moments for name, moments in forward.moments.items()})
         self._evaluated = dataclasses.replace(
-            model, info=dataclasses.replace(model.info, exponent=forward.exponent))
+            model, info=dataclasses.replace(model.info, level=forward.level))
         classes = np.empty(len(scores), np.int32)
         kernels.softmax(scores, classes, np.empty(len(scores), np.float32), None)
         num = self._store.num_classes
@@ -322,7 +325,8 @@ class TrainWorker:
             feature_signed=self._scheme.signed, kind=p.kind, layers=p.layers, mu=p.mu, eta=p.eta, rounds=p.rounds,
             multipliers=self._multipliers if p.kind == "smp" else [],
             message_steps=messages, weight_steps=weights.pop("weight_steps"), hidden_step=hidden,
-            residual_step=residual, exponent=-1, class_names=store.class_names, graph=store.name,
+            residual_step=residual, level=-1, feature_level=self._feature_level, class_names=store.class_names,
+            graph=store.name,
             fingerprint=store.fingerprint, grids=as_lists(grids))
         return PackedModel(info, **weights)
 

@@ -17,11 +17,11 @@ from qgnn_dist.model.packed import ModelInfo, PackedModel
 from qgnn_dist.quant.grids import AffineGrid
 
 SHA256 = {
-    2: "70692d577cbdd66c64da718423ad70890eba6a401f2d1b05d1f6c0e311dc62d1",
-    4: "23c9e08b614b07b84d5a271e92bc24ac6ca8b6e0ecab10e0d2b8a3230afc6c9e",
-    8: "409328b9cc3e517ab6ba4011bb2c44706df0a21916a97aa6a0742da085bcee4f",
-    32: "bb55362e2e961ac57d1ee6539c037efa4d592a53cd69f31dc7e51bca9e0818b7",
-    "affine": "81f541d40c34286c99bca3a919c2e25c5a7463a9fb42f61adc1a897f2a353c02",
+    2: "18e1fdb54db3d0d1ac33a5c824b1a35fdc832bfb18ad4a6229b3bcd22d36ecb5",
+    4: "823cbe649248f1b9a9725dec54720895ed892aad04c63dc78d05ebeec1316ff2",
+    8: "8b3de0e5d35712fc3c4b3e0f0fe97c566f8c6ae7763deae139383161acbd6295",
+    32: "140c21bc023886c82b02e207f77ad0a0e3a7b110bba612af8ea96f1556e215d5",
+    "affine": "67fc88aeaf26d6d5887b9179335afdb9ec2bc49ea92630e8e19cb1d4641838bf",
 }
 
 
@@ -39,7 +39,7 @@ def _model(bits: int = 2) -> PackedModel:
         bits={"weights": bits, "features": bits, "hidden": bits, "messages": bits, "residual": max(bits, 8)},
         method="recipe", coding="innovation", feature_norm="row", feature_signed=False, kind="smp", layers=2, mu=9.0,
         eta=0.1, rounds="merged", multipliers=[0.0, -0.25], message_steps=[0.5, 0.25, 0.25] if coded else [],
-        weight_steps=[0.125, 0.0625], hidden_step=0.75, residual_step=0.03125, exponent=125,
+        weight_steps=[0.125, 0.0625], hidden_step=0.75, residual_step=0.03125, level=2000, feature_level=-1,
         class_names=["a", "b", "c"], graph="tiny", fingerprint="f" * 64)
     return PackedModel(info, codes1, np.arange(6, dtype=np.float32), codes2, np.arange(3, dtype=np.float32))
 

@@ -173,7 +173,7 @@ def test_elementwise(columns: int) -> None:
         kernels.row_moments(h, moments)
         kernels.aggregate_float(indptr, indices, x, 0, n, out["float_sums"])
         histogram = np.zeros(256, np.int64)
-        kernels.exponent_histogram(h, d, histogram)
+        kernels.level_histogram(h, d, histogram)
         return {**out, "rows": rows, "dots": dots, "moments": moments, "histogram": histogram}
 
     got = _everywhere(call)

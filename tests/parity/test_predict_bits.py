@@ -2,6 +2,7 @@
 """Law 2 (packed inference is bit-identical however it is run) and law 8 (no float product of torch runs in it)."""
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from qgnn_dist import kernels
 from qgnn_dist.comm.pool import LocalPool
 from qgnn_dist.config import TimeoutsConfig
-from qgnn_dist.data.graph import Graph
+from qgnn_dist.data.graph import Graph, SparseFeatures
 from qgnn_dist.errors import InputError, ModelError
 from qgnn_dist.inference.batch import check_output, check_predictable, run_prediction
 from qgnn_dist.inference.worker import PredictWorker
@@ -146,12 +147,34 @@ def test_outputs_are_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_ranges_follow_a_graph_of_another_scale(tmp_path: Path) -> None:
-    """A model whose recorded exponent is three binades lower shifts every step by 2^3."""
-    import dataclasses
-
+    """A model whose recorded level is three octaves lower shifts every step by 2^3."""
     store = make_store(small_graph(), tmp_path / "s", 1)
     model = trained_model(store, "quant.bits=2", "model.feature_norm=l2")
-    assert model.info.exponent > 0
-    other = dataclasses.replace(model, info=dataclasses.replace(model.info, exponent=model.info.exponent - 3))
+    assert model.info.level > 0
+    other = dataclasses.replace(model, info=dataclasses.replace(model.info, level=model.info.level - 48))
     _, summary = predictions(store, other, tmp_path / "out")
     assert summary["range_gain"] == 3
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+@pytest.mark.parametrize("words", [["quant.bits=2"], ["quant.method=percentile", "quant.bits=4"]])
+def test_features_of_another_scale_give_the_same_bits(tmp_path: Path, sparse: bool, words: list[str]) -> None:
+    """Features that are taken as they are, four times as large or half: divided back, on one part and on three."""
+    graph = small_graph(sparse=sparse)
+    store = make_store(graph, tmp_path / "s", 1)
+    model = trained_model(store, "model.feature_norm=none", *words)
+    want = bits_of(predictions(store, model, tmp_path / "want")[0])
+    for power, parts in ((2, 1), (-1, 3)):
+        features = graph.features
+        if isinstance(features, SparseFeatures):
+            scaled = dataclasses.replace(features, values=np.ldexp(features.values, power))
+        else:
+            assert features is not None
+            scaled = np.ldexp(features, power)
+        other = make_store(dataclasses.replace(graph, features=scaled), tmp_path / f"o{power}", parts)
+        table, summary = predictions(other, model, tmp_path / f"p{power}")
+        assert summary["feature_gain"] == power
+        for column, values in bits_of(table).items():
+            np.testing.assert_array_equal(values, want[column], err_msg=column)
+    normalised = trained_model(store, "model.feature_norm=l2", *words)
+    assert normalised.info.feature_level == -1, "their scale does not matter"

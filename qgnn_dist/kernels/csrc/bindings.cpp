@@ -187,7 +187,7 @@ NB_MODULE(_kernels, m) {
     RUN(0, rows(x), columns(x), k.row_moments(x.data(), columns(x), moments.data(), b, e))
   }, nb::arg().noconvert(), nb::arg().noconvert());
 
-  m.def("exponent_histogram", [](InF h, InF1 d, Array<i64, 1> out) {
+  m.def("level_histogram", [](InF h, InF1 d, Array<i64, 1> out) {
     nb::gil_scoped_release free_threads;
     const i64 C = columns(h);
     for (i64 row = 0; row < rows(h); ++row)
@@ -195,7 +195,7 @@ NB_MODULE(_kernels, m) {
         const float v = d.data()[row] * h.data()[row * C + c];
         std::uint32_t word;
         std::memcpy(&word, &v, sizeof word);
-        ++out.data()[(word >> 23) & 255];
+        ++out.data()[(word >> 19) & 4095];
       }
   }, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert());
 
