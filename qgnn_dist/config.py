@@ -67,6 +67,8 @@ class PropagationConfig:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MessagesConfig:
     coding: str = _setting("innovation", "send what changed, or each state afresh", choices=("innovation", "direct"))
+    stride: int = _setting(1, "from the fifth round on, send each stride-th only; what is left out comes with the next "
+                              "(innovation only)", low=1, high=64)
 
 
 WIDTHS = (1, 2, 4, 8, 32)
@@ -306,3 +308,11 @@ def _check_together(config: RunConfig) -> None:
         raise ConfigError(
             f"propagation.eta={p.eta:g}: diverges on every graph at mu={p.mu:g}; "
             f"expected less than 2/(1+2*mu) = {2 / (1 + 2 * p.mu):g}")
+    if config.messages.stride > 1:
+        wrong = [f"{key}={value}" for key, value, fits in (
+            ("messages.coding", config.messages.coding, "innovation"), ("propagation.rounds", p.rounds, "merged"),
+            ("quant.method", config.quant.method, "recipe"), ("quant.messages", config.quant.messages, None))
+            if value != fits and not (fits is None and value != 32)]
+        if wrong:
+            raise ConfigError(f"messages.stride={config.messages.stride}: does not go with {', '.join(wrong)}; only "
+                              "merged rounds of innovation-coded messages of the recipe can be left out")

@@ -23,6 +23,7 @@ from typing import Any
 
 from .. import __version__
 from ..config import RunConfig
+from ..quant.ranges import DENSE_ROUNDS
 from .grid import Row
 
 __all__ = ["Cell", "cells_of", "read_cell", "run_cells", "train_cell"]
@@ -110,8 +111,10 @@ def train_cell(cell: Cell, scratch: Path) -> dict[str, Any]:
 def _message_bytes(config: RunConfig, classes: int) -> int:
     """What a forward sends of one row to one peer, by DESIGN.md's formula, headers aside."""
     p = config.propagation
+    stride = config.messages.stride
     rounds = {"none": 0, "appnp": p.layers}.get(p.kind, 2 * p.layers if p.rounds == "two" else p.layers + 1)
-    return rounds * -(-classes * int(config.quant.messages or 32) // 8)
+    sent = sum(k < DENSE_ROUNDS or k % stride == 0 or k == rounds - 1 for k in range(rounds))
+    return sent * -(-classes * int(config.quant.messages or 32) // 8)
 
 
 def run_cells(cells: Iterable[Cell], jobs: int, *, work: Callable[[Cell, Path], dict[str, Any]] = train_cell,

@@ -61,8 +61,7 @@ def combine(model: PackedModel, parts: Sequence[PartFigures]) -> dict[str, Any]:
         "coding": info.coding,
         "range_gain": parts[0].gain,
         "stages": _stages(model, parts),
-        "messages": [_message(info, number, [p.rounds[number] for p in parts])
-                     for number in range(len(parts[0].rounds))],
+        "messages": [_message(info, [p.rounds[at] for p in parts]) for at in range(len(parts[0].rounds))],
         "layers": _layers(info, parts),
         "overall": {"nodes": nodes, "agreement": sum(p.agreeing for p in parts) / max(nodes, 1),
                     "worst_difference": finite(max(p.worst for p in parts))},
@@ -108,12 +107,12 @@ def _weights(info: ModelInfo, stage: str, weight: np.ndarray, step: float) -> di
     return tally.report(grid.kind, step) | {"clipped": None, "error_rms": None, "at_ends": ends / weight.size}
 
 
-def _message(info: ModelInfo, number: int, rounds: Sequence[RoundSums]) -> dict[str, Any]:
+def _message(info: ModelInfo, rounds: Sequence[RoundSums]) -> dict[str, Any]:
     report = _together([r.news for r in rounds]).report(
         "affine" if info.grids else "mid-rise", rounds[0].step)
     misbelieved, states = [r.misbelieved for r in rounds if r.misbelieved is not None], sum(r.states for r in rounds)
     believed = _root_ratio(sum(misbelieved), states) if misbelieved else None
-    return {"round": number, "layer": rounds[0].layer, **report, "believed_error": believed}
+    return {"round": rounds[0].number, "layer": rounds[0].layer, **report, "believed_error": believed}
 
 
 def _layers(info: ModelInfo, parts: Sequence[PartFigures]) -> list[dict[str, Any]]:

@@ -51,10 +51,11 @@ class RoundSums:
     """A part's sums about one round of coded messages.
 
     Attributes:
-        layer, step: of the round. news: tally of e (of y where states are coded afresh).
+        number, layer, step: of the round. news: tally of e (of y where states are coded afresh).
         states: ‖y‖². misbelieved: ‖y − Ŷ‖² after the round; None where states are coded afresh.
     """
 
+    number: int
     layer: int
     step: float
     news: Tally
@@ -65,13 +66,16 @@ class RoundSums:
 class _MeasuringMessenger:
     """Another messenger, with what it codes and what its neighbours then believe measured on the way."""
 
-    def __init__(self, inner: CodedMessenger | AffineMessenger, graph: Neighbourhood, grids: list[Grid]) -> None:
-        self._inner, self._graph, self._grids = inner, graph, grids
+    def __init__(self, inner: CodedMessenger | AffineMessenger, graph: Neighbourhood, grids: list[Grid | None]) -> None:
+        self._inner, self._graph, self._grids, self._round = inner, graph, grids, 0
         self.rounds: list[RoundSums] = []
 
     def gather(self, h: np.ndarray, layer: int) -> np.ndarray:
         """See Messenger."""
-        grid = self._grids[len(self.rounds)]
+        grid = self._grids[self._round]
+        self._round += 1
+        if grid is None:
+            return self._inner.gather(h, layer)
         # As the coder computes it: float32, one rounding an operation.
         y = self._graph.inv_sqrt_degree[:, None] * h
         news = y if self._inner.believed is None else y - self._inner.believed
@@ -83,7 +87,7 @@ class _MeasuringMessenger:
         misbelieved = None
         if self._inner.believed is not None:
             misbelieved = _squares(y.astype(np.float64) - self._inner.believed)
-        self.rounds.append(RoundSums(layer, grid.step, tally, _squares(y), misbelieved))
+        self.rounds.append(RoundSums(self._round - 1, layer, grid.step, tally, _squares(y), misbelieved))
         return sums
 
 
@@ -123,11 +127,12 @@ class PropagationWatch:
         self.rounds = measuring.rounds
         return measuring
 
-    def _message_grids(self, gain: int) -> list[Grid]:
-        bits, found = self.info.bits["messages"], []
+    def _message_grids(self, gain: int) -> list[Grid | None]:
+        """Of every round; None where nothing is sent."""
+        bits, found = self.info.bits["messages"], list[Grid | None]()
         for number, step in enumerate(self.info.message_steps):
             affine = self.info.grid(f"news/{number}")
-            found.append(Grid.affine(bits, affine.shifted(gain)) if affine is not None else
+            found.append(Grid.affine(bits, affine.shifted(gain)) if affine is not None else None if step == 0 else
                          Grid.midrise(bits, float(np.ldexp(np.float32(step), gain))))
         return found
 

@@ -40,7 +40,8 @@ class ModelInfo:
 
     Attributes:
         bits: stage → width (weights, features, hidden, messages, residual).
-        multipliers: λ_0 … of the best epoch, frozen. message_steps: step of each round (empty at 32 bits).
+        multipliers: λ_0 … of the best epoch, frozen. message_steps: step of each round (empty at 32 bits), 0
+            for one that is not sent.
         weight_steps, hidden_step, residual_step: steps of the local grids (1.0 where a stage is float).
         grids: stage → [low, step, scale, bias] of quant.grids.AffineGrid, for the stages weights1, weights2, hidden,
             residual and news/k (round k's messages) that are under 32 bits, where `method` has affine grids; their
@@ -235,7 +236,9 @@ def _check_values(values: dict[str, Any], file: str) -> None:
     rounds = {"none": 0, "appnp": values["layers"]}.get(
         values["kind"], 2 * values["layers"] if values["rounds"] == "two" else values["layers"] + 1)
     demand(len(values["message_steps"]) == (0 if bits["messages"] == 32 else rounds)
-           and all(s > 0 for s in values["message_steps"]), "message_steps")
+           and all(s >= 0 for s in values["message_steps"]) and min(values["message_steps"][:1], default=1) > 0,
+           "message_steps")
+    demand(values["coding"] == "innovation" or 0 not in values["message_steps"], "message_steps")
     demand(len(values["multipliers"]) <= values["layers"], "multipliers")
     demand(isinstance(values["method"], str), "method")
     _check_grids(values, rounds, demand, number)

@@ -81,7 +81,8 @@ class CodedMessenger:
     in the next round's change. `direct` codes every state afresh.
 
     Args:
-        steps: the step of each round, fixed for this forward.
+        steps: the step of each round, fixed for this forward. 0: nothing is sent, and the neighbours go on believing
+            what they do (innovation only); the next round's change holds this one's too.
         record: collect the moments of what is coded in `moments`, for the running ranges.
     """
 
@@ -102,6 +103,9 @@ class CodedMessenger:
         """See Messenger."""
         g, n, columns = self._graph, self._graph.num_local, self._sums.shape[1]
         step = self._steps[self._round]
+        if step == 0.0:
+            self._round += 1
+            return self._sums
         kernels.code_news(h, g.inv_sqrt_degree, self._believed, step, self._bits, 0, n, self._payload[:n],
                           self._row_moments)
         self._exchange.begin(self._payload, self._bits, columns, self._direction, layer, self._round)

@@ -45,6 +45,8 @@ LEAST_STEP = 2.0**-100
 """A stage that has been all zero still has a step."""
 PERCENTILES = (0.001, 0.999)
 """Ends of the range of `percentile` and `degree_quant`."""
+DENSE_ROUNDS = 4
+"""Rounds that are always sent: most of the change comes with them."""
 LEAST_SHARE = {1: 2.0**-8, 2: 2.0**-8, 4: 2.0**-8, 8: 2.0**-14}
 """No round's step falls below this share of the first round's: believed states then fit fixed point of 16 bits, and
 whole numbers in float32 where messages have 8."""
@@ -163,23 +165,34 @@ def midrise_step(figures: Range, bits: int, method: str) -> float:
 
 
 def message_steps(ranges: Mapping[str, Range], rounds: int, bits: int, method: str, *, floor: float,
-                  innovation: bool) -> list[float]:
-    """The step of every round's messages, exact in float32.
+                  innovation: bool, stride: int = 1) -> list[float]:
+    """The step of every round's messages, exact in float32; 0 for a round that is not sent.
 
     The recipe floors a round's step at `floor` times the one before (clipped elements must be able to climb back),
     and only then rounds to a power of two: the other way round the step would never fall.
 
     Args:
         ranges: running figures by stage name; `news/k` is round k.
+        floor: a layer; a round after others that were not sent may fall by as many.
+        stride: rounds from DENSE_ROUNDS on are sent where it divides their number, and the last one is.
+
+    >>> same = {f"news/{k}": Range(1.0, 0.8, 4.0) for k in range(9)}
+    >>> message_steps(same, 9, 2, "recipe", floor=0.75, innovation=True, stride=3)
+    [1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 1.0, 0.0, 1.0]
     """
     steps: list[float] = []
     before = first = 0.0
+    fallen = 1.0
     for k in range(rounds):
+        fallen *= floor
+        if k >= DENSE_ROUNDS and k % stride and k != rounds - 1:
+            steps.append(0.0)
+            continue
         step = midrise_step(ranges[f"news/{k}"], bits, method)
         if method == "recipe":
             if innovation:
-                step = max(step, floor * before, LEAST_SHARE[bits] * first)
-                before = step
+                step = max(step, fallen * before, LEAST_SHARE[bits] * first)
+                before, fallen = step, 1.0
                 first = first or step
             step = power_of_two(step)
         steps.append(float(np.float32(step)))

@@ -338,7 +338,8 @@ class TrainWorker:
         quant = self._config.quant
         return message_steps(ranges, self._propagation.num_rounds, int(quant.messages or 32), quant.method,
                              floor=float(quant.step_floor or 0.0),
-                             innovation=self._config.messages.coding == "innovation")
+                             innovation=self._config.messages.coding == "innovation",
+                             stride=self._config.messages.stride)
 
     def _hidden_step(self, ranges: dict[str, Range]) -> float | None:
         quant = self._config.quant

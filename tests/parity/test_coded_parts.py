@@ -86,7 +86,8 @@ def test_fifty_epochs_follow_one_part(tmp_path: Path) -> None:
 @pytest.mark.parametrize("words", [("quant.bits=2",), ("quant.bits=4", "messages.coding=direct"), ("quant.bits=8",),
                                    ("quant.messages=1",), ("quant.method=lsq",), ("quant.method=minmax",),
                                    ("quant.bits=32",), ("quant.features=32",), ("quant.weights=32", "quant.hidden=4"),
-                                   ("propagation.rounds=two",), ("propagation.kind=none",)])
+                                   ("propagation.rounds=two",), ("propagation.kind=none",),
+                                   ("messages.stride=3", "propagation.layers=9")])
 @pytest.mark.parametrize("sparse", [False, True])
 def test_packed_evaluation_is_the_training_forward(tmp_path: Path, words: tuple[str, ...], sparse: bool) -> None:
     """The integer model's scores against the float arithmetic that trains it, the same weights and ranges."""

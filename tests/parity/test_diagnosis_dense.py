@@ -2,6 +2,7 @@
 """The diagnosis of a packed model on 1 and 2 parts, against dense NumPy on the whole graph."""
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -267,3 +268,16 @@ def test_sparse_features_are_measured_where_they_are_stored(tmp_path: Path) -> N
     assert result["clipped"] == 0
     assert result["snr_db"] > 140
     assert result["step_range"][0] < result["step"] < result["step_range"][1]
+
+
+def test_rounds_that_are_not_sent_are_not_measured(tmp_path: Path) -> None:
+    store = make_store(small_graph(nodes=150), tmp_path / "s", 2)
+    model = untrained_model(store)
+    steps = list(model.info.message_steps)
+    steps[2] = 0.0
+    strided = dataclasses.replace(model, info=dataclasses.replace(model.info, message_steps=steps))
+    every, some = (diagnose(store, m, "m", exchange_s=60)["messages"] for m in (model, strided))
+    assert [entry["round"] for entry in some] == [entry["round"] for entry in every if entry["round"] != 2]
+    assert [entry["step"] for entry in some] == [entry["step"] for entry in every if entry["round"] != 2]
+    assert some[1] == every[1]
+    assert some[2]["rms"] > every[3]["rms"], "what round 2 would have told comes with round 3"

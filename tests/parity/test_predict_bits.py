@@ -55,7 +55,7 @@ def bits_of(table: pa.Table) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("words", [
     ("quant.bits=2",), ("quant.messages=1", "propagation.kind=appnp"), ("quant.bits=4", "propagation.rounds=two"),
-    ("quant.bits=8", "messages.coding=direct"), ("quant.bits=32",)])
+    ("quant.bits=8", "messages.coding=direct"), ("messages.stride=2", "propagation.layers=9"), ("quant.bits=32",)])
 @pytest.mark.parametrize("sparse", [False, True])
 def test_bits_do_not_depend_on_how_it_is_run(tmp_path: Path, words: tuple[str, ...], sparse: bool) -> None:
     graph = small_graph(nodes=700, sparse=sparse)

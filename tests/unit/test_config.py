@@ -69,3 +69,11 @@ def test_toml_round_trip_and_precedence(tmp_path) -> None:
 def test_published_form_brings_its_own_defaults() -> None:
     p = load_config(overrides=["propagation.constraint=published", "propagation.alpha=0.01"]).propagation
     assert (p.alpha, p.lambda0, p.slack0, p.eta_lambda) == (0.01, 1e-3, 1e-3, 1e-5)
+
+
+def test_rounds_can_only_be_left_out_where_the_next_one_makes_up_for_them() -> None:
+    assert load_config(overrides=["messages.stride=2"]).messages.stride == 2
+    for words, text in ((["messages.coding=direct"], "coding=direct"), (["quant.bits=32"], "quant.messages=32"),
+                        (["propagation.rounds=two"], "propagation.rounds=two"), (["quant.method=qlr"], "method=qlr")):
+        with pytest.raises(ConfigError, match=text):
+            load_config(overrides=["messages.stride=2", *words])

@@ -78,3 +78,12 @@ def test_packed_grids_follow_evaluations_and_training_where_there_are_none() -> 
     ranges = {"hidden": training, "news/0": training, EVALUATION + "hidden": evaluation}
     assert evaluation_ranges(ranges) == {"hidden": evaluation, "news/0": training}
     assert follow(training, [4.0, 2.0, 1.0, 4], 0.5) == Range(1.5, 0.75, 2.0)
+
+
+def test_rounds_that_are_not_sent_have_no_step_and_let_the_next_one_fall_further() -> None:
+    rms = [1.0] * 4 + [1e-3] * 9
+    steps = message_steps(_ranges(rms), 13, 2, "recipe", floor=0.5, innovation=True, stride=3)
+    assert [k for k, s in enumerate(steps) if s > 0] == [0, 1, 2, 3, 6, 9, 12]
+    assert steps[6] == steps[3] / 8
+    assert steps[9] == steps[6] / 8
+    assert message_steps(_ranges(rms), 13, 2, "recipe", floor=0.5, innovation=True).count(0.0) == 0
