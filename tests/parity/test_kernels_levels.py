@@ -172,7 +172,7 @@ def test_elementwise(columns: int) -> None:
         kernels.midrise(h, 0.03, 8, out["midrise"])
         kernels.row_moments(h, moments)
         kernels.aggregate_float(indptr, indices, x, 0, n, out["float_sums"])
-        histogram = np.zeros(256, np.int64)
+        histogram = np.zeros(4096, np.int64)
         kernels.level_histogram(h, d, histogram)
         return {**out, "rows": rows, "dots": dots, "moments": moments, "histogram": histogram}
 

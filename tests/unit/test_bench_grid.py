@@ -198,5 +198,6 @@ def test_the_grid_in_jobs_is_right(tmp_path: Path) -> None:
     for name in ("cora", "amazon_photo", "tolokers", "fb100_johnshopkins55_year"):
         (tmp_path / f"{name}.npz").touch()
     grid = read_grid(Path(__file__).parents[2] / "jobs" / "accuracy.toml", data=tmp_path)
-    assert {"cora/recipe/float/K10", "fb100/minmax/int2-strict/K10"} <= set(_names(grid))
+    assert {"cora/recipe/int2-strict/K10", "cora/degree_quant/int2/K10", "cora-depth/appnp/float/K64",
+            "fb100/recipe/int2-m1/K10"} <= set(_names(grid))
     assert {row.config.train.metric for row in grid.rows if row.dataset == "tolokers"} == {"roc_auc"}
