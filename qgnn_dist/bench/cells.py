@@ -23,7 +23,8 @@ from typing import Any
 
 from .. import __version__
 from ..config import RunConfig
-from ..quant.ranges import DENSE_ROUNDS
+from ..propagation.smp import Propagation
+from ..quant.ranges import is_sent
 from .grid import Row
 
 __all__ = ["Cell", "cells_of", "read_cell", "run_cells", "train_cell"]
@@ -110,10 +111,8 @@ def train_cell(cell: Cell, scratch: Path) -> dict[str, Any]:
 
 def _message_bytes(config: RunConfig, classes: int) -> int:
     """What a forward sends of one row to one peer, by DESIGN.md's formula, headers aside."""
-    p = config.propagation
-    stride = config.messages.stride
-    rounds = {"none": 0, "appnp": p.layers}.get(p.kind, 2 * p.layers if p.rounds == "two" else p.layers + 1)
-    sent = sum(k < DENSE_ROUNDS or k % stride == 0 or k == rounds - 1 for k in range(rounds))
+    rounds = Propagation.of(config).num_rounds
+    sent = sum(is_sent(k, rounds, config.messages.stride) for k in range(rounds))
     return sent * -(-classes * int(config.quant.messages or 32) // 8)
 
 

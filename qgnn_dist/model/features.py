@@ -90,7 +90,7 @@ def choose_norm(statistics: FeatureStatistics, num_features: int) -> str:
 
     Normalising is there to make rows of many and of few values alike. Where all rows have the same sum already (one
     value a category, say), it would only make them small, and a small input starves the perceptron: on
-    fb100_johnshopkins55_year (6 ones in every row) INT2 reaches 52 % by row sums and 73 % without.
+    fb100_johnshopkins55_year (6 ones in every row) INT2 reaches 51 % by row sums and 73 % without.
 
     A row of m equal non-zeros has l2 norm 1/√m once it is divided by its sum: with hundreds of non-zeros that starves
     the perceptron (amazon_photo: 78 ± 5 % after 200 epochs by row sums, 91.5 % by l2 norms), while bags of a few words

@@ -24,6 +24,7 @@ __all__ = [
     "evaluation_ranges",
     "follow",
     "hidden_step",
+    "is_sent",
     "message_steps",
     "midrise_step",
     "moments_of",
@@ -185,7 +186,7 @@ def message_steps(ranges: Mapping[str, Range], rounds: int, bits: int, method: s
     fallen = 1.0
     for k in range(rounds):
         fallen *= floor
-        if k >= DENSE_ROUNDS and k % stride and k != rounds - 1:
+        if not is_sent(k, rounds, stride):
             steps.append(0.0)
             continue
         step = midrise_step(ranges[f"news/{k}"], bits, method)
@@ -197,6 +198,11 @@ def message_steps(ranges: Mapping[str, Range], rounds: int, bits: int, method: s
             step = power_of_two(step)
         steps.append(float(np.float32(step)))
     return steps
+
+
+def is_sent(number: int, rounds: int, stride: int) -> bool:
+    """Whether a round of messages is sent: the first DENSE_ROUNDS, each stride-th after them, and the last."""
+    return number < DENSE_ROUNDS or number % stride == 0 or number == rounds - 1
 
 
 def residual_step(figures: Range, bits: int, method: str) -> float:
