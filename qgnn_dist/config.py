@@ -54,7 +54,7 @@ class PropagationConfig:
     layers: int = _setting(10, "K, the number of propagation layers", low=1, high=1000)
     mu: float = _setting(9.0, "weight of the smoothness term", above=0.0)
     eta: float = _setting(0.1, "step size of a layer; stable below 2/(1+2*mu)", above=0.0)
-    alpha: float = _setting(0.1, "threshold of the layer-wise smoothness constraint", low=0.0)
+    alpha: float = _setting(1.0, "threshold of the layer-wise smoothness constraint", low=0.0)
     lambda0: float = _setting(0.0, "multiplier at the first layer")
     slack0: float = _setting(0.0, "slack at the first layer (published form only)")
     eta_lambda: float = _setting(1.0, "step size of the multiplier", low=0.0)

@@ -16,6 +16,7 @@ from qgnn_dist.data.graph import Graph, SparseFeatures
 from qgnn_dist.model.packed import ModelInfo, PackedModel
 from qgnn_dist.partitioning.api import partition_graph
 from qgnn_dist.propagation.multiplier import InProcessServer, MultiplierRule, MultiplierServer
+from qgnn_dist.propagation.smp import Propagation
 from qgnn_dist.quant.grids import AFFINE_METHODS, affine_grid, as_lists, stage_names
 from qgnn_dist.store.reader import Store
 from qgnn_dist.training.worker import TrainWorker
@@ -83,7 +84,7 @@ def untrained_model(store: Store, *, bits: int = 2, residual: int = 8, kind: str
     """A packed model with drawn weights and steps that roughly fit, made without training."""
     rng = np.random.default_rng(seed)
     f, c, residual = store.num_features, store.num_classes, 32 if bits == 32 else residual
-    count = {"none": 0, "appnp": layers}.get(kind, 2 * layers if rounds == "two" else layers + 1)
+    count = Propagation(kind, layers, 9.0, 0.1, rounds).num_rounds
     local = max(bits, 2)
     low, high = -(2 ** (local - 1)), 2 ** (local - 1) - 1
     weights = [rng.normal(size=s).astype(np.float32) if bits == 32 else

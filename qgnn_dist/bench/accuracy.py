@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, StoreError
-from .cells import cells_of, read_cell, run_cells
+from .cells import cells_of, read_cell, run_cells, shifted_stores
 from .grid import Row, read_grid
 
 __all__ = ["accuracy"]
@@ -55,6 +55,8 @@ def accuracy(grid: str | Path, *, out: str | Path, data: str | Path | None = Non
         (folder / "grid.toml").write_text(read.text, encoding="utf-8")
         datasets = dict.fromkeys(row.dataset for row in read.shown)
         prints = {name: _store(folder / "stores" / name, read.sources[name], data, on_step) for name in datasets}
+        for name in dict.fromkeys(row.dataset for row in read.shown if row.shifts):
+            _shifted(shifted_stores(folder, name), read.sources[name], data, on_step)
         _check_rows(read.shown, folder)
         rows = [row for row in read.rows if row.dataset in datasets]
         cells = cells_of(rows, prints, folder)
@@ -138,6 +140,22 @@ def _store(store: Path, source: str, root: str | Path | None, on_step: Callable[
     api.partition(source, parts=1, out=store, root=root, overwrite=store.exists())
     write_atomically(note, (json.dumps({"source": identity}) + "\n").encode())
     return Store.open(store).fingerprint
+
+
+def _shifted(stores: Path, source: str, root: str | Path | None, on_step: Callable[[str], None] | None) -> None:
+    """The shifted graphs' stores, written where there are none of the source as it is now."""
+    from ..training.checkpoint import write_atomically
+    from .shifts import SHIFTS, write_shifted
+
+    note, state = stores / "source.json", {"source": _identity(source), "shifts": list(SHIFTS)}
+    if _read_json(note) == state:
+        return
+    if on_step is not None:
+        on_step(f"shifting {stores.name}")
+    note.unlink(missing_ok=True)
+    stores.mkdir(parents=True, exist_ok=True)
+    write_shifted(source, stores, root)
+    write_atomically(note, (json.dumps(state) + "\n").encode())
 
 
 def _identity(source: str) -> str:

@@ -27,9 +27,9 @@ from ..propagation.smp import Propagation
 from ..quant.ranges import is_sent
 from .grid import Row
 
-__all__ = ["Cell", "cells_of", "read_cell", "run_cells", "train_cell"]
+__all__ = ["Cell", "cells_of", "read_cell", "run_cells", "shifted_stores", "train_cell"]
 
-SCHEMA = 1
+SCHEMA = 2
 ATTEMPTS = 2
 """How often a cell is begun when the processes die under it: one that took the others along fails at last."""
 _POLL_S = 0.5
@@ -42,6 +42,7 @@ class Cell:
     Attributes:
         row: of the first row that asks for it; equal settings under two names are one cell.
         digest: of the settings with the seed, the graph and the package's version. file: of its result.
+        shifted: folder of the shifted graphs' stores; None where there are none.
     """
 
     row: str
@@ -51,6 +52,7 @@ class Cell:
     file: Path
     store: Path
     config: RunConfig
+    shifted: Path | None = None
 
 
 def cells_of(rows: Iterable[Row], fingerprints: Mapping[str, str], out: Path) -> dict[tuple[str, int], Cell]:
@@ -67,13 +69,19 @@ def cells_of(rows: Iterable[Row], fingerprints: Mapping[str, str], out: Path) ->
             if seed >= row.seeds:
                 continue
             config = row.at(seed)
-            digest = hashlib.sha256(
-                f"{config.digest()} {fingerprints[row.dataset]} {__version__}".encode()).hexdigest()[:24]
+            known = [config.digest(), fingerprints[row.dataset], __version__, *(["shifts"] if row.shifts else [])]
+            digest = hashlib.sha256(" ".join(known).encode()).hexdigest()[:24]
             names = {"dataset": row.dataset, "method": row.method, "width": row.width, "layers": row.layers}
             cell = Cell(row=row.name, names=names, seed=seed, digest=digest, store=out / "stores" / row.dataset,
-                        file=out / "cells" / row.dataset / f"{digest}.json", config=config)
+                        file=out / "cells" / row.dataset / f"{digest}.json", config=config,
+                        shifted=shifted_stores(out, row.dataset) if row.shifts else None)
             found[row.name, seed] = by_digest.setdefault((row.dataset, digest), cell)
     return found
+
+
+def shifted_stores(out: Path, dataset: str) -> Path:
+    """Folder of a dataset's shifted stores; no dataset's name begins with a line."""
+    return out / "stores" / "_shifted" / dataset
 
 
 def read_cell(cell: Cell) -> dict[str, Any] | None:
@@ -89,22 +97,35 @@ def read_cell(cell: Cell) -> dict[str, Any] | None:
 def train_cell(cell: Cell, scratch: Path) -> dict[str, Any]:
     """Train in this process and return the cell's result, figures as shares (0-1).
 
+    `states` is about H^K of the packed model, see diagnosis.report.combine; `shifts` has the accuracy on the test nodes
+    of each shifted graph.
+
     Args:
         scratch: an existing folder; the run lies there only while it is trained.
     Raises: QgnnError, e.g. where the loss diverged.
     """
     from ..cluster import api
     from ..store.reader import Store
+    from .shifts import SHIFTS
 
     run = Path(tempfile.mkdtemp(prefix="run-", dir=scratch))
     try:
         summary = api.train(cell.store, out=run / "run", config=cell.config)
+        api.export(run / "run", out=run / "model")
+        last = api.inspect(run / "model", store=cell.store)["diagnosis"]["layers"][-1]
+        shifts = {}
+        if cell.shifted is not None:
+            for number, name in enumerate(SHIFTS):
+                found = api.predict(cell.shifted / str(number), model=run / "model", out=run / str(number),
+                                    config=cell.config)
+                shifts[name] = found["accuracy"]["test"]
     finally:
         shutil.rmtree(run, ignore_errors=True)
     keys = ("accuracy", "metric", "best_epoch", "epochs", "seconds", "bits", "features", "multipliers", "warnings",
             "graph", "fingerprint", "versions")
     return {"schema": SCHEMA, "digest": cell.digest, "names": cell.names, "seed": cell.seed,
             **{key: summary[key] for key in keys},
+            "states": {key: last[key] for key in ("dirichlet", "mad", "error")}, "shifts": shifts,
             "message_bytes_per_row": _message_bytes(cell.config, Store.open(cell.store).num_classes),
             "config_digest": cell.config.digest(), "config": cell.config.to_dict()}
 

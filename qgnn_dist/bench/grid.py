@@ -7,6 +7,7 @@
     settings = []               # of every row
     [datasets.cora]             # rows: datasets x methods x widths x layers
     source = "cora.npz"
+    shifts = true               # predict the graph with other feature scales, and without some edges, too
     [methods.lsq]
     settings = ["quant.method=lsq"]
     widths = ["float", "int2"]  # a dataset or a method may restrict the other lists
@@ -47,11 +48,12 @@ _DEFAULT_WIDTHS = ("float", "int8", "int4", "int2")
 _EVERY_CELL = ("cluster.threads=1", "train.checkpoint_every=1000000")
 
 _LIST, _WHOLE, _WORD, _DEPTHS = "a list of words", "a whole number of at least 1", "a word", "a list of whole numbers"
+_FLAG = "true or false"
 _KEYS = {
     "the grid": {"seeds": _WHOLE, "jobs": _WHOLE, "layers": _DEPTHS, "reference": _WORD, "settings": _LIST,
                  "default_widths": _LIST, "datasets": "tables", "methods": "tables", "widths": "tables"},
     "datasets": {"source": _WORD, "settings": _LIST, "seeds": _WHOLE, "methods": _LIST, "widths": _LIST,
-                 "layers": _DEPTHS},
+                 "layers": _DEPTHS, "shifts": _FLAG},
     "methods": {"settings": _LIST, "datasets": _LIST, "widths": _LIST, "layers": _DEPTHS},
     "widths": {"settings": _LIST},
 }
@@ -68,6 +70,7 @@ class Row:
 
     Attributes:
         seeds: their number; they are 0 … seeds-1. config: resolved, with seed 0.
+        shifts: predict shifted graphs too, see `bench/shifts.py`.
     """
 
     dataset: str
@@ -76,6 +79,7 @@ class Row:
     layers: int
     seeds: int
     config: RunConfig
+    shifts: bool = False
 
     @property
     def name(self) -> str:
@@ -178,6 +182,8 @@ def _unfit(kind: str, prefix: str, table: dict[str, Any]) -> list[str]:
 def _fits(expected: str, value: Any) -> bool:
     if expected == "tables":
         return isinstance(value, dict)
+    if expected == _FLAG:
+        return isinstance(value, bool)
     if expected == _WORD:
         return isinstance(value, str) and bool(value)
     if expected == _LIST:
@@ -266,7 +272,7 @@ class _Reader:
                     config = self._resolve(name, method, width, layers)
                     if config is not None:
                         rows.append(Row(dataset=name, method=method, width=width, layers=layers, seeds=seeds,
-                                        config=config))
+                                        config=config, shifts=dataset.get("shifts", False)))
         if not rows and not self.faults:
             self._fault(f"datasets.{name}: no row is left; its lists and the methods' have nothing in common")
         return rows

@@ -15,6 +15,8 @@ from .grid import Row
 __all__ = ["METRIC_NAMES", "failure_lines", "headings", "is_text", "line", "markdown", "table_rows"]
 
 METRIC_NAMES = {"accuracy": "accuracy, %", "roc_auc": "ROC AUC, points", "macro_f1": "macro F1, points"}
+STATES = {"dirichlet": "Dirichlet energy", "mad": "MAD", "error": "error of the messages, %"}
+"""Key of a row's `states` → how a table heads it."""
 _SHOWN_FAILURES = 3
 """Of one kind."""
 
@@ -30,7 +32,9 @@ def table_rows(rows: Sequence[Row], shown: Sequence[Row], cells: Mapping[tuple[s
         reference: width of the differences.
     Returns: figures as shares (0-1), `_sd` the sample's standard deviation (null for one seed), `difference`
         {against, mean, se, pairs} or null where the row is its own reference or there is none; milliseconds are
-        those of whole trainings.
+        those of whole trainings. `states`: dirichlet, mad, error of H^K → {mean, sd}. `shifts`: each shifted graph →
+        {mean, se, beyond}: accuracy there minus that on the row's own graph, and, as {mean, se}, that difference minus
+        the reference row's.
     """
     by_seed = {row.name: {seed: results[cells[row.name, seed].digest] for seed in range(row.seeds)
                           if (row.name, seed) in cells and cells[row.name, seed].digest in results} for row in rows}
@@ -66,6 +70,9 @@ def _row(row: Row, by_seed: Mapping[str, Mapping[int, dict[str, Any]]], referenc
         "best_epoch_median": _quantile([r["best_epoch"] for r in done.values()], 0.5),
         "epochs_median": _quantile([r["epochs"] for r in done.values()], 0.5),
         "ms_median": _quantile(times, 0.5), "ms_p10": _quantile(times, 0.1), "ms_p90": _quantile(times, 0.9),
+        "states": {key: {"mean": _mean(values), "sd": _deviation(values)} for key in STATES
+                   for values in [[r["states"][key] for r in done.values() if r["states"][key] is not None]]},
+        "shifts": _shifts(done, by_seed.get(reference or "", {}) if reference != row.name else {}),
         "message_bytes_per_row": next((r["message_bytes_per_row"] for r in done.values()), None),
         "by_seed": [{"seed": seed, "valid": r["metric"]["valid"], "test": r["metric"]["test"],
                      "best_epoch": r["best_epoch"]} for seed, r in done.items()],
@@ -78,9 +85,26 @@ def _difference(done: Mapping[int, dict[str, Any]], reference: str | None,
     """Mean of (this − reference) over the seeds that both have, and the mean's standard error."""
     other = by_seed.get(reference or "", {})
     pairs = [done[seed]["metric"]["test"] - other[seed]["metric"]["test"] for seed in done if seed in other]
-    deviation = _deviation(pairs)
-    return {"against": reference, "mean": _mean(pairs), "pairs": len(pairs),
-            "se": None if deviation is None else deviation / math.sqrt(len(pairs))}
+    return {"against": reference, "mean": _mean(pairs), "pairs": len(pairs), "se": _error(pairs)}
+
+
+def _shifts(done: Mapping[int, dict[str, Any]], other: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
+    """See `table_rows`."""
+    def change(cell: dict[str, Any], name: str) -> float:
+        return float(cell["shifts"][name] - cell["accuracy"]["test"])
+
+    found: dict[str, Any] = {}
+    for name in dict.fromkeys(name for cell in done.values() for name in cell["shifts"]):
+        own = [change(cell, name) for cell in done.values()]
+        beyond = [change(done[s], name) - change(other[s], name) for s in done if s in other and other[s]["shifts"]]
+        found[name] = {"mean": _mean(own), "se": _error(own), "beyond": {"mean": _mean(beyond), "se": _error(beyond)}}
+    return found
+
+
+def _error(values: Sequence[float]) -> float | None:
+    """Standard error of the mean."""
+    deviation = _deviation(values)
+    return None if deviation is None else deviation / math.sqrt(len(values))
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -169,9 +193,44 @@ def markdown(result: dict[str, Any]) -> str:
     for dataset in dict.fromkeys(row["shape"] for row in result["rows"]):
         rows = [row for row in result["rows"] if row["shape"] == dataset]
         columns = headings(rows)
-        lines = (columns, [":---" if is_text(c) else "---:" for c in columns], *(line(row, columns) for row in rows))
         out += ["", f"## {dataset}: {METRIC_NAMES[rows[0]['metric']]}", "",
-                *(f"| {' | '.join(words)} |" for words in lines)]
+                *_table(columns, [line(row, columns) for row in rows])]
         failed = failure_lines(rows)
         out += ["", *(f"- {text}" for text in failed)] if failed else []
+        out += _more_tables(dataset, [row for row in rows if row["repeats"]])
     return "\n".join(out) + "\n"
+
+
+def _table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+    rule = [":---" if is_text(c) else "---:" for c in columns]
+    return [f"| {' | '.join(words)} |" for words in (columns, rule, *lines)]
+
+
+def _more_tables(dataset: str, rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What the layers end in, and how models stand shifted graphs."""
+    out: list[str] = []
+    keys = ("method", "width", "layers")
+    if any(row["states"]["mad"]["mean"] is not None for row in rows):
+        columns = ["method", "width", "K", "bytes a row", *STATES.values()]
+        out += ["", f"### {dataset}: the state after K layers", "",
+                *_table(columns, [[*(str(row[key]) for key in keys), str(row["message_bytes_per_row"]),
+                                   *(_figure(key, row["states"][key]) for key in STATES)] for row in rows])]
+    rows = [row for row in rows if row["shifts"]]
+    if rows:
+        names = list(rows[0]["shifts"])
+        out += ["", f"### {dataset}: change of accuracy on shifted graphs, points (beyond the reference's)", "",
+                *_table(["method", "width", "K", *names], [[*(str(row[key]) for key in keys),
+                        *(_shift_text(row["shifts"][name]) for name in names)] for row in rows])]
+    return out
+
+
+def _figure(key: str, figures: dict[str, Any]) -> str:
+    if figures["mean"] is None:
+        return "–"
+    scale = 100 if key == "error" else 1
+    return " ± ".join(f"{scale * figures[name]:.3g}" for name in ("mean", "sd") if figures[name] is not None)
+
+
+def _shift_text(shift: dict[str, Any]) -> str:
+    text, beyond = _points(shift["mean"], shift["se"], sign="+"), shift["beyond"]
+    return text if beyond["mean"] is None else f"{text} ({_points(beyond['mean'], beyond['se'], sign='+')})"

@@ -22,6 +22,7 @@ from safetensors.numpy import load, save
 
 from .. import kernels
 from ..errors import InputError, ModelError
+from ..propagation.smp import Propagation
 from ..quant.grids import AFFINE_METHODS, AffineGrid, stage_names
 from ..quant.levels import NUM_LEVELS
 from ..quant.packed import row_bytes
@@ -233,8 +234,7 @@ def _check_values(values: dict[str, Any], file: str) -> None:
     for name in ("multipliers", "message_steps", "weight_steps"):
         demand(isinstance(values[name], list) and all(number(x) for x in values[name]), name)
     demand(len(values["weight_steps"]) == 2 and min(values["weight_steps"]) > 0, "weight_steps")
-    rounds = {"none": 0, "appnp": values["layers"]}.get(
-        values["kind"], 2 * values["layers"] if values["rounds"] == "two" else values["layers"] + 1)
+    rounds = Propagation(values["kind"], values["layers"], values["mu"], values["eta"], values["rounds"]).num_rounds
     demand(len(values["message_steps"]) == (0 if bits["messages"] == 32 else rounds)
            and all(s >= 0 for s in values["message_steps"]) and min(values["message_steps"][:1], default=1) > 0,
            "message_steps")

@@ -44,18 +44,10 @@ class Reverse:
     def run(self, grad: np.ndarray) -> np.ndarray:
         """∂L/∂H of the first state, float32 (n, C), from `grad` = ∂L/∂H^K; the H⁰ term's share is not in it."""
         self.residual = np.zeros_like(grad)
-        kind = self._propagation.kind
-        if kind == "none":
+        p = self._propagation
+        if p.kind == "none":
             return grad.copy()
-        if kind == "appnp":
-            return self._appnp(grad)
-        return self._merged(grad) if self._propagation.rounds == "merged" else self._two(grad)
-
-    def _appnp(self, grad: np.ndarray) -> np.ndarray:
-        for k in reversed(range(self._propagation.layers)):
-            to_p, grad = self._half_step(grad)
-            grad = grad + self._around(to_p, k, k)
-        return grad
+        return self._two(grad) if p.kind == "smp" and p.rounds == "two" else self._merged(grad)
 
     def _two(self, grad: np.ndarray) -> np.ndarray:
         for k in reversed(range(self._propagation.layers)):
@@ -70,18 +62,16 @@ class Reverse:
         return grad
 
     def _merged(self, grad: np.ndarray) -> np.ndarray:
-        """P_0 = Â·H^0 is round 0 and P_{k+1} = Â·H½_k round k + 1, which layer k + 1 takes for Â·H^{k+1}."""
-        of_p = np.zeros_like(grad)  # of P_{k+1}, as far as later layers used it
-        last = self._propagation.layers - 1
-        for k in reversed(range(last + 1)):
-            force = self._force(k)
-            pull = force * grad
-            half = grad + pull
-            if k < last or force != 0:
-                half = half + self._around(of_p - pull, k, k + 1)
-            to_p, to_state = self._half_step(half)
-            grad, of_p = to_state - pull, to_p + pull
-        return grad + self._around(of_p, 0, 0)
+        """H_{k+1} = H½ + force·(H½ − H_k − P_k + P_{k−1}), where P_{−1} stands for P_0."""
+        of_p = np.zeros_like(grad)  # what layer k + 1 had of P_k
+        for k in reversed(range(self._propagation.layers)):
+            pull = self._force(k) * grad
+            to_p, to_state = self._half_step(grad + pull)
+            to_p += of_p
+            if k > 0:
+                to_p, of_p = to_p - pull, pull
+            grad = to_state - pull + self._around(to_p, k, k)
+        return grad
 
     def _force(self, layer: int) -> np.float32:
         """2ηλ of a layer."""

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Smoothness-aware message propagation and its special case APPNP.
 
-Legend: n local rows, C columns; H state, P = Â·H, Δ the change of a layer's gradient step, G = L̃·Δ.
+Legend: n local rows, C columns; H state, P = Â·H, Δ the change of a layer's gradient step, G = L̃·Δ; with merged rounds
+D_k = H^k − H^{k−1} is what a layer changed, and its neighbours' part stands in G for Δ's.
 """
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ class Multipliers(Protocol):
         """λ of a layer; may wait for the answer to the layer before."""
 
     def post(self, layer: int, dot: float) -> None:
-        """Tell this worker's share of ⟨Δ, G⟩ of a layer."""
+        """Tell this worker's share of ⟨Δ, G⟩ (merged rounds: ⟨D, L̃·D⟩) of a layer; `value` of it was taken before."""
 
     @property
     def live(self) -> bool:
@@ -103,16 +104,17 @@ class Propagation:
 
     @property
     def num_rounds(self) -> int:
-        """Rounds of messages at most (the last one falls away where λ_{K−1} = 0)."""
+        """Rounds of messages at most (the last of `two` falls away where λ_{K−1} = 0)."""
         if self.kind == "none":
             return 0
-        if self.kind == "appnp":
-            return self.layers
-        return 2 * self.layers if self.rounds == "two" else self.layers + 1
+        return 2 * self.layers if self._two_rounds else self.layers
+
+    @property
+    def _two_rounds(self) -> bool:
+        return self.kind == "smp" and self.rounds == "two"
 
     def run(self, graph: Neighbourhood, h0: np.ndarray, residual: np.ndarray, messenger: Messenger,
-            multipliers: Multipliers, *, all_rounds: bool = False,
-            observe: Callable[[int, np.ndarray, np.ndarray], None] | None = None) -> np.ndarray:
+            multipliers: Multipliers, *, all_rounds: bool = False, observe: Observe | None = None) -> np.ndarray:
         """H^K of the local rows.
 
         The operator is linear and symmetric where messages are float, so the same call on a gradient
@@ -129,41 +131,77 @@ class Propagation:
         """
         if self.kind == "none":
             return h0.copy()
-        a = np.float32(1.0 - (1.0 + self.mu) * self.eta)
-        b, c = np.float32(self.mu * self.eta), np.float32(self.eta)
-        state, half = h0.copy(), np.empty_like(h0)
-        p, p_next = np.empty_like(h0), np.empty_like(h0)
-        dots = np.zeros(len(h0), np.float64) if multipliers.live else None
-        if self.kind == "appnp":
-            for layer in range(self.layers):
-                self._around(graph, state, messenger, layer, p)
-                kernels.half_step(state, p, residual, a, b, c, half)
-                if observe is not None:
-                    observe(layer, state, half)
-                state, half = half, state
-            return state
-        merged = self.rounds == "merged"
-        if merged:
-            self._around(graph, state, messenger, 0, p)
-        for layer in range(self.layers):
-            if not merged:
-                self._around(graph, state, messenger, layer, p)
-            kernels.half_step(state, p, residual, a, b, c, half)
-            if observe is not None:
-                observe(layer, state, half)
-            last = layer == self.layers - 1
+        layers = _Layers(self, graph, residual, messenger, observe, h0)
+        return layers.two(multipliers, all_rounds) if self._two_rounds else layers.merged(multipliers)
+
+
+Observe = Callable[[int, np.ndarray, np.ndarray], None]
+
+
+class _Layers:
+    """The arrays of one run."""
+
+    def __init__(self, spec: Propagation, graph: Neighbourhood, residual: np.ndarray, messenger: Messenger,
+                 observe: Observe | None, h0: np.ndarray) -> None:
+        self._spec, self._graph, self._residual, self._messenger = spec, graph, residual, messenger
+        self._observe = observe
+        self._state, self._half = h0.copy(), np.empty_like(h0)
+        self._p, self._p_other = np.empty_like(h0), np.empty_like(h0)
+
+    def merged(self, multipliers: Multipliers) -> np.ndarray:
+        """One round a layer, of H^k: G_k = Δ_k − (Â·H^k − Â·H^{k−1}), the constraint is on D_k.
+
+        A mode ω of L̃ then moves by h ← h + (1 − m)·Δ + m·(1 − ω)·(h − h_before) with m = −2ηλ, which contracts
+        wherever η < 2/(1 + 2μ) and −(2−η)/(2+η) < m < 1: smooth modes keep their pace and rough ones are held back.
+        """
+        before = np.empty_like(self._state) if multipliers.live else None
+        dots = np.zeros(len(self._state), np.float64)
+        for layer in range(self._spec.layers):
+            self._around(self._state, layer, self._p)
+            coefficient = self._coefficient(multipliers.value(layer))
+            p_before = self._p_other if layer else self._p  # no change came before the first layer
+            if before is not None and layer < self._spec.layers - 1:
+                if layer:
+                    kernels.apply_multiplier(before, self._state, p_before, self._p, 0.0, before, dots)
+                multipliers.post(layer, float(dots.sum()))
+            self._half_step(layer)
+            if coefficient != 0:
+                kernels.apply_multiplier(self._state, self._half, p_before, self._p, coefficient, self._half, None)
+            if before is None:
+                self._state, self._half = self._half, self._state
+            else:
+                before, self._state, self._half = self._state, self._half, before
+            self._p, self._p_other = self._p_other, self._p
+        return self._state
+
+    def two(self, multipliers: Multipliers, all_rounds: bool) -> np.ndarray:
+        """The published schedule: a round for Â·H^k, and one for Â·H½."""
+        dots = np.zeros(len(self._state), np.float64) if multipliers.live else None
+        for layer in range(self._spec.layers):
+            self._around(self._state, layer, self._p)
+            self._half_step(layer)
+            last = layer == self._spec.layers - 1
             if last and multipliers.value(layer) == 0.0 and not all_rounds:
-                return half
-            self._around(graph, half, messenger, layer, p_next)
-            coefficient = np.float32(2.0 * self.eta * multipliers.value(layer))
-            kernels.apply_multiplier(state, half, p, p_next, coefficient, state, dots)
+                return self._half
+            self._around(self._half, layer, self._p_other)
+            kernels.apply_multiplier(self._state, self._half, self._p, self._p_other,
+                                     self._coefficient(multipliers.value(layer)), self._state, dots)
             if dots is not None and not last:
                 multipliers.post(layer, float(dots.sum()))
-            if merged:
-                p, p_next = p_next, p
-        return state
+        return self._state
 
-    def _around(self, graph: Neighbourhood, h: np.ndarray, messenger: Messenger, layer: int, out: np.ndarray) -> None:
+    def _coefficient(self, multiplier: float) -> float:
+        return float(np.float32(2.0 * self._spec.eta * multiplier))
+
+    def _half_step(self, layer: int) -> None:
+        """H½ of the state, into its array."""
+        mu, eta = self._spec.mu, self._spec.eta
+        kernels.half_step(self._state, self._p, self._residual, np.float32(1.0 - (1.0 + mu) * eta),
+                          np.float32(mu * eta), np.float32(eta), self._half)
+        if self._observe is not None:
+            self._observe(layer, self._state, self._half)
+
+    def _around(self, h: np.ndarray, layer: int, out: np.ndarray) -> None:
         """out = Â·h: the neighbours' part from messages, the node's own part exact and local."""
-        sums = messenger.gather(h, layer)
-        kernels.propagated(sums, h, graph.inv_sqrt_degree, 0, graph.num_local, out)
+        graph = self._graph
+        kernels.propagated(self._messenger.gather(h, layer), h, graph.inv_sqrt_degree, 0, graph.num_local, out)

@@ -193,7 +193,7 @@ def test_degree_quant_protects_in_training_only(tmp_path: Path) -> None:
             for name, protected in (("none", np.zeros(len(state), bool)), ("some", masks[0]), ("coded", None)):
                 messenger = AffineMessenger(
                     worker._graph, worker._exchange, 5, "forward", bits=2, innovation=innovation, protected=protected,
-                    grids=[grids[f"news/{k}"] for k in range(5)])
+                    grids=[grids[f"news/{k}"] for k in range(4)])
                 messenger.gather(state, 0)
                 sums[name] = messenger.gather(state, 1).copy()
             np.testing.assert_allclose(sums["none"], sums["coded"], rtol=1e-4, atol=1e-4)

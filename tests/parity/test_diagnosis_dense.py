@@ -85,10 +85,9 @@ def dense_twin(watch: Recorder, adjacency: np.ndarray, model: PackedModel) -> li
     h0 = watch.h0.astype(np.float64)
     states, p = [h0], hat @ h0
     for k in range(info.layers):
+        p, p_before = hat @ states[-1], p
         half = (1 - (1 + info.mu) * info.eta) * states[-1] + info.mu * info.eta * p + info.eta * h0
-        delta, p_next = half - states[-1], hat @ half
-        states.append(half + 2 * info.eta * info.multipliers[k] * (delta - (p_next - p)))
-        p = p_next
+        states.append(half + 2 * info.eta * info.multipliers[k] * (half - states[-1] - (p - p_before)))
     return states
 
 
@@ -190,11 +189,11 @@ def test_stages_are_dense_numpys(tmp_path: Path) -> None:
     assert stages["weights2"]["at_ends"] == np.isin(model.weight2, (-2, 1)).mean()
     assert stages["weights1"]["snr_db"] is stages["weights1"]["clipped"] is None
 
-    # Rounds in float64 on the recorded states: round 0 sends H^0, round k + 1 sends H½_k.
+    # Rounds in float64 on the recorded states: round k sends H^k.
     degree = np.diff(one.part(0).indptr) + 1.0
     believed = np.zeros_like(h0)
-    assert len(result["messages"]) == 4 + (info.multipliers[3] != 0)
-    for entry, h, step in zip(result["messages"], [watch.h0, *watch.halves], info.message_steps):
+    assert len(result["messages"]) == 4
+    for entry, h, step in zip(result["messages"], watch.states, info.message_steps):
         y = h / np.sqrt(degree)[:, None]
         news = y - believed
         level = np.clip(np.floor(news / step), -2, 1)
@@ -244,9 +243,9 @@ def test_affine_stages_are_dense_numpys(tmp_path: Path, method: str, coding: str
     assert stages["weights2"]["rms"] == pytest.approx(np.sqrt((second**2).mean()), rel=1e-9)
     _expect(stages["residual"], watch.h0.astype(np.float64), *coded(watch.h0.astype(np.float64), "residual", 8))
 
-    assert len(result["messages"]) == len(watch.halves) + 1 == 5
+    assert len(result["messages"]) == len(watch.halves) == 4
     degree, believed = np.diff(one.part(0).indptr) + 1.0, np.zeros(watch.h0.shape)
-    for k, (entry, h) in enumerate(zip(result["messages"], [watch.h0, *watch.halves])):
+    for k, (entry, h) in enumerate(zip(result["messages"], watch.states)):
         y = h / np.sqrt(degree)[:, None]
         codes, decoded, outside = coded(y - believed, f"news/{k}", 2)
         _expect(entry, y - believed, codes, decoded, outside)

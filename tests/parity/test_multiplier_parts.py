@@ -27,7 +27,7 @@ class LateServer(MultiplierServer):
 def test_trajectory_from_zero_to_the_clamp(tmp_path: Path, rounds: str, bits: int) -> None:
     graph = small_graph()
     config = settings(f"quant.bits={bits}", f"propagation.rounds={rounds}", "propagation.layers=8",
-                      "propagation.alpha=0.001", "propagation.eta_lambda=30", "model.feature_norm=l2")
+                      "propagation.alpha=0.001", "propagation.eta_lambda=10", "model.feature_norm=l2")
     rule = MultiplierRule.of(config, 1)
     want: list[list[float]] = []
     for parts in (1, 2, 4):

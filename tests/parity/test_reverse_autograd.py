@@ -47,20 +47,14 @@ class _Reference:
     def run(self, h0: torch.Tensor, residual: torch.Tensor, kind: str, rounds: str, layers: int,
             multipliers: list[float], mu: float, eta: float) -> torch.Tensor:
         state, p = h0, torch.zeros(())
-        if kind == "smp" and rounds == "merged":
-            p = self.around(h0)
         for k in range(layers):
-            if kind == "appnp" or rounds == "two":
-                p = self.around(state)
+            p, p_before = self.around(state), p
             half = (1 - (1 + mu) * eta) * state + mu * eta * p + eta * residual
-            if kind == "appnp":
+            if kind == "appnp" or (rounds == "two" and k == layers - 1 and multipliers[k] == 0):
                 state = half
                 continue
-            if k == layers - 1 and multipliers[k] == 0:
-                return half
-            p_next = self.around(half)
-            state = half + 2 * eta * multipliers[k] * ((half - state) - (p_next - p))
-            p = p_next if rounds == "merged" else p
+            change = self.around(half) - p if rounds == "two" else p - p_before if k else 0
+            state = half + 2 * eta * multipliers[k] * ((half - state) - change)
         return state
 
 

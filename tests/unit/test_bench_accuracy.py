@@ -2,6 +2,7 @@
 """`qgnn bench accuracy` as a user runs it: a small grid to its table, again, narrowed, and what it refuses."""
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import json
 from pathlib import Path
@@ -15,8 +16,10 @@ import qgnn_dist as qgnn
 from qgnn_dist.bench.accuracy import _folder, _store, accuracy
 from qgnn_dist.bench.cells import cells_of, train_cell
 from qgnn_dist.bench.grid import Row
+from qgnn_dist.bench.shifts import SHIFTS, scaled, without_edges
 from qgnn_dist.cli import app
 from qgnn_dist.config import load_config
+from qgnn_dist.data.graph import SparseFeatures
 from qgnn_dist.errors import InputError
 from qgnn_dist.store.reader import Store
 from tests.helpers import make_store, small_graph
@@ -29,6 +32,7 @@ default_widths = ["float", "int2"]
 settings = ["train.epochs=2", "model.hidden=8"]
 [datasets.sbm]
 source = "synthetic:sbm?nodes=300&edges=1500&features=8&classes=3&seed=1"
+shifts = true
 [methods.recipe]
 [methods.wild]
 settings = ["train.lr=1e30"]
@@ -71,10 +75,21 @@ def test_a_grid_becomes_a_table(done: tuple[Path, Path, Any]) -> None:
         (mine,) = [entry for entry in row["by_seed"] if entry["seed"] == cell["seed"]]
         assert (mine["test"], mine["valid"]) == (cell["metric"]["test"], cell["metric"]["valid"])
         assert cell["epochs"] == 2
-        # 3 classes, 3 rounds: a byte a row at 2 bits, 12 at float.
-        assert cell["message_bytes_per_row"] == {"float": 36, "int2": 3}[cell["names"]["width"]]
+        # 3 classes, 2 rounds: a byte a row at 2 bits, 12 at float.
+        assert cell["message_bytes_per_row"] == {"float": 24, "int2": 2}[cell["names"]["width"]]
+        assert 0 < cell["states"]["dirichlet"] < 2
+        assert 0 < cell["states"]["mad"] < 2
+        assert (cell["states"]["error"] == 0) == (cell["names"]["width"] == "float")
+        assert list(cell["shifts"]) == list(SHIFTS)
+        if cell["names"]["width"] == "int2":  # prediction divides by the power of two
+            assert cell["shifts"]["features x 2"] == cell["shifts"]["features x 0.5"] == cell["accuracy"]["test"]
     assert rows["sbm/recipe/int2/K2"]["test_mean"] == pytest.approx(
         np.mean([c["metric"]["test"] for c in cells if c["names"]["width"] == "int2"]))
+    assert any(cell["shifts"]["10 % of edges removed"] != cell["accuracy"]["test"] for cell in cells)
+    stores = [Store.open(out / "stores" / "_shifted" / "sbm" / str(k)) for k in range(3)]
+    own = Store.open(out / "stores" / "sbm")
+    assert stores[0].num_edges == stores[1].num_edges == own.num_edges
+    assert 0.85 < stores[2].num_edges / own.num_edges < 0.95
     assert "| recipe | int2 | 2 | 2 | – |" in (out / "table.md").read_text(encoding="utf-8")
     assert (out / "accuracy_by_bits.png").read_bytes().startswith(b"\x89PNG")
     assert not (out / "accuracy_by_depth.png").exists()
@@ -87,6 +102,7 @@ def test_finished_cells_are_not_run_again_and_only_narrows(done: tuple[Path, Pat
     assert again.exit_code == 0, again.stderr
     assert "0 cells to run, 2 finished before" in again.stderr
     assert "partitioning" not in again.stderr
+    assert "shifting" not in again.stderr
     assert "int2" in again.stdout
     assert "wild" not in again.stdout
     (row,) = json.loads((out / "table.json").read_text(encoding="utf-8"))["rows"]
@@ -179,3 +195,22 @@ def test_a_folder_in_use_is_refused_and_overwrite_forgets_what_is_ours(tmp_path:
         assert sorted(f.name for f in out.iterdir()) == [".lock", "bench.json", "notes.txt"]
     with open(out / ".lock", "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # given back
+
+
+def test_shifted_graphs() -> None:
+    for graph in (small_graph(sparse=True), small_graph(signed=True)):
+        half = scaled(graph, 0.5).features
+        if isinstance(graph.features, SparseFeatures):
+            assert isinstance(half, SparseFeatures)
+            np.testing.assert_array_equal(half.values, graph.features.values / 2)
+            np.testing.assert_array_equal(half.indices, graph.features.indices)
+        else:
+            np.testing.assert_array_equal(half, graph.features / 2)
+    edges = np.array([[0, 1, 5, 5, 7], [1, 0, 9, 9, 7]])
+    many = np.random.default_rng(0).integers(0, 1000, (2, 50_000))
+    graph = dataclasses.replace(small_graph(1000), edges=lambda: iter([edges, many, many[::-1]]))
+    kept = list(without_edges(graph, 0.3).edges())
+    assert 0.69 < kept[1].shape[1] / 50_000 < 0.71
+    np.testing.assert_array_equal(kept[1], kept[2][::-1], err_msg="both directions go together")
+    pairs = {tuple(pair) for pair in kept[0].T}
+    assert ((0, 1) in pairs) == ((1, 0) in pairs)

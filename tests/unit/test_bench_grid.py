@@ -198,6 +198,9 @@ def test_the_grid_in_jobs_is_right(tmp_path: Path) -> None:
     for name in ("cora", "amazon_photo", "tolokers", "fb100_johnshopkins55_year"):
         (tmp_path / f"{name}.npz").touch()
     grid = read_grid(Path(__file__).parents[2] / "jobs" / "accuracy.toml", data=tmp_path)
-    assert {"cora/recipe/int2-strict/K10", "cora/degree_quant/int2/K10", "cora-depth/appnp/float/K64",
+    assert {"cora/recipe/int2-strict/K10", "cora/degree_quant/int2/K10", "cora-depth/recipe/float/K64",
             "fb100/recipe/int2-m1/K10"} <= set(_names(grid))
     assert {row.config.train.metric for row in grid.rows if row.dataset == "tolokers"} == {"roc_auc"}
+    assert {row.dataset for row in grid.rows if row.shifts} == {"cora", "fb100"}
+    grid = read_grid(Path(__file__).parents[2] / "jobs" / "constraint.toml", data=tmp_path)
+    assert {"cora/a0.01-e10/int2/K64", "tolokers/a0.1-two/int2-m1/K10"} <= set(_names(grid))

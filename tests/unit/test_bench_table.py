@@ -25,10 +25,12 @@ def _bench_row(method: str, width: str, seeds: int = 3, layers: int = 10, metric
     return Row(dataset="d", method=method, width=width, layers=layers, seeds=seeds, config=load_config(overrides=words))
 
 
-def _result(test: float, valid: float = 0.5, *, best_epoch: int = 4, seconds: float = 2.0) -> dict[str, Any]:
+def _result(test: float, valid: float = 0.5, *, best_epoch: int = 4, seconds: float = 2.0,
+            shifts: dict[str, float] | None = None) -> dict[str, Any]:
     return {"accuracy": {"train": 1.0, "valid": valid, "test": test / 2},
             "metric": {"name": "accuracy", "train": 1.0, "valid": valid, "test": test}, "best_epoch": best_epoch,
-            "epochs": 9, "seconds": seconds, "message_bytes_per_row": 22, "warnings": []}
+            "epochs": 9, "seconds": seconds, "message_bytes_per_row": 22, "warnings": [],
+            "states": {"dirichlet": test / 4, "mad": 0.25, "error": None}, "shifts": shifts or {}}
 
 
 def _table(rows: list[Row], figures: dict[str, list[float | None]], *, shown: list[Row] | None = None,
@@ -108,7 +110,7 @@ def _envelope(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def test_markdown() -> None:
     rows = _table([FLOAT, INT2, INT2_LSQ], FIGURES, failures={("d/lsq/int2/K10", 1): "the loss is nan"})
-    text = markdown(_envelope(rows))
+    text = markdown(_envelope(rows)).partition("\n### ")[0]
     assert text.splitlines()[4:] == [
         "A CPU, 2 cores, 8 GiB; commit unknown; torch 2.", "", "## d: accuracy, %", "",
         "| method | width | K | n | failed | valid | test | difference | best epoch | time, s |",
@@ -117,6 +119,29 @@ def test_markdown() -> None:
         "| recipe | int2 | 10 | 3 | – | 50.00 | 80.00 ± 1.00 | −2.00 ± 0.58 | 4 | 2.0 |",
         "| lsq | int2 | 10 | 2/3 | 1 | 50.00 | 74.00 ± 5.66 | −8.00 ± 2.00 to recipe/float | 4 | 2.0 |", "",
         "- failed: d/lsq/int2/K10 seed 1: the loss is nan"]
+
+
+def test_states_and_shifts_by_hand() -> None:
+    """Accuracies on the rows' own graph are half the test figures: .40 .41 .42 and .395 .40 .405."""
+    rows = [FLOAT, INT2]
+    cells = cells_of(rows, {"d": "f"}, Path("out"))
+    shifted = {"recipe/float": [0.39, 0.40, 0.41], "recipe/int2": [0.375, 0.38, 0.395]}
+    results = {cells[row.name, seed].digest: _result(
+        FIGURES[row.name][seed] or 0, shifts={"half": shifted[f"{row.method}/{row.width}"][seed]})
+        for row in rows for seed in range(3)}
+    first, second = table_rows(rows, rows, cells, results, {}, "float")
+    assert first["states"]["dirichlet"] == {"mean": pytest.approx(0.205), "sd": pytest.approx(0.005)}
+    assert first["states"]["error"] == {"mean": None, "sd": None}
+    assert first["shifts"]["half"]["mean"] == pytest.approx(-0.01)
+    assert first["shifts"]["half"]["beyond"] == {"mean": None, "se": None}
+    # −.02 −.02 −.01, and less float's −.01: −.01 −.01 0, deviation .00577, over √3.
+    assert second["shifts"]["half"] == {
+        "mean": pytest.approx(-0.05 / 3), "se": pytest.approx(0.01 / 3),
+        "beyond": {"mean": pytest.approx(-0.02 / 3), "se": pytest.approx(0.01 / 3)}}
+    text = markdown(_envelope([first, second]))
+    assert "| recipe | int2 | 10 | 22 | 0.2 ± 0.0025 | 0.25 ± 0 | – |" in text
+    assert "| recipe | float | 10 | −1.00 ± 0.00 |" in text
+    assert "| recipe | int2 | 10 | −1.67 ± 0.33 (−0.67 ± 0.33) |" in text
 
 
 def test_equal_failures_are_told_once() -> None:

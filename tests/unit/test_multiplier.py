@@ -5,6 +5,7 @@ import asyncio
 import random
 import time
 
+import numpy as np
 import pytest
 
 from qgnn_dist.config import load_config
@@ -25,6 +26,26 @@ def test_normalised_rule_moves_to_its_clamp_and_back_to_zero() -> None:
     assert RULE.advance(0.0, 0.0, -3.0, 1.0)[2] == pytest.approx(0.1)
     assert RULE.advance(0.0, 0.0, 1.0, 0.0)[0] == 0.0
     assert RULE.advance(0.0, 0.0, float("nan"), 1.0)[0] == 0.0
+
+
+@pytest.mark.parametrize("mu", [1.0, 9.0])
+def test_merged_rounds_contract_every_mode_within_twice_the_clamp(mu: float) -> None:
+    """The companion matrix of a mode ω of L̃: spectral radius under 1 for −(2−η)/(2+η) < −2ηλ < 1 and η < 2/(1+2μ)."""
+    def radius(omega: float, eta: float, m: float) -> float:
+        memory = m * (1 - omega)
+        now = 1 - (1 - m) * eta * (1 + mu * omega) + memory
+        return float(np.abs(np.linalg.eigvals(np.array([[now, -memory], [1.0, 0.0]]))).max())
+
+    limit = 2 / (1 + 2 * mu)
+    for omega in np.linspace(0, 2, 41):
+        for eta in (0.1 * limit, 0.5 * limit, 0.99 * limit):
+            for m in (-0.99 * (2 - eta) / (2 + eta), 0.0, 0.4, 0.8, 0.99):
+                assert radius(omega, eta, m) < 1, (omega, eta, m)
+    assert radius(2.0, 1.01 * limit, 0.4) > 1
+    assert radius(0.0, 0.5 * limit, 1.01) > 1
+    assert radius(0.0, 0.5 * limit, -1.01 * (2 - 0.5 * limit) / (2 + 0.5 * limit)) > 1
+    rule = MultiplierRule.of(load_config(overrides=["propagation.eta=0.05"]), 1)
+    assert -2 * rule.eta * rule.lambda_min == pytest.approx(0.4)
 
 
 def test_published_rule_is_the_papers() -> None:
