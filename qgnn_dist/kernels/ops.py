@@ -13,7 +13,7 @@ from .dispatch import kernel
 
 __all__ = [
     "add_affine", "add_news", "affine_codes", "affine_values", "aggregate_codes", "aggregate_float", "apply_multiplier",
-    "check_csr", "code_news", "gather_rows", "half_step", "level_histogram", "midrise", "pack", "propagated",
+    "check_csr", "code_news", "gather_rows", "half_step", "layer", "level_histogram", "midrise", "pack", "propagated",
     "row_moments", "scale_rows", "unpack",
 ]
 F4 = np.float32
@@ -107,6 +107,42 @@ def add_news(sums: np.ndarray, degree: np.ndarray, step: float, bits: int, keep:
     whole = 2 * sums[rows].astype(np.int64) - (2**bits - 1) * degree[rows, None].astype(np.int64)
     news = whole.astype(F4) * (F4(step) * F4(0.5))
     r[rows] = r[rows] + news if keep else news
+
+
+@kernel(indptr="i8 N+1", indices="i4 E", payload="u1 M B", degree="i4 N", inv_sqrt_degree="f4 N", h0="f4 N C",
+        r="=f4 N C", h="=f4 N C", p="=?f4 N C", believed="=?f4 N C", next_payload="=u1 N B", moments="=?f8 N 3")
+def layer(indptr: np.ndarray, indices: np.ndarray, payload: np.ndarray, bits: int, step: float, degree: np.ndarray,
+          inv_sqrt_degree: np.ndarray, h0: np.ndarray, r: np.ndarray, h: np.ndarray, p: np.ndarray | None, first: bool,
+          coefficient: float, a: float, b: float, c: float, believed: np.ndarray | None, next_step: float,
+          next_payload: np.ndarray, moments: np.ndarray | None, begin: int, end: int) -> None:
+    """A merged round and its layer, in one pass over rows begin ≤ i < end: what aggregate_codes, add_news, propagated,
+    half_step, apply_multiplier and code_news do one after the other, to the last bit.
+
+    R takes the neighbours' codes of `payload`, on the grid of `step` (0: nothing came); P = D̃^-½·R + D̃^-1·h;
+    h becomes H½, plus `coefficient`·G where that is not 0, G = Δ − (P − P of the layer before, which `p` holds; in the
+    first layer P itself); then `next_payload` gets the codes of the new h on the grid of `next_step` (0: none).
+
+    Args:
+        payload: uint8 (M, B), codes of local and halo rows. p: becomes P; None where no multiplier acts here or next.
+        believed: Ŷ of the local rows, kept up to date; None where states are coded afresh, and R is set anew.
+        next_payload: another buffer than `payload`, whose rows others may still read. moments: see code_news.
+    """
+    rows, columns = slice(begin, end), h.shape[1]
+    if step != 0:
+        sums = np.empty((len(h), columns), np.int32)
+        aggregate_codes(indptr, indices, payload, bits, begin, end, sums)
+        add_news(sums, degree, step, bits, believed is not None, begin, end, r)
+    now, half = np.empty_like(h), np.empty_like(h)
+    propagated(r, h, inv_sqrt_degree, begin, end, now)
+    half[rows] = (F4(a) * h[rows] + F4(b) * now[rows]) + F4(c) * h0[rows]
+    if p is not None:
+        if coefficient != 0:
+            before = now[rows] if first else p[rows]
+            half[rows] += F4(coefficient) * ((half[rows] - h[rows]) - (now[rows] - before))
+        p[rows] = now[rows]
+    h[rows] = half[rows]
+    if next_step != 0:
+        code_news(h, inv_sqrt_degree, believed, next_step, bits, begin, end, next_payload, moments)
 
 
 @kernel(h="f4 N C", inv_sqrt_degree="f4 N", out="=f4 N+ C")

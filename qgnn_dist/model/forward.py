@@ -17,6 +17,7 @@ from .. import kernels
 from ..comm.exchange import Exchange
 from ..comm.group import Group
 from ..propagation.affine import AffineMessenger
+from ..propagation.fused import FusedLayers
 from ..propagation.messages import CodedMessenger, FloatMessenger, Messenger
 from ..propagation.neighbourhood import Neighbourhood
 from ..propagation.smp import FrozenMultipliers, Propagation
@@ -144,6 +145,15 @@ class PackedForward:
             self._record_rows("residual", h0)
             step = np.ldexp(np.float32(info.residual_step), self.gain)
             kernels.midrise(h0, np.float32(step), bits["residual"], residual)
+        propagation = Propagation(info.kind, info.layers, info.mu, info.eta, info.rounds)
+        steps = [float(np.ldexp(np.float32(s), self.gain)) for s in info.message_steps]
+        if steps and not info.grids and self._observer is None and FusedLayers.can_run(propagation, info.num_classes):
+            layers = FusedLayers(propagation, self._graph, self._exchange, self._direction, bits=bits["messages"],
+                                 steps=steps, innovation=info.coding == "innovation", multipliers=info.multipliers,
+                                 record=self._record)
+            scores = layers.run(h0, residual)
+            self.moments.update(layers.moments)
+            return scores
         messenger: Messenger
         if bits["messages"] == 32:
             messenger = FloatMessenger(self._graph, self._exchange, info.num_classes, self._direction)
@@ -152,11 +162,9 @@ class PackedForward:
             messenger = AffineMessenger(self._graph, self._exchange, info.num_classes, self._direction,
                                         bits=bits["messages"], grids=grids, innovation=info.coding == "innovation")
         else:
-            steps = [float(np.ldexp(np.float32(s), self.gain)) for s in info.message_steps]
             messenger = CodedMessenger(self._graph, self._exchange, info.num_classes, self._direction,
                                        bits=bits["messages"], steps=steps, innovation=info.coding == "innovation",
                                        record=self._record)
-        propagation = Propagation(info.kind, info.layers, info.mu, info.eta, info.rounds)
         observer = self._observer
         coder = messenger
         if observer is not None:

@@ -139,6 +139,21 @@ NB_MODULE(_kernels, m) {
   }, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
      nb::arg().noconvert());
 
+  m.def("layer", [](In64 indptr, In32 indices, In8 payload, int bits, float step, In32 degree, InF1 d, InF h0, OutF r,
+                    OutF h, std::optional<OutF> p, bool first, float coefficient, float a, float b_, float c,
+                    std::optional<OutF> believed, float next_step, Out8 next, std::optional<OutD> moments, i64 begin,
+                    i64 end) {
+    if (columns(h) > kLayerColumns) throw nb::value_error("layer: h has more than 4096 columns");
+    const Layer work{indptr.data(), indices.data(), payload.data(), degree.data(), d.data(), h0.data(), r.data(),
+                     h.data(), data_or_null(p), data_or_null(believed), next.data(), data_or_null(moments), rows(payload), columns(h), bits,
+                     step, next_step, a, b_, c, coefficient, believed.has_value(), first};
+    RUN(begin, end, 32 * columns(h), k.layer(work, b, e))
+  }, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg().noconvert(),
+     nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(),
+     nb::arg().noconvert().none(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
+     nb::arg().noconvert().none(), nb::arg(), nb::arg().noconvert(), nb::arg().noconvert().none(), nb::arg(),
+     nb::arg());
+
   m.def("scale_rows", [](InF h, InF1 d, i64 begin, i64 end, OutF out) {
     RUN(begin, end, columns(h), k.scale_rows(h.data(), d.data(), columns(h), out.data(), b, e))
   }, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg().noconvert());

@@ -18,6 +18,24 @@ static inline i64 num_blocks(i64 columns) { return (columns + kBlock - 1) / kBlo
 
 struct Key { std::uint64_t seed; std::uint32_t epoch, stage, layer, round; };
 
+// A round and the layer that it belongs to. `believed` null: states are coded afresh; `p` null: no multiplier, in this
+// layer or the next; `step`, `next_step` 0: nothing came, nothing is to be sent.
+struct Layer {
+  const i64* indptr;
+  const std::int32_t* indices;
+  const std::uint8_t* payload;  // M rows
+  const std::int32_t* degree;
+  const float *d, *h0;
+  float *r, *h, *p, *believed;
+  std::uint8_t* next;
+  double* moments;  // of what is coded, or null
+  i64 M, C;
+  int bits;
+  float step, next_step, a, b, c, coefficient;
+  bool keep, first;
+};
+constexpr i64 kLayerColumns = 4096;  // at most: a row's sums lie on the stack
+
 // One entry a kernel; `kernels_body.h` is the only implementation, compiled once for each instruction set.
 struct Kernels {
   const char* isa;
@@ -31,6 +49,7 @@ struct Kernels {
                     std::uint8_t* payload, double* moments, i64 begin, i64 end);
   void (*add_news)(const std::int32_t* sums, const std::int32_t* degree, float step, int bits, bool keep, i64 C,
                    float* r, i64 begin, i64 end);
+  void (*layer)(const Layer& layer, i64 begin, i64 end);
   void (*scale_rows)(const float* h, const float* d, i64 C, float* out, i64 begin, i64 end);
   void (*propagated)(const float* r, const float* h, const float* d, i64 C, float* out, i64 begin, i64 end);
   void (*half_step)(const float* h, const float* p, const float* h0, float a, float b, float c, i64 C, float* out,

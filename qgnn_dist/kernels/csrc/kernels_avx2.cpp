@@ -78,27 +78,30 @@ QGNN_INLINE void sum_bytes32(const i64* indptr, const std::int32_t* indices, con
 }
 
 template <int bits>
-static void aggregate(const i64* indptr, const std::int32_t* indices, const std::uint8_t* payload, i64 M, i64 C,
-                      std::int32_t* out, i64 begin, i64 end) {
-  const i64 B = row_bytes(C, bits), last_edge = indptr[end];
-  for (i64 row = begin; row < end; ++row) {
-    std::int32_t* sum = out + row * C;
-    std::memset(sum, 0, C * sizeof(std::int32_t));
-    i64 first = 0;
-    for (; first + 32 <= B; first += 32) sum_bytes32<bits>(indptr, indices, payload, B, C, row, last_edge, first, sum);
-    for (; first < B; first += 16)
-      sum_bytes16<bits>(indptr, indices, payload, M * B, B, C, row, last_edge, first, sum);
+QGNN_INLINE void sum_row(const i64* indptr, const std::int32_t* indices, const std::uint8_t* payload, i64 M, i64 C,
+                         i64 row, i64 last_edge, std::int32_t* sum) {
+  const i64 B = row_bytes(C, bits);
+  std::memset(sum, 0, C * sizeof(std::int32_t));
+  i64 first = 0;
+  for (; first + 32 <= B; first += 32) sum_bytes32<bits>(indptr, indices, payload, B, C, row, last_edge, first, sum);
+  for (; first < B; first += 16)
+    sum_bytes16<bits>(indptr, indices, payload, M * B, B, C, row, last_edge, first, sum);
+}
+
+static void sum_codes_row(const i64* indptr, const std::int32_t* indices, const std::uint8_t* payload, i64 M, i64 C,
+                          int bits, i64 row, i64 last_edge, std::int32_t* sum) {
+  switch (bits) {
+    case 1: return sum_row<1>(indptr, indices, payload, M, C, row, last_edge, sum);
+    case 2: return sum_row<2>(indptr, indices, payload, M, C, row, last_edge, sum);
+    case 4: return sum_row<4>(indptr, indices, payload, M, C, row, last_edge, sum);
+    default: return sum_row<8>(indptr, indices, payload, M, C, row, last_edge, sum);
   }
 }
 
 static void aggregate_codes(const i64* indptr, const std::int32_t* indices, const std::uint8_t* payload, i64 M, i64 C,
                             int bits, std::int32_t* out, i64 begin, i64 end) {
-  switch (bits) {
-    case 1: return aggregate<1>(indptr, indices, payload, M, C, out, begin, end);
-    case 2: return aggregate<2>(indptr, indices, payload, M, C, out, begin, end);
-    case 4: return aggregate<4>(indptr, indices, payload, M, C, out, begin, end);
-    default: return aggregate<8>(indptr, indices, payload, M, C, out, begin, end);
-  }
+  for (i64 row = begin; row < end; ++row)
+    sum_codes_row(indptr, indices, payload, M, C, bits, row, indptr[end], out + row * C);
 }
 
 // `height` rows by one block of columns stay in registers over all pairs of features. Interleaving two rows of weights
@@ -179,7 +182,11 @@ static void draw_groups(const Key& key, i64 row, i64 group, std::uint32_t out[4 
 }
 
 }  // namespace avx2
+}  // namespace qgnn
 
+#include "layer_body.h"
+
+namespace qgnn {
 using namespace avx2;
 QGNN_TABLE(kernels_avx2, "avx2");
 

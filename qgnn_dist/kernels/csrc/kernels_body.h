@@ -77,18 +77,31 @@ static void aggregate_float(const i64* indptr, const std::int32_t* indices, cons
   }
 }
 
-// Levels of n neighbouring columns, from 0 to 2^b - 1. `restrict`: bytes may alias anything, and the loops would not be
-// vectorised.
-QGNN_INLINE void levels(const float* __restrict x, float scale, const float step, const float half, i64 n,
-                        std::int32_t* __restrict out) {
-  for (i64 i = 0; i < n; ++i)
-    out[i] = static_cast<std::int32_t>(floor_small(clamp((scale * x[i]) / step, -half, half - 1.0f)) + half);
+// Whether x / step and x * (1 / step) are the same for every x: a division costs several products.
+QGNN_INLINE bool is_power_of_two(float step) {
+  std::uint32_t word;
+  std::memcpy(&word, &step, sizeof word);
+  const std::uint32_t exponent = word >> 23 & 255;
+  return (word & 0x807FFFFFu) == 0 && exponent > 1 && exponent < 253;
 }
 
-QGNN_INLINE void levels_of_news(const float* __restrict x, float* __restrict known, float scale, const float step,
-                                const float half, i64 n, std::int32_t* __restrict out) {
+// Levels of n neighbouring columns, from 0 to 2^b - 1. `restrict`: bytes may alias anything, and the loops would not be
+// vectorised. `by` is the step, or its inverse where `exact`.
+template <bool exact>
+QGNN_INLINE void levels(const float* __restrict x, float scale, const float by, const float half, i64 n,
+                        std::int32_t* __restrict out) {
   for (i64 i = 0; i < n; ++i) {
-    const float level = floor_small(clamp((scale * x[i] - known[i]) / step, -half, half - 1.0f));
+    const float e = scale * x[i];
+    out[i] = static_cast<std::int32_t>(floor_small(clamp(exact ? e * by : e / by, -half, half - 1.0f)) + half);
+  }
+}
+
+template <bool exact>
+QGNN_INLINE void levels_of_news(const float* __restrict x, float* __restrict known, float scale, const float step,
+                                const float by, const float half, i64 n, std::int32_t* __restrict out) {
+  for (i64 i = 0; i < n; ++i) {
+    const float e = scale * x[i] - known[i];
+    const float level = floor_small(clamp(exact ? e * by : e / by, -half, half - 1.0f));
     known[i] += (level + 0.5f) * step;
     out[i] = static_cast<std::int32_t>(level + half);
   }
@@ -105,12 +118,13 @@ QGNN_INLINE void pack_levels(const std::int32_t* __restrict in, i64 n, std::uint
 }
 
 // One row, half = 2^(b-1). Levels of up to 1024 columns are held back, so that the float work runs along the row and packing along bytes.
-template <int bits>
+template <int bits, bool exact>
 QGNN_INLINE void code_row_news(const float* in, float scale, float* known, float step, float half, i64 C,
                                std::uint8_t* packed) {
   constexpr i64 planes = 8 / bits, tile = 1024 / planes;
   const i64 B = row_bytes(C, bits);
   std::int32_t held[1024];
+  const float by = exact ? 1.0f / step : step;
   for (i64 first = 0; first < B; first += tile) {
     const i64 bytes = B - first < tile ? B - first : tile;
     // A row of one tile has no gap between its planes.
@@ -118,34 +132,46 @@ QGNN_INLINE void code_row_news(const float* in, float scale, float* known, float
     for (i64 k = 0; k < runs; ++k) {
       const i64 column = k * B + first, there = C - column;
       const i64 n = there < 0 ? 0 : there < run ? there : run;
-      if (known == nullptr) levels(in + column, scale, step, half, n, held + k * run);
-      else levels_of_news(in + column, known + column, scale, step, half, n, held + k * run);
+      if (known == nullptr) levels<exact>(in + column, scale, by, half, n, held + k * run);
+      else levels_of_news<exact>(in + column, known + column, scale, step, by, half, n, held + k * run);
       std::memset(held + k * run + n, 0, (run - n) * sizeof(std::int32_t));
     }
     pack_levels<bits>(held, bytes, packed + first);
   }
 }
 
+template <bool exact>
+QGNN_INLINE void code_row_by(const float* in, float scale, float* known, float step, int bits, i64 C,
+                             std::uint8_t* packed) {
+  const float half = static_cast<float>(1 << (bits - 1));
+  switch (bits) {
+    case 1: return code_row_news<1, exact>(in, scale, known, step, half, C, packed);
+    case 2: return code_row_news<2, exact>(in, scale, known, step, half, C, packed);
+    case 4: return code_row_news<4, exact>(in, scale, known, step, half, C, packed);
+    default: return code_row_news<8, exact>(in, scale, known, step, half, C, packed);
+  }
+}
+
+QGNN_INLINE void code_row(const float* in, float scale, float* known, float step, int bits, i64 C,
+                          std::uint8_t* packed) {
+  if (is_power_of_two(step)) code_row_by<true>(in, scale, known, step, bits, C, packed);
+  else code_row_by<false>(in, scale, known, step, bits, C, packed);
+}
+
+QGNN_INLINE void news_moments(const float* in, float scale, const float* known, i64 C, double* moments) {
+  double m[3] = {0.0, 0.0, 0.0};
+  for (i64 c = 0; c < C; ++c) add_moments(scale * in[c] - (known == nullptr ? 0.0f : known[c]), m);
+  std::memcpy(moments, m, sizeof m);
+}
+
 static void code_news(const float* h, const float* d, float* believed, float step, int bits, i64 C,
                       std::uint8_t* payload, double* moments, i64 begin, i64 end) {
   const i64 B = row_bytes(C, bits);
-  const float half = static_cast<float>(1 << (bits - 1));
   for (i64 row = begin; row < end; ++row) {
     const float* in = h + row * C;
     float* known = believed == nullptr ? nullptr : believed + row * C;
-    std::uint8_t* packed = payload + row * B;
-    const float scale = d[row];
-    if (moments != nullptr) {
-      double m[3] = {0.0, 0.0, 0.0};
-      for (i64 c = 0; c < C; ++c) add_moments(scale * in[c] - (known == nullptr ? 0.0f : known[c]), m);
-      std::memcpy(moments + row * 3, m, sizeof m);
-    }
-    switch (bits) {
-      case 1: code_row_news<1>(in, scale, known, step, half, C, packed); break;
-      case 2: code_row_news<2>(in, scale, known, step, half, C, packed); break;
-      case 4: code_row_news<4>(in, scale, known, step, half, C, packed); break;
-      default: code_row_news<8>(in, scale, known, step, half, C, packed);
-    }
+    if (moments != nullptr) news_moments(in, d[row], known, C, moments + row * 3);
+    code_row(in, d[row], known, step, bits, C, payload + row * B);
   }
 }
 
@@ -258,7 +284,7 @@ static void add_affine(const std::int32_t* sums, const std::int32_t* degree, flo
 #include "random_body.h"
 
 #define QGNN_TABLE(NAME, ISA)                                                                                         \
-  const Kernels NAME = {ISA, pack, unpack, aggregate_codes, aggregate_float, code_news, add_news, scale_rows,         \
+  const Kernels NAME = {ISA, pack, unpack, aggregate_codes, aggregate_float, code_news, add_news, layer, scale_rows,  \
                         propagated, half_step, apply_multiplier, midrise, affine_codes, affine_values, add_affine,    \
                         row_moments, softmax, normalise_dense, normalise_csr,                                         \
                         feature_codes_dense, feature_codes_csr, matmul_codes_dense, matmul_codes_csr,                 \

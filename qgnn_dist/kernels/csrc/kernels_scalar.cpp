@@ -6,21 +6,24 @@
 namespace qgnn {
 namespace scalar {
 
-static void aggregate_codes(const i64* indptr, const std::int32_t* indices, const std::uint8_t* payload, i64, i64 C,
-                            int bits, std::int32_t* out, i64 begin, i64 end) {
+static void sum_codes_row(const i64* indptr, const std::int32_t* indices, const std::uint8_t* payload, i64, i64 C,
+                          int bits, i64 row, i64, std::int32_t* sum) {
   const i64 B = row_bytes(C, bits);
   const std::int32_t mask = (1 << bits) - 1;
-  for (i64 row = begin; row < end; ++row) {
-    std::int32_t* sum = out + row * C;
-    std::memset(sum, 0, C * sizeof(std::int32_t));
-    for (i64 e = indptr[row]; e < indptr[row + 1]; ++e) {
-      const std::uint8_t* packed = payload + indices[e] * B;
-      for (i64 first = 0, shift = 0; first < C; first += B, shift += bits) {
-        const i64 n = C - first < B ? C - first : B;
-        for (i64 i = 0; i < n; ++i) sum[first + i] += (packed[i] >> shift) & mask;
-      }
+  std::memset(sum, 0, C * sizeof(std::int32_t));
+  for (i64 e = indptr[row]; e < indptr[row + 1]; ++e) {
+    const std::uint8_t* packed = payload + indices[e] * B;
+    for (i64 first = 0, shift = 0; first < C; first += B, shift += bits) {
+      const i64 n = C - first < B ? C - first : B;
+      for (i64 i = 0; i < n; ++i) sum[first + i] += (packed[i] >> shift) & mask;
     }
   }
+}
+
+static void aggregate_codes(const i64* indptr, const std::int32_t* indices, const std::uint8_t* payload, i64 M, i64 C,
+                            int bits, std::int32_t* out, i64 begin, i64 end) {
+  for (i64 row = begin; row < end; ++row)
+    sum_codes_row(indptr, indices, payload, M, C, bits, row, indptr[end], out + row * C);
 }
 
 // sum += x·w in products of 16 by 16 bits, which baseline instructions have.
@@ -47,7 +50,11 @@ static void draw_groups(const Key& key, i64 row, i64 group, std::uint32_t out[4 
 }
 
 }  // namespace scalar
+}  // namespace qgnn
 
+#include "layer_body.h"
+
+namespace qgnn {
 using namespace scalar;
 QGNN_TABLE(kernels_scalar, "scalar");
 
