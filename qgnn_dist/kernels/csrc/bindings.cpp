@@ -61,6 +61,37 @@ std::unique_ptr<To[], Free> blocked(const From* weights, i64 F, i64 H) {
   return out;
 }
 
+// The other two arrays of CodeWeights.
+template <typename T>
+std::unique_ptr<T[], Free> aligned(i64 count) {
+  const std::size_t bytes = (static_cast<std::size_t>(count) * sizeof(T) + 32) / 32 * 32;
+  void* memory = std::aligned_alloc(32, bytes);
+  if (memory == nullptr) throw std::bad_alloc();
+  std::memset(memory, 0, bytes);
+  return std::unique_ptr<T[], Free>(static_cast<T*>(memory));
+}
+
+struct BlockedCodes {
+  std::unique_ptr<std::int16_t[], Free> pairs;
+  std::unique_ptr<std::int8_t[], Free> quads;
+  std::unique_ptr<std::int32_t[], Free> sums;
+  std::int32_t largest = 0;
+
+  BlockedCodes(const std::int8_t* weights, i64 F, i64 H)
+      : pairs(blocked<std::int16_t>(weights, F, H)),
+        quads(aligned<std::int8_t>(num_blocks(H) * num_quads(F) * kBlock * 4)),
+        sums(aligned<std::int32_t>(num_blocks(H) * kBlock)) {
+    for (i64 f = 0; f < F; ++f)
+      for (i64 j = 0; j < H; ++j) {
+        const std::int8_t w = weights[f * H + j];
+        quads[((j / kBlock * num_quads(F) + f / 4) * kBlock + j % kBlock) * 4 + f % 4] = w;
+        sums[j] += w;
+        largest = std::max(largest, std::abs(std::int32_t{w}));
+      }
+  }
+  CodeWeights view() const { return {pairs.get(), quads.get(), sums.get(), largest}; }
+};
+
 i64 rows(const auto& a) { return static_cast<i64>(a.shape(0)); }
 i64 columns(const auto& a) { return static_cast<i64>(a.shape(1)); }
 template <typename A>
@@ -243,8 +274,8 @@ NB_MODULE(_kernels, m) {
 
   m.def("matmul_codes_dense", [](In16 codes, InW weights, Out32 out) {
     const i64 F = columns(codes), H = columns(weights);
-    const auto blocks = blocked<std::int16_t>(weights.data(), F, H);
-    RUN(0, rows(codes), F * H / 16, k.matmul_codes_dense(codes.data(), blocks.get(), F, H, out.data(), b, e))
+    const BlockedCodes blocks(weights.data(), F, H);
+    RUN(0, rows(codes), F * H / 16, k.matmul_codes_dense(codes.data(), blocks.view(), F, H, out.data(), b, e))
   }, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert());
 
   m.def("matmul_codes_csr", [](In64 indptr, In32 indices, In16x1 codes, InW weights, Out32 out) {

@@ -16,6 +16,15 @@ static inline i64 row_bytes(i64 columns, int bits) { return (columns * bits + 7)
 constexpr i64 kBlock = 16;
 static inline i64 num_blocks(i64 columns) { return (columns + kBlock - 1) / kBlock; }
 
+// Weights (F, H) of codes, in blocks of kBlock columns that are zero past H, from multiples of 32 bytes on.
+struct CodeWeights {
+  const std::int16_t* pairs;  // (num_blocks(H), F, kBlock)
+  const std::int8_t* quads;   // (num_blocks(H), num_quads(F), kBlock, 4): four features of a column side by side
+  const std::int32_t* sums;   // (num_blocks(H) * kBlock): of each column
+  std::int32_t largest;       // magnitude
+};
+static inline i64 num_quads(i64 features) { return (features + 3) / 4; }
+
 struct Key { std::uint64_t seed; std::uint32_t epoch, stage, layer, round; };
 
 // A round and the layer that it belongs to. `believed` null: states are coded afresh; `p` null: no multiplier, in this
@@ -35,6 +44,7 @@ struct Layer {
   bool keep, first;
 };
 constexpr i64 kLayerColumns = 4096;  // at most: a row's sums lie on the stack
+constexpr i64 kSlack = 32;           // and are stored in whole registers
 
 // One entry a kernel; `kernels_body.h` is the only implementation, compiled once for each instruction set.
 struct Kernels {
@@ -71,11 +81,11 @@ struct Kernels {
                               float* scale, i64 begin, i64 end);
   void (*feature_codes_csr)(const i64* indptr, const float* values, int norm, int bits, bool is_signed,
                             std::int16_t* codes, float* scale, i64 begin, i64 end);
-  // `blocks`: weights as (num_blocks(H), F, kBlock), zero past H, from a multiple of 32 bytes on.
-  void (*matmul_codes_dense)(const std::int16_t* codes, const std::int16_t* blocks, i64 F, i64 H, std::int32_t* out,
+  void (*matmul_codes_dense)(const std::int16_t* codes, const CodeWeights& weights, i64 F, i64 H, std::int32_t* out,
                              i64 begin, i64 end);
   void (*matmul_codes_csr)(const i64* indptr, const std::int32_t* indices, const std::int16_t* codes,
                            const std::int8_t* weights, i64 H, std::int32_t* out, i64 begin, i64 end);
+  // `blocks`: weights as (num_blocks(H), F, kBlock), zero past H, from a multiple of 32 bytes on.
   void (*matmul_float_dense)(const float* x, const float* blocks, i64 F, i64 H, float* out, i64 begin, i64 end);
   void (*matmul_float_csr)(const i64* indptr, const std::int32_t* indices, const float* values, const float* weights,
                            i64 H, float* out, i64 begin, i64 end);

@@ -12,96 +12,135 @@ namespace avx2 {
 
 constexpr i64 kAhead = 12;  // neighbours: far enough to hide a cache miss, near enough to stay in the first level
 
-// Adds a row's neighbours, bytes first..first+16 of each; `out` are that row's C sums.
-template <int bits>
-QGNN_INLINE void sum_bytes16(const i64* indptr, const std::int32_t* indices, const std::uint8_t* payload, i64 limit,
-                             i64 B, i64 C, i64 row, i64 last_edge, i64 first, std::int32_t* out) {
-  constexpr int planes = 8 / bits;
-  constexpr i64 flush = 255 / ((1 << bits) - 1);
-  const __m128i mask = _mm_set1_epi8(static_cast<char>((1 << bits) - 1));
-  const i64 n = B - first < 16 ? B - first : 16;
-  alignas(16) std::uint8_t sums[16];
-  for (i64 e = indptr[row]; e < indptr[row + 1];) {
-    const i64 stop = e + flush < indptr[row + 1] ? e + flush : indptr[row + 1];
-    __m128i acc[planes];
-    for (int k = 0; k < planes; ++k) acc[k] = _mm_setzero_si128();
-    for (; e < stop; ++e) {
-      _mm_prefetch(reinterpret_cast<const char*>(
-          payload + static_cast<i64>(indices[e + kAhead < last_edge ? e + kAhead : e]) * B + first), _MM_HINT_T0);
-      const i64 at = static_cast<i64>(indices[e]) * B + first;
-      __m128i v;
-      if (at + 16 <= limit) {
-        v = _mm_loadu_si128(reinterpret_cast<const __m128i*>(payload + at));
-      } else {  // the buffer's last rows: never read past its end
-        alignas(16) std::uint8_t tail[16] = {0};
-        std::memcpy(tail, payload + at, limit - at);
-        v = _mm_load_si128(reinterpret_cast<const __m128i*>(tail));
-      }
-      for (int k = 0; k < planes; ++k)
-        acc[k] = _mm_add_epi8(acc[k], bits == 8 ? v : _mm_and_si128(_mm_srli_epi16(v, k * bits), mask));
-    }
-    for (int k = 0; k < planes; ++k) {
-      const i64 column = k * B + first;
-      _mm_store_si128(reinterpret_cast<__m128i*>(sums), acc[k]);
-      const i64 count = C - column < n ? C - column : n;
-      for (i64 i = 0; i < count; ++i) out[column + i] += sums[i];
+// Sums of 16 or 32 bytes' codes, as 8 numbers of 32 bits a register.
+struct Bytes16 {
+  static constexpr i64 size = 16;
+  using Register = __m128i;
+  QGNN_INLINE Register zero() { return _mm_setzero_si128(); }
+  QGNN_INLINE Register load(const void* at) { return _mm_loadu_si128(static_cast<const __m128i*>(at)); }
+  QGNN_INLINE Register add(Register x, Register y) { return _mm_add_epi8(x, y); }
+  template <int shift, int bits>
+  QGNN_INLINE Register plane(Register v) {
+    if (bits == 8) return v;
+    return _mm_and_si128(_mm_srli_epi16(v, shift), _mm_set1_epi8(static_cast<char>((1 << bits) - 1)));
+  }
+  QGNN_INLINE __m128i part(Register v, int i) { return i == 0 ? v : _mm_srli_si128(v, 8); }
+};
+struct Bytes32 {
+  static constexpr i64 size = 32;
+  using Register = __m256i;
+  QGNN_INLINE Register zero() { return _mm256_setzero_si256(); }
+  QGNN_INLINE Register load(const void* at) { return _mm256_loadu_si256(static_cast<const __m256i*>(at)); }
+  QGNN_INLINE Register add(Register x, Register y) { return _mm256_add_epi8(x, y); }
+  template <int shift, int bits>
+  QGNN_INLINE Register plane(Register v) {
+    if (bits == 8) return v;
+    return _mm256_and_si256(_mm256_srli_epi16(v, shift), _mm256_set1_epi8(static_cast<char>((1 << bits) - 1)));
+  }
+  QGNN_INLINE __m128i part(Register v, int i) {
+    const __m128i half = i < 2 ? _mm256_castsi256_si128(v) : _mm256_extracti128_si256(v, 1);
+    return i % 2 == 0 ? half : _mm_srli_si128(half, 8);
+  }
+};
+
+template <class Bytes, int bits, int k = 0>
+QGNN_INLINE void add_planes(typename Bytes::Register* acc, typename Bytes::Register v) {
+  if constexpr (k < 8 / bits) {
+    acc[k] = Bytes::add(acc[k], Bytes::template plane<k * bits, bits>(v));
+    add_planes<Bytes, bits, k + 1>(acc, v);
+  }
+}
+
+// Adds up the neighbours e..stop of a row, `Bytes::size` bytes from `first` on; 8-bit sums must not overflow.
+template <class Bytes, int bits>
+QGNN_INLINE void sum_edges(const std::int32_t* indices, const std::uint8_t* payload, i64 limit, i64 B, i64 e, i64 stop,
+                           i64 last_edge, i64 first, typename Bytes::Register* acc) {
+  for (int k = 0; k < 8 / bits; ++k) acc[k] = Bytes::zero();
+  for (; e < stop; ++e) {
+    _mm_prefetch(reinterpret_cast<const char*>(
+        payload + static_cast<i64>(indices[e + kAhead < last_edge ? e + kAhead : e]) * B + first), _MM_HINT_T0);
+    const i64 at = static_cast<i64>(indices[e]) * B + first;
+    if (at + Bytes::size <= limit) {
+      add_planes<Bytes, bits>(acc, Bytes::load(payload + at));
+    } else {  // the buffer's last rows: never read past its end
+      alignas(32) std::uint8_t tail[Bytes::size] = {0};
+      std::memcpy(tail, payload + at, limit - at);
+      add_planes<Bytes, bits>(acc, Bytes::load(tail));
     }
   }
 }
 
-template <int bits>
-QGNN_INLINE void sum_bytes32(const i64* indptr, const std::int32_t* indices, const std::uint8_t* payload, i64 B, i64 C,
-                             i64 row, i64 last_edge, i64 first, std::int32_t* out) {
-  constexpr int planes = 8 / bits;
+// Bytes first..first+size of a row's neighbours, added up into the columns that they hold. Whole registers are stored:
+// where a row is shorter than one, a plane's surplus falls on the next plane, which is stored later, or behind the row,
+// where `out` must have kSlack more.
+template <class Bytes, int bits>
+QGNN_INLINE void sum_block(const i64* indptr, const std::int32_t* indices, const std::uint8_t* payload, i64 limit, i64 B,
+                           i64 row, i64 last_edge, i64 first, std::int32_t* out) {
+  constexpr int planes = 8 / bits, parts = Bytes::size / 8;
   constexpr i64 flush = 255 / ((1 << bits) - 1);
-  const __m256i mask = _mm256_set1_epi8(static_cast<char>((1 << bits) - 1));
-  alignas(32) std::uint8_t sums[32];
-  for (i64 e = indptr[row]; e < indptr[row + 1];) {
-    const i64 stop = e + flush < indptr[row + 1] ? e + flush : indptr[row + 1];
-    __m256i acc[planes];
-    for (int k = 0; k < planes; ++k) acc[k] = _mm256_setzero_si256();
-    for (; e < stop; ++e) {
-      _mm_prefetch(reinterpret_cast<const char*>(
-          payload + static_cast<i64>(indices[e + kAhead < last_edge ? e + kAhead : e]) * B + first), _MM_HINT_T0);
-      const __m256i v = _mm256_loadu_si256(
-          reinterpret_cast<const __m256i*>(payload + static_cast<i64>(indices[e]) * B + first));
-      for (int k = 0; k < planes; ++k)
-        acc[k] = _mm256_add_epi8(acc[k], bits == 8 ? v : _mm256_and_si256(_mm256_srli_epi16(v, k * bits), mask));
-    }
-    for (int k = 0; k < planes; ++k) {
-      const i64 column = k * B + first;
-      _mm256_store_si256(reinterpret_cast<__m256i*>(sums), acc[k]);
-      const i64 count = C - column < 32 ? C - column : 32;
-      for (i64 i = 0; i < count; ++i) out[column + i] += sums[i];
-    }
+  const i64 begin = indptr[row], end = indptr[row + 1];
+  typename Bytes::Register acc[planes];
+  if (end - begin <= flush) {
+    sum_edges<Bytes, bits>(indices, payload, limit, B, begin, end, last_edge, first, acc);
+    for (int k = 0; k < planes; ++k)
+      for (int i = 0; i < parts; ++i)
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + k * B + first + 8 * i),
+                            _mm256_cvtepu8_epi32(Bytes::part(acc[k], i)));
+    return;
   }
+  __m256i wide[planes * parts];
+  for (auto& w : wide) w = _mm256_setzero_si256();
+  for (i64 e = begin; e < end; e += flush) {
+    sum_edges<Bytes, bits>(indices, payload, limit, B, e, e + flush < end ? e + flush : end, last_edge, first, acc);
+    for (int k = 0; k < planes; ++k)
+      for (int i = 0; i < parts; ++i)
+        wide[k * parts + i] = _mm256_add_epi32(wide[k * parts + i], _mm256_cvtepu8_epi32(Bytes::part(acc[k], i)));
+  }
+  for (int k = 0; k < planes; ++k)
+    for (int i = 0; i < parts; ++i)
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + k * B + first + 8 * i), wide[k * parts + i]);
 }
 
+// Blocks of whole registers; the last one is moved back to end with the row, and adds some columns up again.
 template <int bits>
-QGNN_INLINE void sum_row(const i64* indptr, const std::int32_t* indices, const std::uint8_t* payload, i64 M, i64 C,
-                         i64 row, i64 last_edge, std::int32_t* sum) {
-  const i64 B = row_bytes(C, bits);
-  std::memset(sum, 0, C * sizeof(std::int32_t));
+static void sum_row(const i64* indptr, const std::int32_t* indices, const std::uint8_t* payload, i64 limit, i64 B,
+                    i64 row, i64 last_edge, std::int32_t* sum) {
+  if (B <= 16) return sum_block<Bytes16, bits>(indptr, indices, payload, limit, B, row, last_edge, 0, sum);
   i64 first = 0;
-  for (; first + 32 <= B; first += 32) sum_bytes32<bits>(indptr, indices, payload, B, C, row, last_edge, first, sum);
-  for (; first < B; first += 16)
-    sum_bytes16<bits>(indptr, indices, payload, M * B, B, C, row, last_edge, first, sum);
+  for (; first + 32 <= B; first += 32)
+    sum_block<Bytes32, bits>(indptr, indices, payload, limit, B, row, last_edge, first, sum);
+  if (B - first > 16 && B >= 32)
+    sum_block<Bytes32, bits>(indptr, indices, payload, limit, B, row, last_edge, B - 32, sum);
+  else if (B - first > 16)  // two blocks that overlap
+    for (int i = 0; i < 2; ++i)
+      sum_block<Bytes16, bits>(indptr, indices, payload, limit, B, row, last_edge, i * (B - 16), sum);
+  else if (first < B)
+    sum_block<Bytes16, bits>(indptr, indices, payload, limit, B, row, last_edge, B - 16, sum);
 }
 
-static void sum_codes_row(const i64* indptr, const std::int32_t* indices, const std::uint8_t* payload, i64 M, i64 C,
-                          int bits, i64 row, i64 last_edge, std::int32_t* sum) {
+// `sum` has room for kSlack more than C.
+QGNN_INLINE void sum_codes_row(const i64* indptr, const std::int32_t* indices, const std::uint8_t* payload, i64 M,
+                               i64 C, int bits, i64 row, i64 last_edge, std::int32_t* sum) {
+  const i64 B = row_bytes(C, bits);
   switch (bits) {
-    case 1: return sum_row<1>(indptr, indices, payload, M, C, row, last_edge, sum);
-    case 2: return sum_row<2>(indptr, indices, payload, M, C, row, last_edge, sum);
-    case 4: return sum_row<4>(indptr, indices, payload, M, C, row, last_edge, sum);
-    default: return sum_row<8>(indptr, indices, payload, M, C, row, last_edge, sum);
+    case 1: return sum_row<1>(indptr, indices, payload, M * B, B, row, last_edge, sum);
+    case 2: return sum_row<2>(indptr, indices, payload, M * B, B, row, last_edge, sum);
+    case 4: return sum_row<4>(indptr, indices, payload, M * B, B, row, last_edge, sum);
+    default: return sum_row<8>(indptr, indices, payload, M * B, B, row, last_edge, sum);
   }
 }
 
 static void aggregate_codes(const i64* indptr, const std::int32_t* indices, const std::uint8_t* payload, i64 M, i64 C,
                             int bits, std::int32_t* out, i64 begin, i64 end) {
-  for (i64 row = begin; row < end; ++row)
-    sum_codes_row(indptr, indices, payload, M, C, bits, row, indptr[end], out + row * C);
+  alignas(32) std::int32_t sums[kLayerColumns + kSlack];
+  for (i64 row = begin; row < end; ++row) {
+    if (C > kLayerColumns) {
+      sum_wide_row(indptr, indices, payload, C, bits, row, out + row * C);
+      continue;
+    }
+    sum_codes_row(indptr, indices, payload, M, C, bits, row, indptr[end], sums);
+    std::memcpy(out + row * C, sums, C * sizeof(std::int32_t));
+  }
 }
 
 // `height` rows by one block of columns stay in registers over all pairs of features. Interleaving two rows of weights
@@ -133,15 +172,93 @@ QGNN_INLINE void code_tile(const std::int16_t* codes, const std::int16_t* w, i64
   }
 }
 
-static void matmul_codes_dense(const std::int16_t* codes, const std::int16_t* blocks, i64 F, i64 H, std::int32_t* out,
+constexpr i64 kRows = 6, kNarrowFeatures = 8192;
+
+// The same for narrow codes: four features an element, vpmaddubsw multiplies bytes and adds pairs in 16 bits, which
+// `groups` quads at a time cannot overflow. `codes` are kRows rows of num_quads(F)·4 bytes, each code less `low`.
+template <int height>
+QGNN_INLINE void narrow_tile(const std::uint8_t* codes, const std::int8_t* w, i64 quads, i64 groups, std::int32_t low,
+                             const std::int32_t* column_sums, i64 width, i64 H, std::int32_t* out) {
+  const __m256i ones = _mm256_set1_epi16(1), lowest = _mm256_set1_epi32(low);
+  __m256i wide[height][2];
+  for (auto& row : wide)
+    for (int half = 0; half < 2; ++half)
+      row[half] = _mm256_mullo_epi32(lowest, _mm256_load_si256(reinterpret_cast<const __m256i*>(column_sums) + half));
+  for (i64 from = 0; from < quads; from += groups) {
+    const i64 to = from + groups < quads ? from + groups : quads;
+    __m256i acc[height][2];
+    for (auto& row : acc) row[0] = row[1] = _mm256_setzero_si256();
+    for (i64 q = from; q < to; ++q) {
+      const auto* at = reinterpret_cast<const __m256i*>(w + q * kBlock * 4);
+      const __m256i w0 = _mm256_load_si256(at), w1 = _mm256_load_si256(at + 1);
+      for (int r = 0; r < height; ++r) {
+        std::int32_t four;
+        std::memcpy(&four, codes + (r * quads + q) * 4, 4);
+        const __m256i x = _mm256_set1_epi32(four);
+        acc[r][0] = _mm256_add_epi16(acc[r][0], _mm256_maddubs_epi16(x, w0));
+        acc[r][1] = _mm256_add_epi16(acc[r][1], _mm256_maddubs_epi16(x, w1));
+      }
+    }
+    for (int r = 0; r < height; ++r)
+      for (int half = 0; half < 2; ++half)
+        wide[r][half] = _mm256_add_epi32(wide[r][half], _mm256_madd_epi16(acc[r][half], ones));
+  }
+  for (int r = 0; r < height; ++r) {
+    if (width == kBlock) {
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + r * H), wide[r][0]);
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + r * H + 8), wide[r][1]);
+    } else {
+      alignas(32) std::int32_t sums[kBlock];
+      _mm256_store_si256(reinterpret_cast<__m256i*>(sums), wide[r][0]);
+      _mm256_store_si256(reinterpret_cast<__m256i*>(sums + 8), wide[r][1]);
+      std::memcpy(out + r * H, sums, width * sizeof(std::int32_t));
+    }
+  }
+}
+
+// Rows of codes as bytes above their lowest one; false where 16-bit sums of two products could overflow.
+QGNN_INLINE bool narrow_rows(const std::int16_t* codes, i64 rows, i64 F, std::int32_t largest_weight,
+                             std::uint8_t* bytes, std::int32_t* low, i64* groups) {
+  std::int16_t least = codes[0], most = codes[0];
+  for (i64 i = 0; i < rows * F; ++i) {
+    least = codes[i] < least ? codes[i] : least;
+    most = codes[i] > most ? codes[i] : most;
+  }
+  const std::int32_t range = most - least, pair = 2 * range * largest_weight;
+  if (range > 255 || pair > 32767) return false;
+  const i64 padded = num_quads(F) * 4;
+  for (i64 row = 0; row < rows; ++row) {
+    std::uint8_t* to = bytes + row * padded;
+    for (i64 f = 0; f < F; ++f) to[f] = static_cast<std::uint8_t>(codes[row * F + f] - least);
+    std::memset(to + F, 0, padded - F);
+  }
+  *low = least;
+  *groups = pair == 0 ? num_quads(F) : 32767 / pair;
+  return true;
+}
+
+static void matmul_codes_dense(const std::int16_t* codes, const CodeWeights& weights, i64 F, i64 H, std::int32_t* out,
                                i64 begin, i64 end) {
+  alignas(32) std::uint8_t bytes[kRows * kNarrowFeatures];
+  const i64 quads = num_quads(F);
   for (i64 row = begin; row < end;) {
-    const i64 height = end - row < 6 ? 1 : 6;
+    const i64 height = end - row < kRows ? 1 : kRows;
+    std::int32_t low = 0;
+    i64 groups = 0;
+    const bool narrow = F > 0 && F <= kNarrowFeatures &&
+                        narrow_rows(codes + row * F, height, F, weights.largest, bytes, &low, &groups);
     for (i64 j = 0; j < H; j += kBlock) {
-      const std::int16_t* w = blocks + j * F;
       const i64 width = H - j < kBlock ? H - j : kBlock;
-      if (height == 6) code_tile<6>(codes + row * F, w, F, width, H, out + row * H + j);
-      else code_tile<1>(codes + row * F, w, F, width, H, out + row * H + j);
+      std::int32_t* to = out + row * H + j;
+      if (narrow) {
+        const std::int8_t* w = weights.quads + j * quads * 4;
+        if (height == kRows) narrow_tile<kRows>(bytes, w, quads, groups, low, weights.sums + j, width, H, to);
+        else narrow_tile<1>(bytes, w, quads, groups, low, weights.sums + j, width, H, to);
+      } else {
+        const std::int16_t* w = weights.pairs + j * F;
+        if (height == kRows) code_tile<kRows>(codes + row * F, w, F, width, H, to);
+        else code_tile<1>(codes + row * F, w, F, width, H, to);
+      }
     }
     row += height;
   }

@@ -64,6 +64,21 @@ static void unpack(const std::uint8_t* payload, i64 C, int bits, std::uint8_t* o
   }
 }
 
+// One row's sums of codes, whatever its width.
+static void sum_wide_row(const i64* indptr, const std::int32_t* indices, const std::uint8_t* payload, i64 C, int bits,
+                         i64 row, std::int32_t* sum) {
+  const i64 B = row_bytes(C, bits);
+  const std::int32_t mask = (1 << bits) - 1;
+  std::memset(sum, 0, C * sizeof(std::int32_t));
+  for (i64 e = indptr[row]; e < indptr[row + 1]; ++e) {
+    const std::uint8_t* packed = payload + indices[e] * B;
+    for (i64 first = 0, shift = 0; first < C; first += B, shift += bits) {
+      const i64 n = C - first < B ? C - first : B;
+      for (i64 i = 0; i < n; ++i) sum[first + i] += (packed[i] >> shift) & mask;
+    }
+  }
+}
+
 static void aggregate_float(const i64* indptr, const std::int32_t* indices, const float* x, i64 C, float* out,
                             i64 begin, i64 end) {
   for (i64 row = begin; row < end; ++row) {
@@ -119,7 +134,7 @@ QGNN_INLINE void pack_levels(const std::int32_t* __restrict in, i64 n, std::uint
 
 // One row, half = 2^(b-1). Levels of up to 1024 columns are held back, so that the float work runs along the row and packing along bytes.
 template <int bits, bool exact>
-QGNN_INLINE void code_row_news(const float* in, float scale, float* known, float step, float half, i64 C,
+QGNN_INLINE void code_tiles(const float* in, float scale, float* known, float step, float half, i64 C,
                                std::uint8_t* packed) {
   constexpr i64 planes = 8 / bits, tile = 1024 / planes;
   const i64 B = row_bytes(C, bits);
@@ -141,21 +156,21 @@ QGNN_INLINE void code_row_news(const float* in, float scale, float* known, float
 }
 
 template <bool exact>
-QGNN_INLINE void code_row_by(const float* in, float scale, float* known, float step, int bits, i64 C,
+QGNN_INLINE void code_news_by(const float* in, float scale, float* known, float step, int bits, i64 C,
                              std::uint8_t* packed) {
   const float half = static_cast<float>(1 << (bits - 1));
   switch (bits) {
-    case 1: return code_row_news<1, exact>(in, scale, known, step, half, C, packed);
-    case 2: return code_row_news<2, exact>(in, scale, known, step, half, C, packed);
-    case 4: return code_row_news<4, exact>(in, scale, known, step, half, C, packed);
-    default: return code_row_news<8, exact>(in, scale, known, step, half, C, packed);
+    case 1: return code_tiles<1, exact>(in, scale, known, step, half, C, packed);
+    case 2: return code_tiles<2, exact>(in, scale, known, step, half, C, packed);
+    case 4: return code_tiles<4, exact>(in, scale, known, step, half, C, packed);
+    default: return code_tiles<8, exact>(in, scale, known, step, half, C, packed);
   }
 }
 
-QGNN_INLINE void code_row(const float* in, float scale, float* known, float step, int bits, i64 C,
+QGNN_INLINE void code_news_row(const float* in, float scale, float* known, float step, int bits, i64 C,
                           std::uint8_t* packed) {
-  if (is_power_of_two(step)) code_row_by<true>(in, scale, known, step, bits, C, packed);
-  else code_row_by<false>(in, scale, known, step, bits, C, packed);
+  if (is_power_of_two(step)) code_news_by<true>(in, scale, known, step, bits, C, packed);
+  else code_news_by<false>(in, scale, known, step, bits, C, packed);
 }
 
 QGNN_INLINE void news_moments(const float* in, float scale, const float* known, i64 C, double* moments) {
@@ -171,7 +186,7 @@ static void code_news(const float* h, const float* d, float* believed, float ste
     const float* in = h + row * C;
     float* known = believed == nullptr ? nullptr : believed + row * C;
     if (moments != nullptr) news_moments(in, d[row], known, C, moments + row * 3);
-    code_row(in, d[row], known, step, bits, C, payload + row * B);
+    code_news_row(in, d[row], known, step, bits, C, payload + row * B);
   }
 }
 

@@ -6,24 +6,14 @@
 namespace qgnn {
 namespace scalar {
 
-static void sum_codes_row(const i64* indptr, const std::int32_t* indices, const std::uint8_t* payload, i64, i64 C,
-                          int bits, i64 row, i64, std::int32_t* sum) {
-  const i64 B = row_bytes(C, bits);
-  const std::int32_t mask = (1 << bits) - 1;
-  std::memset(sum, 0, C * sizeof(std::int32_t));
-  for (i64 e = indptr[row]; e < indptr[row + 1]; ++e) {
-    const std::uint8_t* packed = payload + indices[e] * B;
-    for (i64 first = 0, shift = 0; first < C; first += B, shift += bits) {
-      const i64 n = C - first < B ? C - first : B;
-      for (i64 i = 0; i < n; ++i) sum[first + i] += (packed[i] >> shift) & mask;
-    }
-  }
+QGNN_INLINE void sum_codes_row(const i64* indptr, const std::int32_t* indices, const std::uint8_t* payload, i64, i64 C,
+                               int bits, i64 row, i64, std::int32_t* sum) {
+  sum_wide_row(indptr, indices, payload, C, bits, row, sum);
 }
 
-static void aggregate_codes(const i64* indptr, const std::int32_t* indices, const std::uint8_t* payload, i64 M, i64 C,
+static void aggregate_codes(const i64* indptr, const std::int32_t* indices, const std::uint8_t* payload, i64, i64 C,
                             int bits, std::int32_t* out, i64 begin, i64 end) {
-  for (i64 row = begin; row < end; ++row)
-    sum_codes_row(indptr, indices, payload, M, C, bits, row, indptr[end], out + row * C);
+  for (i64 row = begin; row < end; ++row) sum_wide_row(indptr, indices, payload, C, bits, row, out + row * C);
 }
 
 // sum += x·w in products of 16 by 16 bits, which baseline instructions have.
@@ -31,8 +21,9 @@ QGNN_INLINE void add_scaled(std::int16_t x, const std::int16_t* __restrict w, i6
   for (i64 i = 0; i < n; ++i) sum[i] += x * w[i];
 }
 
-static void matmul_codes_dense(const std::int16_t* codes, const std::int16_t* blocks, i64 F, i64 H, std::int32_t* out,
-                               i64 begin, i64 end) {
+static void matmul_codes_dense(const std::int16_t* codes, const CodeWeights& weights, i64 F, i64 H,
+                               std::int32_t* out, i64 begin, i64 end) {
+  const std::int16_t* blocks = weights.pairs;
   const i64 whole = H / kBlock * kBlock;
   for (i64 row = begin; row < end; ++row) {
     std::int32_t* sum = out + row * H;

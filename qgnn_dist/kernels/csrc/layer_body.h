@@ -55,7 +55,7 @@ static void add_far(const std::int32_t* sums, i64 offset, float half_step, bool 
 static void layer(const Layer& a, i64 begin, i64 end) {
   const i64 C = a.C, B = row_bytes(C, a.bits), last_edge = a.indptr[end];
   const float half_step = a.step * 0.5f;
-  std::int32_t sums[kLayerColumns];
+  alignas(32) std::int32_t sums[kLayerColumns + kSlack];
   for (i64 row = begin; row < end; ++row) {
     const i64 at = row * C;
     const float one = a.d[row];
@@ -75,7 +75,7 @@ static void layer(const Layer& a, i64 begin, i64 end) {
     if (a.next_step == 0.0f) continue;
     float* known = a.believed == nullptr ? nullptr : a.believed + at;
     if (a.moments != nullptr) news_moments(a.h + at, one, known, C, a.moments + row * 3);
-    code_row(a.h + at, one, known, a.next_step, a.bits, C, a.next + row * B);
+    code_news_row(a.h + at, one, known, a.next_step, a.bits, C, a.next + row * B);
   }
 }
 

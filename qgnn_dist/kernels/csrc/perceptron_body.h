@@ -7,24 +7,34 @@ namespace QGNN_ISA {
 
 // e^x for x <= 0: x = n·ln2 + r, a polynomial in r, then the exponent n. Within 1e-15 of the true value, and the same
 // bits on every host, which a mathematical library does not promise.
-QGNN_INLINE double exp_negative(double x) {
-  if (!(x > -700.0)) return 0.0;
-  const double magic = 6755399441055744.0;  // 1.5 · 2^52: adding it rounds to a whole number
-  const double n = (x * 1.4426950408889634 + magic) - magic;
+QGNN_INLINE double exp_negative(double exact) {
+  const bool there = exact > -700.0;
+  const double x = there ? exact : -700.0;
+  const double magic = 6755399441055744.0;  // 1.5 · 2^52: adding it rounds to a whole number, in the lowest bits
+  const double shifted = x * 1.4426950408889634 + magic, n = shifted - magic;
   const double r = (x - n * 0.6931471803691238) - n * 1.9082149292705877e-10;
   double s = 1.0 / 6227020800.0;
   const double inverse[] = {1.0 / 479001600.0, 1.0 / 39916800.0, 1.0 / 3628800.0, 1.0 / 362880.0, 1.0 / 40320.0,
                             1.0 / 5040.0,      1.0 / 720.0,      1.0 / 120.0,     1.0 / 24.0,     1.0 / 6.0,
                             0.5,               1.0,              1.0};
   for (double k : inverse) s = s * r + k;
-  const std::uint64_t bits = static_cast<std::uint64_t>(static_cast<i64>(n) + 1023) << 52;
+  std::uint64_t bits;
+  std::memcpy(&bits, &shifted, sizeof bits);
+  bits = (bits - 0x4338000000000000u + 1023) << 52;
   double scale;
   std::memcpy(&scale, &bits, sizeof scale);
-  return s * scale;
+  return there ? s * scale : 0.0;
+}
+
+// e^(s - best) of n columns: apart from their sum, whose order is fixed, so that they run side by side.
+QGNN_INLINE void exponentials(const float* __restrict s, double best, i64 n, double* __restrict out) {
+  for (i64 c = 0; c < n; ++c) out[c] = exp_negative(static_cast<double>(s[c]) - best);
 }
 
 static void softmax(const float* scores, i64 C, std::int32_t* classes, float* confidence, float* probabilities,
                     i64 begin, i64 end) {
+  constexpr i64 tile = 64;
+  double terms[tile];
   for (i64 row = begin; row < end; ++row) {
     const float* s = scores + row * C;
     i64 best = 0;
@@ -34,13 +44,18 @@ static void softmax(const float* scores, i64 C, std::int32_t* classes, float* co
       if (s[c] > s[best]) best = c;
     }
     const bool odd = unknown || s[best] - s[best] != 0.0f;  // an infinite maximum has no probability
+    const double top = static_cast<double>(s[best]);
     double sum = 0.0;
-    for (i64 c = 0; c < C; ++c) sum += exp_negative(static_cast<double>(s[c]) - static_cast<double>(s[best]));
+    for (i64 first = 0; first < C; first += tile) {
+      const i64 n = C - first < tile ? C - first : tile;
+      exponentials(s + first, top, n, terms);
+      for (i64 c = 0; c < n; ++c) sum += terms[c];
+    }
     classes[row] = unknown ? 0 : static_cast<std::int32_t>(best);
     confidence[row] = odd ? __builtin_nanf("") : static_cast<float>(1.0 / sum);
     if (probabilities == nullptr) continue;
     for (i64 c = 0; c < C; ++c) {
-      const double p = exp_negative(static_cast<double>(s[c]) - static_cast<double>(s[best])) / sum;
+      const double p = exp_negative(static_cast<double>(s[c]) - top) / sum;
       probabilities[row * C + c] = odd ? __builtin_nanf("") : static_cast<float>(p);
     }
   }
