@@ -210,6 +210,30 @@ def accuracy(
     return result, show.accuracy
 
 
+@_command("qgnn bench inference synthetic:arxiv --out inference", bench)
+def inference(
+    source: Annotated[str, typer.Argument(help="A graph with dense features, or a store of one part.")],
+    out: Annotated[Path, typer.Option(help="Folder of the table.")],
+    kind: Annotated[list[str] | None, typer.Option(help="appnp, smp-merged, smp-two; again for more; default: all.")
+                    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed turns of all systems.")] = 10,
+    threads: Annotated[int, typer.Option(min=0, help="Of every system; 0: all cores.")] = 0,
+    hidden: Annotated[int, typer.Option(min=1, help="Width of the perceptron.")] = 256,
+    layers: Annotated[int, typer.Option(min=1, help="K.")] = 10,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier table.")] = False,
+    as_json: Json = False, debug: Debug = False,
+) -> Outcome:
+    """Time features to classes at every width beside PyG, torch and torch_sparse on the same graph."""
+    from .bench import inference as bench_inference
+    from .bench import show
+
+    with show.steps() as step:
+        result = bench_inference.inference(
+            source, out=out, kinds=kind, repeats=repeats, threads=threads, hidden=hidden, layers=layers,
+            overwrite=overwrite, on_step=step)
+    return result, show.inference
+
+
 @app.callback(invoke_without_command=True)
 def _global(
     version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich import box
@@ -13,7 +15,7 @@ from rich.table import Table
 
 from .table import METRIC_NAMES, failure_lines, headings, is_text, line
 
-__all__ = ["CellProgress", "accuracy"]
+__all__ = ["CellProgress", "accuracy", "inference", "steps"]
 
 _QUIET_S = 5.0
 """Where stderr is no terminal: least seconds between two lines."""
@@ -69,6 +71,36 @@ class CellProgress:
             left = (now - self._started) / self._done * (self._total - self._done)
             self._console.print(f"cell {self._done} of {self._total}: {told}, {left:.0f} s left", highlight=False)
             self._told = now
+
+
+@contextmanager
+def steps() -> Iterator[Callable[[str], None]]:
+    """What is being done, on stderr: a line that changes in a terminal, plain lines elsewhere."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda text: console.print(text, highlight=False, markup=False)
+        return
+    with console.status("starting") as status:
+        yield lambda text: status.update(escape(text))
+
+
+def inference(result: dict[str, Any], console: Console) -> None:
+    """A table for each kind of propagation, times in milliseconds."""
+    for kind in dict.fromkeys(row["kind"] for row in result["rows"]):
+        rows = [row for row in result["rows"] if row["kind"] == kind]
+        table = Table(title=f"{rows[0]['shape']}, {kind}, {rows[0]['threads']} threads: features to classes",
+                      title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_edge=False)
+        over_two = any("speedup_over_two" in row for row in rows)
+        for column in ("system", "ms", "10-90 %", "x stock", *(("x stock, two rounds",) if over_two else ()),
+                       "model bytes", "bytes sent a node"):
+            table.add_column(column, justify="left" if column == "system" else "right")
+        for row in rows:
+            table.add_row(row["system"], f"{row['ms_median']:.1f}", f"{row['ms_p10']:.1f}-{row['ms_p90']:.1f}",
+                          f"{row['speedup']:.2f}", *((f"{row['speedup_over_two']:.2f}",) if over_two else ()),
+                          str(row.get("model_bytes", "–")), str(row.get("message_bytes_per_node", "–")))
+        console.print(table, highlight=False)
+        console.print()
+    console.print(f"Written: {', '.join(result['files'])}", highlight=False, markup=False, soft_wrap=True)
 
 
 def accuracy(result: dict[str, Any], console: Console) -> None:
