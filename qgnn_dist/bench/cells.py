@@ -23,8 +23,6 @@ from typing import Any
 
 from .. import __version__
 from ..config import RunConfig
-from ..propagation.smp import Propagation
-from ..quant.ranges import is_sent
 from .grid import Row
 
 __all__ = ["Cell", "cells_of", "read_cell", "run_cells", "shifted_stores", "train_cell"]
@@ -132,6 +130,9 @@ def train_cell(cell: Cell, scratch: Path) -> dict[str, Any]:
 
 def _message_bytes(config: RunConfig, classes: int) -> int:
     """What a forward sends of one row to one peer, by DESIGN.md's formula, headers aside."""
+    from ..propagation.smp import Propagation
+    from ..quant.ranges import is_sent
+
     rounds = Propagation.of(config).num_rounds
     sent = sum(is_sent(k, rounds, config.messages.stride) for k in range(rounds))
     return sent * -(-classes * int(config.quant.messages or 32) // 8)

@@ -16,8 +16,7 @@ import numpy as np
 from .. import kernels
 from ..comm.exchange import Exchange
 from ..errors import InputError
-from ..model.features import FeatureScheme, read_block
-from ..model.forward import PackedForward
+from ..model.forward import PackedForward, model_reader
 from ..model.packed import PackedModel
 from ..propagation.neighbourhood import Neighbourhood
 from ..quant.packed import row_bytes
@@ -93,7 +92,7 @@ def inference(source: str, *, out: str | Path, kinds: list[str] | None = None, r
 
 
 class _InMemory:
-    """A part's features, read once: what `read_block` asks a part for."""
+    """A part's features, read once: what reading blocks asks a part for."""
 
     feature_kind = "dense"
 
@@ -134,11 +133,9 @@ def _time_kind(kind: str, store: Store, part: Part, models: dict[str, PackedMode
 
 
 def _own(model: PackedModel, graph: Neighbourhood, part: Part, memory: _InMemory) -> np.ndarray:
-    info = model.info
-    scheme = FeatureScheme(info.feature_norm, info.feature_signed, info.bits["features"])
     exchange = Exchange(part.peers, part.num_local, part.num_halo, None, 0, 60.0)
-    scores = PackedForward(graph, exchange, None, "evaluation").run(
-        model, lambda begin, end: read_block(memory, scheme, begin, end))  # type: ignore[arg-type]
+    reader = model_reader(memory, model)  # type: ignore[arg-type]
+    scores = PackedForward(graph, exchange, None, "evaluation").run(model, reader)
     classes, confidence = np.empty(len(scores), np.int32), np.empty(len(scores), np.float32)
     kernels.softmax(scores, classes, confidence, None)
     return classes

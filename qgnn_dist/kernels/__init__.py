@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from .dispatch import isa, set_threads, threads, using_isa
 from .ops import (
+    LAYER_COLUMNS,
     add_affine,
     add_news,
     affine_codes,
@@ -45,6 +46,7 @@ from .perceptron import (
 )
 
 __all__ = [
+    "LAYER_COLUMNS",
     "add_affine", "add_news", "affine_codes", "affine_values", "aggregate_codes", "aggregate_float",
     "apply_multiplier", "check_csr", "code_news", "dropout_csr", "dropout_dense",
     "feature_codes_csr", "feature_codes_dense", "gather_rows", "half_step", "hidden_codes", "isa", "keyed_bits",

@@ -17,6 +17,8 @@ __all__ = [
     "row_moments", "scale_rows", "unpack",
 ]
 F4 = np.float32
+LAYER_COLUMNS = 4096
+"""Widest rows that `layer` takes; csrc/kernels.h has it too."""
 
 
 def check_csr(indptr: np.ndarray, indices: np.ndarray, num_columns: int) -> None:
@@ -125,7 +127,8 @@ def layer(indptr: np.ndarray, indices: np.ndarray, payload: np.ndarray, bits: in
     Args:
         payload: uint8 (M, B), codes of local and halo rows. p: becomes P; None where no multiplier acts here or next.
         believed: Ŷ of the local rows, kept up to date; None where states are coded afresh, and R is set anew.
-        next_payload: another buffer than `payload`, whose rows others may still read. moments: see code_news.
+        h: at most LAYER_COLUMNS wide. moments: see code_news.
+        next_payload: another buffer than `payload`, whose rows others may still read.
     """
     rows, columns = slice(begin, end), h.shape[1]
     if step != 0:

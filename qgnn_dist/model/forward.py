@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Observer", "PackedForward", "feature_gain", "model_reader"]
 
+
 class Observer(Protocol):
     """Who looks at a propagation while it runs (the diagnosis); it may copy what it sees, and change nothing."""
 

@@ -38,7 +38,8 @@ class FusedLayers:
     @staticmethod
     def can_run(spec: Propagation, columns: int) -> bool:
         """Whether this is a schedule, and a width, that the kernel knows."""
-        return (spec.kind == "appnp" or (spec.kind == "smp" and spec.rounds == "merged")) and columns <= 4096
+        schedule = spec.kind == "appnp" or (spec.kind == "smp" and spec.rounds == "merged")
+        return schedule and columns <= kernels.LAYER_COLUMNS
 
     def run(self, h0: np.ndarray, residual: np.ndarray) -> np.ndarray:
         """H^K of the local rows, see Propagation.run."""

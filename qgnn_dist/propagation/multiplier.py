@@ -47,7 +47,7 @@ class MultiplierRule:
 
     @property
     def lambda_min(self) -> float:
-        """−0.8/(4η): λ below −1/(4η) diverges on every graph."""
+        """−0.8/(4η): two rounds diverge below −1/(4η) on every graph, merged ones below −1/(2η)."""
         return -0.8 / (4 * self.eta)
 
     def start(self) -> tuple[float, float]:

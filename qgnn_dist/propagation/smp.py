@@ -21,6 +21,10 @@ from .neighbourhood import Neighbourhood
 __all__ = ["FrozenMultipliers", "LiveMultipliers", "Multipliers", "Propagation"]
 
 
+Observe = Callable[[int, np.ndarray, np.ndarray], None]
+"""Takes a layer's number, H^k and H½."""
+
+
 class Multipliers(Protocol):
     """Where λ_k comes from."""
 
@@ -125,7 +129,7 @@ class Propagation:
                 form where `quant.residual` is under 32 bits).
             multipliers: the source of λ; every worker must see the same values.
             all_rounds: run the last round even where λ makes it needless (calibration wants its range).
-            observe: called with every layer's number, H^k and H½; it may look at them and keep copies, no more.
+            observe: called in every layer; it may look at the arrays and keep copies, no more.
         Returns:
             float32 (n, C), a new array.
         """
@@ -133,9 +137,6 @@ class Propagation:
             return h0.copy()
         layers = _Layers(self, graph, residual, messenger, observe, h0)
         return layers.two(multipliers, all_rounds) if self._two_rounds else layers.merged(multipliers)
-
-
-Observe = Callable[[int, np.ndarray, np.ndarray], None]
 
 
 class _Layers:
@@ -155,7 +156,7 @@ class _Layers:
         wherever η < 2/(1 + 2μ) and −(2−η)/(2+η) < m < 1: smooth modes keep their pace and rough ones are held back.
         """
         before = np.empty_like(self._state) if multipliers.live else None
-        dots = np.zeros(len(self._state), np.float64)
+        dots = np.zeros(len(self._state) if multipliers.live else 0, np.float64)
         for layer in range(self._spec.layers):
             self._around(self._state, layer, self._p)
             coefficient = self._coefficient(multipliers.value(layer))

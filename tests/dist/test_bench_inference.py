@@ -2,6 +2,7 @@
 """`qgnn bench inference` on a small graph: all systems do the same computation, and the table says what they took."""
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from typer.testing import CliRunner
 from qgnn_dist.bench.inference import KINDS, WIDTHS, _InMemory, _own, inference
 from qgnn_dist.bench.stock import STOCK, StockForward
 from qgnn_dist.cli import app
+from qgnn_dist.comm.exchange import Exchange
 from qgnn_dist.errors import InputError
+from qgnn_dist.model.forward import PackedForward, model_reader
 from qgnn_dist.propagation.neighbourhood import Neighbourhood
 from tests.helpers import make_store, small_graph, untrained_model
 
@@ -24,21 +27,16 @@ SOURCE = "synthetic:sbm?nodes=400&edges=1600&features=16&classes=4&seed=1"
 def test_stock_computes_what_we_do(tmp_path: Path, kind: str, system: str) -> None:
     if not StockForward.is_there(system):
         pytest.skip(f"{STOCK[system][0]} is not installed")
-    part = make_store(small_graph(signed=True), tmp_path / "s", 1).part(0)
-    store = make_store(small_graph(signed=True), tmp_path / "m", 1)
+    store = make_store(small_graph(signed=True), tmp_path / "s", 1)
+    part = store.part(0)
     name, _, rounds = kind.partition("-")
     model = untrained_model(store, bits=32, residual=32, kind=name, rounds=rounds or "merged", signed=True)
-    object.__setattr__(model.info, "feature_norm", "none")
+    model = dataclasses.replace(model, info=dataclasses.replace(model.info, feature_norm="none"))
     assert name == "appnp" or any(model.info.multipliers)
     graph, memory = Neighbourhood.of(part), _InMemory(part)
     classes, scores = StockForward(system, graph, model, memory.x).run()
-    from qgnn_dist.comm.exchange import Exchange
-    from qgnn_dist.model.features import FeatureScheme, read_block
-    from qgnn_dist.model.forward import PackedForward
-
     exchange = Exchange(part.peers, part.num_local, part.num_halo, None, 0, 5.0)
-    ours = PackedForward(graph, exchange, None, "evaluation").run(
-        model, lambda b, e: read_block(part, FeatureScheme("none", True, 32), b, e))
+    ours = PackedForward(graph, exchange, None, "evaluation").run(model, model_reader(part, model))
     np.testing.assert_allclose(scores, ours, rtol=1e-4, atol=1e-5 * np.abs(ours).max())
     assert (classes == _own(model, graph, part, memory)).mean() > 0.99
 

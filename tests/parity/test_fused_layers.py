@@ -73,6 +73,17 @@ def test_one_pass_is_the_kernels_in_turn(bits: int, columns: int, case: str) -> 
     assert (got["h"][rows] != h[rows]).any()
 
 
+def test_too_wide_a_row_is_refused() -> None:
+    columns = kernels.LAYER_COLUMNS + 1
+    wide, payload = np.zeros((1, columns), np.float32), np.zeros((1, row_bytes(columns, 2)), np.uint8)
+    assert not FusedLayers.can_run(Propagation("appnp", 1, 9.0, 0.1, "merged"), columns)
+    if kernels.isa() != "reference":
+        with pytest.raises(ValueError, match="layer: h has 4097 columns, expected at most 4096"):
+            kernels.layer(np.zeros(2, np.int64), np.zeros(0, np.int32), payload, 2, 1.0, np.zeros(1, np.int32),
+                          np.ones(1, np.float32), wide, wide.copy(), wide.copy(), None, True, 0.0, 0.0, 0.9, 0.1, None,
+                          0.0, payload.copy(), None, 0, 1)
+
+
 @pytest.mark.parametrize("bits", [1, 2, 8])
 def test_a_row_of_millions_of_neighbours(bits: int) -> None:
     """Past 4,000,000 neighbours twice the sum of 8-bit codes leaves 32 bits."""

@@ -56,6 +56,13 @@ def _wait(cell: Cell, scratch: Path) -> dict[str, Any]:
     return {}
 
 
+def test_the_module_of_the_processes_loads_nothing_heavy() -> None:
+    """What NumPy and torch read of the environment is set after it was imported."""
+    code = "import sys, qgnn_dist.bench.cells; sys.exit(' '.join({'numpy', 'torch'} & set(sys.modules)) or 0)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, f"loaded {done.stderr.strip()}"
+
+
 def _calls(out: Path) -> int:
     return len(list((out / "calls").iterdir())) if (out / "calls").exists() else 0
 

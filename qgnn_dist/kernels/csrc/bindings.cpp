@@ -174,7 +174,9 @@ NB_MODULE(_kernels, m) {
                     OutF h, std::optional<OutF> p, bool first, float coefficient, float a, float b_, float c,
                     std::optional<OutF> believed, float next_step, Out8 next, std::optional<OutD> moments, i64 begin,
                     i64 end) {
-    if (columns(h) > kLayerColumns) throw nb::value_error("layer: h has more than 4096 columns");
+    if (columns(h) > kLayerColumns)
+      throw nb::value_error(("layer: h has " + std::to_string(columns(h)) + " columns, expected at most " +
+                             std::to_string(kLayerColumns)).c_str());
     const Layer work{indptr.data(), indices.data(), payload.data(), degree.data(), d.data(), h0.data(), r.data(),
                      h.data(), data_or_null(p), data_or_null(believed), next.data(), data_or_null(moments), rows(payload), columns(h), bits,
                      step, next_step, a, b_, c, coefficient, believed.has_value(), first};

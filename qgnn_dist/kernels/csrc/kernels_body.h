@@ -135,7 +135,7 @@ QGNN_INLINE void pack_levels(const std::int32_t* __restrict in, i64 n, std::uint
 // One row, half = 2^(b-1). Levels of up to 1024 columns are held back, so that the float work runs along the row and packing along bytes.
 template <int bits, bool exact>
 QGNN_INLINE void code_tiles(const float* in, float scale, float* known, float step, float half, i64 C,
-                               std::uint8_t* packed) {
+                            std::uint8_t* packed) {
   constexpr i64 planes = 8 / bits, tile = 1024 / planes;
   const i64 B = row_bytes(C, bits);
   std::int32_t held[1024];
@@ -157,7 +157,7 @@ QGNN_INLINE void code_tiles(const float* in, float scale, float* known, float st
 
 template <bool exact>
 QGNN_INLINE void code_news_by(const float* in, float scale, float* known, float step, int bits, i64 C,
-                             std::uint8_t* packed) {
+                              std::uint8_t* packed) {
   const float half = static_cast<float>(1 << (bits - 1));
   switch (bits) {
     case 1: return code_tiles<1, exact>(in, scale, known, step, half, C, packed);
@@ -168,7 +168,7 @@ QGNN_INLINE void code_news_by(const float* in, float scale, float* known, float 
 }
 
 QGNN_INLINE void code_news_row(const float* in, float scale, float* known, float step, int bits, i64 C,
-                          std::uint8_t* packed) {
+                               std::uint8_t* packed) {
   if (is_power_of_two(step)) code_news_by<true>(in, scale, known, step, bits, C, packed);
   else code_news_by<false>(in, scale, known, step, bits, C, packed);
 }
@@ -198,6 +198,13 @@ static void row_moments(const float* x, i64 C, double* moments, i64 begin, i64 e
   }
 }
 
+// What a sum of codes adds to R; `Whole` holds twice the sum.
+template <class Whole>
+QGNN_INLINE float delivered(float r, std::int32_t sum, Whole offset, float half_step, bool keep) {
+  const float news = static_cast<float>(2 * static_cast<Whole>(sum) - offset) * half_step;
+  return keep ? r + news : news;
+}
+
 static void add_news(const std::int32_t* sums, const std::int32_t* degree, float step, int bits, bool keep, i64 C,
                      float* r, i64 begin, i64 end) {
   const float half_step = step * 0.5f;
@@ -205,10 +212,7 @@ static void add_news(const std::int32_t* sums, const std::int32_t* degree, float
     const i64 offset = static_cast<i64>((1 << bits) - 1) * degree[row];
     const std::int32_t* in = sums + row * C;
     float* out = r + row * C;
-    for (i64 c = 0; c < C; ++c) {
-      const float news = static_cast<float>(2 * static_cast<i64>(in[c]) - offset) * half_step;
-      out[c] = keep ? out[c] + news : news;
-    }
+    for (i64 c = 0; c < C; ++c) out[c] = delivered<i64>(out[c], in[c], offset, half_step, keep);
   }
 }
 

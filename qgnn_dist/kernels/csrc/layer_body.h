@@ -15,10 +15,7 @@ QGNN_INLINE void advance(const std::int32_t* __restrict sums, const std::int32_t
                          const float* __restrict h0, i64 n) {
   const float two = one * one;
   for (i64 i = 0; i < n; ++i) {
-    if (sent) {
-      const float news = static_cast<float>(2 * sums[i] - offset) * half_step;
-      r[i] = s.keep ? r[i] + news : news;
-    }
+    if (sent) r[i] = delivered<std::int32_t>(r[i], sums[i], offset, half_step, s.keep);
     const float p = one * r[i] + two * h[i];
     h[i] = (s.a * h[i] + s.b * p) + s.c * h0[i];
   }
@@ -32,23 +29,13 @@ QGNN_INLINE void advance_constrained(const std::int32_t* __restrict sums, const 
                                      float* __restrict before, i64 n) {
   const float two = one * one;
   for (i64 i = 0; i < n; ++i) {
-    if (sent) {
-      const float news = static_cast<float>(2 * sums[i] - offset) * half_step;
-      r[i] = s.keep ? r[i] + news : news;
-    }
+    if (sent) r[i] = delivered<std::int32_t>(r[i], sums[i], offset, half_step, s.keep);
     const float p = one * r[i] + two * h[i];
     const float half = (s.a * h[i] + s.b * p) + s.c * h0[i];
     const float held = s.first ? p : before[i];
     const float moved = half + s.coefficient * ((half - h[i]) - (p - held));
     h[i] = s.coefficient != 0.0f ? moved : half;
     before[i] = p;
-  }
-}
-
-static void add_far(const std::int32_t* sums, i64 offset, float half_step, bool keep, i64 C, float* r) {
-  for (i64 i = 0; i < C; ++i) {
-    const float news = static_cast<float>(2 * static_cast<i64>(sums[i]) - offset) * half_step;
-    r[i] = keep ? r[i] + news : news;
   }
 }
 
@@ -62,8 +49,10 @@ static void layer(const Layer& a, i64 begin, i64 end) {
     float* p = a.p == nullptr ? nullptr : a.p + at;
     const bool far = a.degree[row] > kExactDegree;  // twice its sums would not fit 32 bits
     if (a.step != 0.0f) sum_codes_row(a.indptr, a.indices, a.payload, a.M, C, a.bits, row, last_edge, sums);
-    if (a.step != 0.0f && far)
-      add_far(sums, static_cast<i64>((1 << a.bits) - 1) * a.degree[row], half_step, a.keep, C, a.r + at);
+    if (a.step != 0.0f && far) {
+      const i64 offset = static_cast<i64>((1 << a.bits) - 1) * a.degree[row];
+      for (i64 i = 0; i < C; ++i) a.r[at + i] = delivered<i64>(a.r[at + i], sums[i], offset, half_step, a.keep);
+    }
     if (a.step != 0.0f && !far) {
       const std::int32_t offset = ((1 << a.bits) - 1) * a.degree[row];
       if (p == nullptr) advance<true>(sums, offset, half_step, one, a, a.r + at, a.h + at, a.h0 + at, C);

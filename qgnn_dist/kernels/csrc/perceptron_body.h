@@ -76,7 +76,7 @@ QGNN_INLINE void normalise_row(const float* x, i64 n, int norm, float* out) {
   for (i64 i = 0; i < n; ++i) out[i] = static_cast<float>(static_cast<double>(x[i]) / by);
 }
 
-// Σv² or max v of a row, v its values after the norm; `by` 1 where it has none, and dividing by it is left out.
+// Σv² or max v of a row, v its values after the norm.
 QGNN_INLINE double figure_of(const float* x, i64 n, double by, bool is_signed) {
   double figure = 0.0;
   for (i64 i = 0; i < n; ++i) {
@@ -103,6 +103,7 @@ QGNN_INLINE void four_square_sums(const float* x, i64 n, double* sums) {
   sums[3] = d;
 }
 
+// `by` is 1 where there is no norm, and dividing by it is left out.
 QGNN_INLINE void code_values(const float* __restrict x, i64 n, double by, float low, float top, float step,
                              std::int16_t* __restrict codes) {
   if (by == 1.0) {
