@@ -17,6 +17,8 @@ from .ops import (
     apply_multiplier,
     check_csr,
     code_news,
+    fixed_layer,
+    fixed_start,
     gather_rows,
     half_step,
     layer,
@@ -46,12 +48,10 @@ from .perceptron import (
 )
 
 __all__ = [
-    "LAYER_COLUMNS",
-    "add_affine", "add_news", "affine_codes", "affine_values", "aggregate_codes", "aggregate_float",
-    "apply_multiplier", "check_csr", "code_news", "dropout_csr", "dropout_dense",
-    "feature_codes_csr", "feature_codes_dense", "gather_rows", "half_step", "hidden_codes", "isa", "keyed_bits",
-    "layer", "level_histogram",
-    "matmul_codes_csr", "matmul_codes_dense", "matmul_float_csr", "matmul_float_dense", "midrise", "normalise_csr",
-    "normalise_dense", "pack", "propagated", "row_moments", "scale_rows", "scores_from_codes", "set_threads",
-    "softmax", "threads", "unpack", "using_isa",
+    "LAYER_COLUMNS", "add_affine", "add_news", "affine_codes", "affine_values", "aggregate_codes", "aggregate_float",
+    "apply_multiplier", "check_csr", "code_news", "dropout_csr", "dropout_dense", "feature_codes_csr",
+    "feature_codes_dense", "fixed_layer", "fixed_start", "gather_rows", "half_step", "hidden_codes", "isa",
+    "keyed_bits", "layer", "level_histogram", "matmul_codes_csr", "matmul_codes_dense", "matmul_float_csr",
+    "matmul_float_dense", "midrise", "normalise_csr", "normalise_dense", "pack", "propagated", "row_moments",
+    "scale_rows", "scores_from_codes", "set_threads", "softmax", "threads", "unpack", "using_isa",
 ]

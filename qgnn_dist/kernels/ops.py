@@ -13,12 +13,12 @@ from .dispatch import kernel
 
 __all__ = [
     "add_affine", "add_news", "affine_codes", "affine_values", "aggregate_codes", "aggregate_float", "apply_multiplier",
-    "check_csr", "code_news", "gather_rows", "half_step", "layer", "level_histogram", "midrise", "pack", "propagated",
-    "row_moments", "scale_rows", "unpack",
+    "check_csr", "code_news", "fixed_layer", "fixed_start", "gather_rows", "half_step", "layer", "level_histogram",
+    "midrise", "pack", "propagated", "row_moments", "scale_rows", "unpack",
 ]
 F4 = np.float32
 LAYER_COLUMNS = 4096
-"""Widest rows that `layer` takes; csrc/kernels.h has it too."""
+"""Widest rows that `layer` and `fixed_layer` take; csrc/kernels.h has it too."""
 
 
 def check_csr(indptr: np.ndarray, indices: np.ndarray, num_columns: int) -> None:
@@ -111,41 +111,102 @@ def add_news(sums: np.ndarray, degree: np.ndarray, step: float, bits: int, keep:
     r[rows] = r[rows] + news if keep else news
 
 
-@kernel(indptr="i8 N+1", indices="i4 E", payload="u1 M B", degree="i4 N", inv_sqrt_degree="f4 N", h0="f4 N C",
-        r="=f4 N C", h="=f4 N C", p="=?f4 N C", believed="=?f4 N C", next_payload="=u1 N B", moments="=?f8 N 3")
+@kernel(indptr="i8 N+1", indices="i4 E", payload="u1 M B", degree="i4 N", inv_sqrt_degree="f4 N", residual="f4 N C",
+        r="=f4 N C", h="f4 N C", before="?f4 N C", out="=f4 N C", believed="=?f4 N C", next_payload="=u1 N B",
+        moments="=?f8 N 3", dots="=?f8 N")
 def layer(indptr: np.ndarray, indices: np.ndarray, payload: np.ndarray, bits: int, step: float, degree: np.ndarray,
-          inv_sqrt_degree: np.ndarray, h0: np.ndarray, r: np.ndarray, h: np.ndarray, p: np.ndarray | None, first: bool,
-          coefficient: float, a: float, b: float, c: float, believed: np.ndarray | None, next_step: float,
-          next_payload: np.ndarray, moments: np.ndarray | None, begin: int, end: int) -> None:
-    """A merged round and its layer, in one pass over rows begin ≤ i < end: what aggregate_codes, add_news, propagated,
-    half_step, apply_multiplier and code_news do one after the other, to the last bit.
+          inv_sqrt_degree: np.ndarray, residual: np.ndarray, r: np.ndarray, h: np.ndarray, before: np.ndarray | None,
+          out: np.ndarray, gradient: bool, coefficient: float, a: float, b: float, c: float,
+          believed: np.ndarray | None, next_step: float, next_payload: np.ndarray, moments: np.ndarray | None,
+          dots: np.ndarray | None, begin: int, end: int) -> None:
+    """A round and what its layer does with it, in one pass over rows begin ≤ i < end: aggregate_codes, add_news,
+    propagated, half_step, apply_multiplier and code_news one after the other, to the last bit.
 
-    R takes the neighbours' codes of `payload`, on the grid of `step` (0: nothing came); P = D̃^-½·R + D̃^-1·h;
-    h becomes H½, plus `coefficient`·G where that is not 0, G = Δ − (P − P of the layer before, which `p` holds; in the
-    first layer P itself); then `next_payload` gets the codes of the new h on the grid of `next_step` (0: none).
+    R takes the neighbours' codes of `payload`, on the grid of `step` (0: nothing came); P = D̃^-½·R + D̃^-1·h.
+    With `gradient`, out = H½ of h, plus `coefficient`·((H½ − h) − (P − P')), which is left out at 0; without,
+    out = h + `coefficient`·((h − before) − (P − P')), the second round of a layer. P' is that of `before`, with R as it
+    was. Then `next_payload` gets the codes of `out` on the grid of `next_step` (0: none).
 
     Args:
-        payload: uint8 (M, B), codes of local and halo rows. p: becomes P; None where no multiplier acts here or next.
+        payload: uint8 (M, B), codes of local and halo rows. next_payload: other memory, as others still read that one.
+        h: at most LAYER_COLUMNS wide. before: the state that the last round was of, None for none (then P' = P).
+        out: may be `h` or `before`. residual: float32 (N, C), the H⁰ term.
         believed: Ŷ of the local rows, kept up to date; None where states are coded afresh, and R is set anew.
-        h: at most LAYER_COLUMNS wide. moments: see code_news.
-        next_payload: another buffer than `payload`, whose rows others may still read.
+        moments: see code_news. dots: ⟨D, D − (P − P')⟩ of each row, D = h − before.
     """
     rows, columns = slice(begin, end), h.shape[1]
+    last = h if before is None else before
+    held, now, half, new = (np.zeros_like(h) for _ in range(4))
+    propagated(r, last, inv_sqrt_degree, begin, end, held)
     if step != 0:
         sums = np.empty((len(h), columns), np.int32)
         aggregate_codes(indptr, indices, payload, bits, begin, end, sums)
         add_news(sums, degree, step, bits, believed is not None, begin, end, r)
-    now, half = np.empty_like(h), np.empty_like(h)
     propagated(r, h, inv_sqrt_degree, begin, end, now)
-    half[rows] = (F4(a) * h[rows] + F4(b) * now[rows]) + F4(c) * h0[rows]
-    if p is not None:
-        if coefficient != 0:
-            before = now[rows] if first else p[rows]
-            half[rows] += F4(coefficient) * ((half[rows] - h[rows]) - (now[rows] - before))
-        p[rows] = now[rows]
-    h[rows] = half[rows]
+    if before is None:
+        held = now
+    if dots is not None:
+        rowwise = np.zeros(len(h))
+        apply_multiplier(last, h, held, now, 0.0, np.empty_like(h), rowwise)
+        dots[rows] = rowwise[rows]
+    half_step(h, now, residual, a, b, c, half)
+    if not gradient:
+        apply_multiplier(last, h, held, now, coefficient, new, None)
+    elif coefficient != 0:
+        apply_multiplier(h, half, held, now, coefficient, new, None)
+    else:
+        new = half
+    out[rows] = new[rows]
     if next_step != 0:
-        code_news(h, inv_sqrt_degree, believed, next_step, bits, begin, end, next_payload, moments)
+        code_news(out, inv_sqrt_degree, believed, next_step, bits, begin, end, next_payload, moments)
+
+
+@kernel(indptr="i8 N+1", indices="i4 E", payload="u1 M B", degree="i4 N", inv_sqrt_degree="f4 N", residual="i1 N S",
+        r="=i2 N S", slot="?i4 N", far="=?f4 P C", h="f4 N C", before="?f4 N C", out="=f4 N C", believed="=?i2 N S",
+        next_payload="=u1 N B", moments="=?f8 N 3", dots="=?f8 N")
+def fixed_layer(indptr: np.ndarray, indices: np.ndarray, payload: np.ndarray, bits: int, step: float,
+                degree: np.ndarray, inv_sqrt_degree: np.ndarray, residual: np.ndarray, residual_step: float,
+                unit: float, r: np.ndarray, slot: np.ndarray | None, far: np.ndarray | None, h: np.ndarray,
+                before: np.ndarray | None, out: np.ndarray, gradient: bool, coefficient: float, a: float, b: float,
+                c: float, believed: np.ndarray | None, next_step: float, next_payload: np.ndarray,
+                moments: np.ndarray | None, dots: np.ndarray | None, begin: int, end: int) -> None:
+    """`layer` over state in fixed point, with the same bits: steps are powers of two.
+
+    Args:
+        r, believed: int16 (N, S), S = C rounded up to a multiple of 8, in units of `unit`; the caller sees to it that
+            they fit. residual: int8 (N, S), levels of `residual_step`, which stand for (level + ½)·step.
+        slot: place in `far` of the rows whose R does not fit, −1 elsewhere; far: float32 (P, C), their R.
+    """
+    columns = h.shape[1]
+    wide = r[:, :columns].astype(F4) * F4(unit)
+    kept = None if believed is None else believed[:, :columns].astype(F4) * F4(unit)
+    elsewhere = np.zeros(0, np.int64) if slot is None else begin + np.flatnonzero(slot[begin:end] >= 0)
+    if slot is not None and far is not None:
+        wide[elsewhere] = far[slot[elsewhere]]
+    layer(indptr, indices, payload, bits, step, degree, inv_sqrt_degree,
+          (residual[:, :columns].astype(F4) + F4(0.5)) * F4(residual_step), wide, h, before, out, gradient, coefficient,
+          a, b, c, kept, next_step, next_payload, moments, dots, begin, end)
+    if slot is not None and far is not None:
+        far[slot[elsewhere]] = wide[elsewhere]
+        wide[elsewhere] = r[elsewhere, :columns].astype(F4) * F4(unit)
+    r[begin:end, :columns] = (wide[begin:end] / F4(unit)).astype(np.int16)
+    if believed is not None and kept is not None:
+        believed[begin:end, :columns] = (kept[begin:end] / F4(unit)).astype(np.int16)
+
+
+@kernel(h="f4 N C", inv_sqrt_degree="f4 N", residual="=i1 N S", believed="=?i2 N S", payload="=u1 N B",
+        moments="=?f8 N 3")
+def fixed_start(h: np.ndarray, inv_sqrt_degree: np.ndarray, residual_step: float, residual_bits: int, unit: float,
+                step: float, bits: int, begin: int, end: int, residual: np.ndarray, believed: np.ndarray | None,
+                payload: np.ndarray, moments: np.ndarray | None) -> None:
+    """What comes before the first `fixed_layer`: levels of the residual term, the first round's codes, and Ŷ."""
+    columns, rows = h.shape[1], slice(begin, end)
+    kept = None if believed is None else np.zeros_like(h)
+    code_news(h, inv_sqrt_degree, kept, step, bits, begin, end, payload, moments)
+    residual[rows, :columns] = _level(h[rows] / F4(residual_step), F4(2 ** (residual_bits - 1))).astype(np.int8)
+    if believed is not None and kept is not None:
+        believed[rows] = 0
+        believed[rows, :columns] = (kept[rows] / F4(unit)).astype(np.int16)
 
 
 @kernel(h="f4 N C", inv_sqrt_degree="f4 N", out="=f4 N+ C")

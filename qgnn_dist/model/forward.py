@@ -134,6 +134,19 @@ class PackedForward:
             self._group.all_reduce_sum(histogram)
         self.level = level_of(histogram)
         self.gain = octaves(self.level, info.level)
+        propagation = Propagation(info.kind, info.layers, info.mu, info.eta, info.rounds)
+        steps = [float(np.ldexp(np.float32(s), self.gain)) for s in info.message_steps]
+        residual_step = np.ldexp(np.float32(info.residual_step), self.gain)
+        if bits["residual"] < 32 and not info.grids:
+            self._record_rows("residual", h0)
+        if steps and not info.grids and self._observer is None and FusedLayers.can_run(propagation, info.num_classes):
+            layers = FusedLayers(propagation, self._graph, self._exchange, self._direction, bits=bits["messages"],
+                                 steps=steps, innovation=info.coding == "innovation", residual_bits=bits["residual"],
+                                 residual_step=float(residual_step), multipliers=FrozenMultipliers(info.multipliers),
+                                 record=self._record)
+            scores = layers.run(h0)
+            self.moments.update(layers.moments)
+            return scores
         residual = h0
         grid = info.grid("residual")
         if grid is not None:
@@ -143,18 +156,7 @@ class PackedForward:
             kernels.affine_values(codes, grid.low, grid.step, residual)
         elif bits["residual"] < 32:
             residual = np.empty_like(h0)
-            self._record_rows("residual", h0)
-            step = np.ldexp(np.float32(info.residual_step), self.gain)
-            kernels.midrise(h0, np.float32(step), bits["residual"], residual)
-        propagation = Propagation(info.kind, info.layers, info.mu, info.eta, info.rounds)
-        steps = [float(np.ldexp(np.float32(s), self.gain)) for s in info.message_steps]
-        if steps and not info.grids and self._observer is None and FusedLayers.can_run(propagation, info.num_classes):
-            layers = FusedLayers(propagation, self._graph, self._exchange, self._direction, bits=bits["messages"],
-                                 steps=steps, innovation=info.coding == "innovation", multipliers=info.multipliers,
-                                 record=self._record)
-            scores = layers.run(h0, residual)
-            self.moments.update(layers.moments)
-            return scores
+            kernels.midrise(h0, np.float32(residual_step), bits["residual"], residual)
         messenger: Messenger
         if bits["messages"] == 32:
             messenger = FloatMessenger(self._graph, self._exchange, info.num_classes, self._direction)

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Merged rounds of coded messages, one pass over the rows a layer: what prediction and evaluation run.
+"""Layers of coded messages, one pass over the rows a round: what prediction, evaluation and training run.
 
 The same numbers as smp.Propagation over a messages.CodedMessenger, to the last bit; that pair shows each step, and is
-what training and the diagnosis take. n local rows, H halo rows, C columns.
+what the diagnosis takes. n local rows, H halo rows, C columns.
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -15,62 +18,212 @@ from ..comm.exchange import Exchange
 from ..quant.packed import row_bytes
 from ..quant.ranges import moments_of
 from .neighbourhood import Neighbourhood
-from .smp import Propagation
+from .smp import Multipliers, Propagation
 
-__all__ = ["FusedLayers"]
+__all__ = ["FusedLayers", "fixed_point"]
+
+LARGEST = 2**15 - 1
+FAR_SHARE = 0.5
+"""Fixed point is given up where more rows than this share would keep R in float32."""
+
+
+class _Round(NamedTuple):
+    """A round of messages, and what its layer does once they are there; see kernels.layer."""
+
+    layer: int
+    gradient: bool
+    coefficient: float
+    last: bool
 
 
 class FusedLayers:
     """One forward over one part's rows; all workers run it together.
 
     Args:
-        spec: of kind appnp, or smp with merged rounds. steps: of each round, 0 where nothing is sent.
-        multipliers: λ_0 …, 0 past the end. record: collect the moments of what is coded in `moments`.
+        spec: of kind appnp or smp. steps: of each round, 0 where nothing is sent.
+        residual_bits, residual_step: grid of the H⁰ term; at 32 bits it is H⁰ itself.
+        multipliers: the source of λ. record: collect the moments of what is coded in `moments`.
     """
 
     def __init__(self, spec: Propagation, graph: Neighbourhood, exchange: Exchange, direction: str, *, bits: int,
-                 steps: Sequence[float], innovation: bool, multipliers: Sequence[float], record: bool) -> None:
+                 steps: Sequence[float], innovation: bool, residual_bits: int, residual_step: float,
+                 multipliers: Multipliers, record: bool) -> None:
         self._spec, self._graph, self._exchange, self._direction = spec, graph, exchange, direction
         self._bits, self._steps, self._innovation, self._record = bits, list(steps), innovation, record
-        self._multipliers = [*multipliers, *[0.0] * spec.layers][:spec.layers]
+        self._residual_bits, self._residual_step, self._multipliers = residual_bits, residual_step, multipliers
         self.moments: dict[str, list[float]] = {}
 
     @staticmethod
     def can_run(spec: Propagation, columns: int) -> bool:
-        """Whether this is a schedule, and a width, that the kernel knows."""
-        schedule = spec.kind == "appnp" or (spec.kind == "smp" and spec.rounds == "merged")
-        return schedule and columns <= kernels.LAYER_COLUMNS
+        """Whether there are rounds at all, of a width that the kernel knows."""
+        return spec.kind != "none" and spec.layers > 0 and columns <= kernels.LAYER_COLUMNS
 
-    def run(self, h0: np.ndarray, residual: np.ndarray) -> np.ndarray:
-        """H^K of the local rows, see Propagation.run."""
-        g, spec, columns = self._graph, self._spec, h0.shape[1]
-        n = g.num_local
-        state, r = h0.copy(), np.zeros_like(h0)
-        believed = np.zeros_like(h0) if self._innovation else None
-        p = np.empty_like(h0) if any(self._multipliers) else None
+    def run(self, h0: np.ndarray) -> np.ndarray:
+        """H^K of the local rows, float32 (n, C); `h0`, float32 (n, C), is used up."""
+        g, n, columns = self._graph, self._graph.num_local, h0.shape[1]
+        live = self._multipliers.live
         rows = np.zeros((n, 3), np.float64) if self._record else None
+        dots = np.zeros(n, np.float64) if live else None
         now, then = (np.zeros((n + g.num_halo, row_bytes(columns, self._bits)), np.uint8) for _ in range(2))
-        mu, eta = spec.mu, spec.eta
-        a, b, c = (np.float32(v) for v in (1.0 - (1.0 + mu) * eta, mu * eta, eta))
-        kernels.code_news(state, g.inv_sqrt_degree, believed, self._steps[0], self._bits, 0, n, now[:n], rows)
-        for layer in range(spec.layers):
-            step = self._steps[layer]
-            following = self._steps[layer + 1] if layer + 1 < spec.layers else 0.0
-            coefficient = np.float32(2.0 * eta * self._multipliers[layer])
-            self._note(layer, step, rows, h0.size)
+        storage = self._storage(h0)
+        storage.start(h0, now[:n], rows)
+        state, other = h0, np.empty_like(h0) if self._keeps_two else h0
+        for number, current in enumerate(self._rounds()):
+            step = self._steps[number]
+            following = 0.0 if current.last else self._steps[number + 1]
+            self._note(number, step, rows, h0.size)
             if step != 0.0:
-                self._exchange.begin(now, self._bits, columns, self._direction, layer, layer)
+                self._exchange.begin(now, self._bits, columns, self._direction, current.layer, number)
+            compares = self._keeps_two and number > 0 and (self._merged or not current.gradient)
+            before = other if compares else None
             for interior in (True, False):
                 begin, end = (g.num_boundary, n) if interior else (0, g.num_boundary)
-                kernels.layer(g.indptr, g.indices, now, self._bits, step, g.degree, g.inv_sqrt_degree, residual, r,
-                              state, p, layer == 0, coefficient, a, b, c, believed, following, then[:n], rows, begin,
-                              end)
+                storage.layer(now, step, state, before, other, current, following, then[:n], rows,
+                              dots if compares else None, begin, end)
                 if interior and step != 0.0:
                     self._exchange.finish()
+            if dots is not None and (self._merged or not current.gradient) and current.layer < self._spec.layers - 1:
+                self._multipliers.post(current.layer, float(dots.sum()))
             if following != 0.0:
                 now, then = then, now
+            state, other = other, state
         return state
+
+    @property
+    def _merged(self) -> bool:
+        return not self._spec.two_rounds
+
+    @property
+    def _keeps_two(self) -> bool:
+        """Whether a layer looks back at the state before."""
+        return not self._merged or self._multipliers.live or self._multipliers.any
+
+    def _rounds(self) -> Iterator[_Round]:
+        layers, eta = self._spec.layers, self._spec.eta
+        for layer in range(layers):
+            multiplier, end = self._multipliers.value(layer), layer == layers - 1
+            coefficient = float(np.float32(2.0 * eta * multiplier))
+            if self._merged:
+                yield _Round(layer, True, coefficient, end)
+                continue
+            needless = end and multiplier == 0.0
+            yield _Round(layer, True, 0.0, needless)
+            if not needless:
+                yield _Round(layer, False, coefficient, end)
+
+    def _storage(self, h0: np.ndarray) -> _Storage:
+        fixed = fixed_point(self._steps, self._bits, innovation=self._innovation)
+        coded = self._residual_bits <= 8 and _is_power_of_two(self._residual_step)
+        if fixed is not None and coded:
+            far = np.flatnonzero(self._graph.degree > fixed.most_neighbours)
+            if len(far) <= FAR_SHARE * len(h0):
+                return _FixedStorage(self, h0, fixed, far)
+        return _FloatStorage(self, h0)
 
     def _note(self, number: int, step: float, rows: np.ndarray | None, count: int) -> None:
         if rows is not None and step != 0.0:
             self.moments[f"news/{number}"] = [*moments_of(rows), float(count)]
+
+    @property
+    def weights(self) -> tuple[float, float, float]:
+        """Of H, P and the H⁰ term in a gradient step."""
+        mu, eta = self._spec.mu, self._spec.eta
+        return 1.0 - (1.0 + mu) * eta, mu * eta, eta
+
+
+@dataclass(frozen=True)
+class FixedPoint:
+    """Attributes: unit, what 1 means; most_neighbours, of rows whose sums of it fit 16 bits."""
+
+    unit: float
+    most_neighbours: int
+
+
+def fixed_point(steps: Sequence[float], bits: int, *, innovation: bool) -> FixedPoint | None:
+    """How believed states and their sums are whole numbers of 16 bits; None where they aren't, or don't fit.
+
+    A code moves a state by an odd multiple of half its step, at most (2^b − 1)/2 steps, so that the half of the least
+    step counts all of them where steps are powers of two, and the sum over rounds bounds them.
+
+    >>> fixed_point([1.0, 0.5, 0.0, 0.25], 2, innovation=True)
+    FixedPoint(unit=0.125, most_neighbours=1560)
+    """
+    sent = [step for step in steps if step != 0.0]
+    if not sent or not all(_is_power_of_two(step) for step in sent):
+        return None
+    shares = [step / min(sent) for step in sent]
+    largest = (2**bits - 1) * (sum(shares) if innovation else max(shares))
+    if largest > LARGEST:
+        return None
+    return FixedPoint(min(sent) / 2, int(LARGEST // largest))
+
+
+def _is_power_of_two(step: float) -> bool:
+    return 2.0**-100 <= step <= 2.0**100 and math.frexp(step)[0] == 0.5
+
+
+class _Storage(Protocol):
+    """Where R, Ŷ and the H⁰ term are kept."""
+
+    def start(self, h0: np.ndarray, payload: np.ndarray, moments: np.ndarray | None) -> None:
+        """Code the first round's messages."""
+
+    def layer(self, payload: np.ndarray, step: float, h: np.ndarray, before: np.ndarray | None, out: np.ndarray,
+              current: _Round, following: float, following_payload: np.ndarray, moments: np.ndarray | None,
+              dots: np.ndarray | None, begin: int, end: int) -> None:
+        """See kernels.layer."""
+
+
+class _FloatStorage:
+    """In float32."""
+
+    def __init__(self, layers: FusedLayers, h0: np.ndarray) -> None:
+        self._layers = layers
+        self._r = np.zeros_like(h0)
+        self._believed = np.zeros_like(h0) if layers._innovation else None
+        self._residual = h0.copy()
+        if layers._residual_bits < 32:
+            kernels.midrise(h0, np.float32(layers._residual_step), layers._residual_bits, self._residual)
+
+    def start(self, h0: np.ndarray, payload: np.ndarray, moments: np.ndarray | None) -> None:
+        s = self._layers
+        kernels.code_news(h0, s._graph.inv_sqrt_degree, self._believed, s._steps[0], s._bits, 0, len(h0), payload,
+                          moments)
+
+    def layer(self, payload: np.ndarray, step: float, h: np.ndarray, before: np.ndarray | None, out: np.ndarray,
+              current: _Round, following: float, following_payload: np.ndarray, moments: np.ndarray | None,
+              dots: np.ndarray | None, begin: int, end: int) -> None:
+        s, g = self._layers, self._layers._graph
+        kernels.layer(g.indptr, g.indices, payload, s._bits, step, g.degree, g.inv_sqrt_degree, self._residual, self._r,
+                      h, before, out, current.gradient, current.coefficient, *s.weights, self._believed, following,
+                      following_payload, moments, dots, begin, end)
+
+
+class _FixedStorage:
+    """In 16 bits, the H⁰ term in 8; in float32 R of rows with many neighbours, `far`."""
+
+    def __init__(self, layers: FusedLayers, h0: np.ndarray, fixed: FixedPoint, far: np.ndarray) -> None:
+        self._layers, self._unit = layers, fixed.unit
+        shape = (len(h0), -(-h0.shape[1] // 8) * 8)
+        self._r = np.zeros(shape, np.int16)
+        self._believed = np.empty(shape, np.int16) if layers._innovation else None
+        self._residual = np.empty(shape, np.int8)
+        self._slot = self._far = None
+        if len(far):
+            self._slot = np.full(len(h0), -1, np.int32)
+            self._slot[far] = np.arange(len(far), dtype=np.int32)
+            self._far = np.zeros((len(far), h0.shape[1]), np.float32)
+
+    def start(self, h0: np.ndarray, payload: np.ndarray, moments: np.ndarray | None) -> None:
+        s = self._layers
+        kernels.fixed_start(h0, s._graph.inv_sqrt_degree, s._residual_step, s._residual_bits, self._unit, s._steps[0],
+                            s._bits, 0, len(h0), self._residual, self._believed, payload, moments)
+
+    def layer(self, payload: np.ndarray, step: float, h: np.ndarray, before: np.ndarray | None, out: np.ndarray,
+              current: _Round, following: float, following_payload: np.ndarray, moments: np.ndarray | None,
+              dots: np.ndarray | None, begin: int, end: int) -> None:
+        s, g = self._layers, self._layers._graph
+        kernels.fixed_layer(g.indptr, g.indices, payload, s._bits, step, g.degree, g.inv_sqrt_degree, self._residual,
+                            s._residual_step, self._unit, self._r, self._slot, self._far, h, before, out,
+                            current.gradient, current.coefficient, *s.weights, self._believed, following,
+                            following_payload, moments, dots, begin, end)

@@ -38,6 +38,10 @@ class Multipliers(Protocol):
     def live(self) -> bool:
         """Whether `post` is listened to."""
 
+    @property
+    def any(self) -> bool:
+        """Whether some λ may differ from 0."""
+
 
 class FrozenMultipliers:
     """The λ of an earlier training forward: evaluation, prediction, and every backward."""
@@ -46,6 +50,11 @@ class FrozenMultipliers:
 
     def __init__(self, values: Sequence[float]) -> None:
         self._values = list(values)
+
+    @property
+    def any(self) -> bool:
+        """See Multipliers."""
+        return any(self._values)
 
     def value(self, layer: int) -> float:
         """λ of a layer; 0 past the end."""
@@ -63,7 +72,7 @@ class LiveMultipliers:
         energy: this worker's share of ‖H⁰‖².
     """
 
-    live = True
+    live = any = True
 
     def __init__(self, client: MultiplierClient, epoch: int, start: float, energy: float, timeout_s: float) -> None:
         self._client, self._epoch, self._energy, self._timeout_s = client, epoch, energy, timeout_s
@@ -111,10 +120,11 @@ class Propagation:
         """Rounds of messages at most (the last of `two` falls away where λ_{K−1} = 0)."""
         if self.kind == "none":
             return 0
-        return 2 * self.layers if self._two_rounds else self.layers
+        return 2 * self.layers if self.two_rounds else self.layers
 
     @property
-    def _two_rounds(self) -> bool:
+    def two_rounds(self) -> bool:
+        """Whether a layer has a round for Â·H^k and one for Â·H½; otherwise it has one."""
         return self.kind == "smp" and self.rounds == "two"
 
     def run(self, graph: Neighbourhood, h0: np.ndarray, residual: np.ndarray, messenger: Messenger,
@@ -136,7 +146,7 @@ class Propagation:
         if self.kind == "none":
             return h0.copy()
         layers = _Layers(self, graph, residual, messenger, observe, h0)
-        return layers.two(multipliers, all_rounds) if self._two_rounds else layers.merged(multipliers)
+        return layers.two(multipliers, all_rounds) if self.two_rounds else layers.merged(multipliers)
 
 
 class _Layers:

@@ -11,7 +11,7 @@ import pytest
 from qgnn_dist import kernels
 from qgnn_dist.comm.exchange import Exchange
 from qgnn_dist.diagnosis.report import diagnose
-from qgnn_dist.propagation.fused import FusedLayers
+from qgnn_dist.propagation.fused import FusedLayers, fixed_point
 from qgnn_dist.propagation.messages import CodedMessenger
 from qgnn_dist.propagation.neighbourhood import Neighbourhood
 from qgnn_dist.propagation.smp import FrozenMultipliers, Propagation
@@ -20,57 +20,154 @@ from tests.helpers import make_store, small_graph, untrained_model
 from tests.parity.test_kernels_levels import _everywhere, _graph
 from tests.parity.test_predict_bits import bits_of, predictions
 
-STEP, NEXT = 0.25, 0.125
+STEP, NEXT, UNIT, RESIDUAL_STEP = 0.25, 0.125, 2.0**-5, 0.5
+CASES = ["plain", "constrained", "first", "corrected", "in place", "direct", "unsent", "odd step"]
+
+
+class _Case:
+    """Arguments of one round over a small graph, with state that fixed point holds too."""
+
+    def __init__(self, columns: int, bits: int, case: str) -> None:
+        rng = np.random.default_rng(columns)
+        self.indptr, self.indices, buffer = _graph(rng, 120)
+        n = self.n = len(self.indptr) - 1
+        self.columns, self.bits, self.case = columns, bits, case
+        self.degree = np.diff(self.indptr).astype(np.int32)
+        self.d = (1 / np.sqrt(self.degree + 1)).astype(np.float32)
+        self.payload = rng.integers(0, 256, (buffer, row_bytes(columns, bits))).astype(np.uint8)
+        self.h, self.before = (rng.normal(size=(n, columns)).astype(np.float32) for _ in range(2))
+        self.stride = -(-columns // 8) * 8
+        self.r, self.known = (rng.integers(-200, 200, (n, self.stride)).astype(np.int16) for _ in range(2))
+        self.levels = rng.integers(-128, 128, (n, self.stride)).astype(np.int8)
+        full = 200 + self.degree.astype(np.int64) * round((2**bits - 1) * STEP / 2 / UNIT) > 2**15 - 1
+        self.slots = {"fixed": full, "far": full | (np.arange(n) % 3 == 0)}
+        self.slots = {name: np.where(rows, np.cumsum(rows) - 1, -1).astype(np.int32)
+                      for name, rows in self.slots.items()}
+        self.far = rng.normal(size=(n, columns)).astype(np.float32)
+        self.weights = (0.05, 0.9, 0.1)
+        self.step = 0.0 if case == "unsent" else STEP
+        self.following = 0.0 if case == "unsent" else 0.1 if case == "odd step" else NEXT
+        self.innovation, self.gradient = case != "direct", case != "corrected"
+        self.coefficient = -0.3 if case in ("constrained", "first", "corrected") else 0.0
+        self.looks_back = case in ("constrained", "corrected")
+        self.begin, self.end = 3, n - 2
+
+    def floats(self, whole: np.ndarray) -> np.ndarray:
+        """Values of fixed point."""
+        return whole[:, :self.columns].astype(np.float32) * np.float32(UNIT)
+
+    @property
+    def residual(self) -> np.ndarray:
+        return (self.levels[:, :self.columns].astype(np.float32) + np.float32(0.5)) * np.float32(RESIDUAL_STEP)
+
+    def results(self) -> dict[str, np.ndarray]:
+        """Arrays to be written, filled with what must be left alone."""
+        n, h = self.n, self.h.copy()
+        return {"h": h, "out": h if self.case == "in place" else self.before.copy(), "moments": np.zeros((n, 3)),
+                "dots": np.full(n, 7.0), "next": np.full((n, self.payload.shape[1]), 77, np.uint8)}
+
+    def run(self, storage: str) -> dict[str, np.ndarray]:
+        """One pass."""
+        out = self.results()
+        fixed = storage != "float"
+        out["r"] = self.r.copy() if fixed else self.floats(self.r)
+        known = self.known.copy() if fixed else self.floats(self.known)
+        far = self.far.copy()
+        last = out["out"] if self.case in ("constrained", "corrected") else None
+        head = (self.indptr, self.indices, self.payload, self.bits, self.step, self.degree, self.d)
+        tail = (out["h"], last, out["out"], self.gradient, self.coefficient, *self.weights,
+                known if self.innovation else None, self.following, out["next"], out["moments"],
+                out["dots"] if self.looks_back else None, self.begin, self.end)
+        if fixed:
+            slot = self.slots[storage]
+            rows = slot >= 0
+            kernels.fixed_layer(*head, self.levels, RESIDUAL_STEP, UNIT, out["r"], slot if rows.any() else None,
+                                far if rows.any() else None, *tail)
+            known, out["r"] = self.floats(known), self.floats(out["r"])
+            np.testing.assert_array_equal(out["r"][rows], self.floats(self.r)[rows])
+            out["r"][rows] = far[slot[rows]]
+        else:
+            kernels.layer(*head, self.residual, out["r"], *tail)
+        return {**out, "known": known}
+
+    def in_turn(self, r: np.ndarray) -> dict[str, np.ndarray]:
+        """The kernels that do one thing each."""
+        out, begin, end = self.results(), self.begin, self.end
+        n, h, known = self.n, self.h, self.floats(self.known)
+        sums, p, held, half = (np.zeros((n, self.columns), t) for t in (np.int32, *[np.float32] * 3))
+        kernels.propagated(r, self.before, self.d, begin, end, held)
+        if self.step:
+            kernels.aggregate_codes(self.indptr, self.indices, self.payload, self.bits, begin, end, sums)
+            kernels.add_news(sums, self.degree, self.step, self.bits, self.innovation, begin, end, r)
+        kernels.propagated(r, h, self.d, begin, end, p)
+        kernels.half_step(h, p, self.residual, *self.weights, half)
+        held = p if self.case == "first" else held
+        dots = np.zeros(n)
+        if self.case == "corrected":
+            kernels.apply_multiplier(self.before, h, held, p, self.coefficient, half, dots)
+        elif self.coefficient:
+            kernels.apply_multiplier(self.before, h, held, p, 0.0, np.empty_like(h), dots)
+            kernels.apply_multiplier(h, half, held, p, self.coefficient, half, None)
+        if self.following:
+            kernels.code_news(half, self.d, known if self.innovation else None, self.following, self.bits, begin, end,
+                              out["next"], out["moments"])
+        rows = slice(begin, end)
+        out["out"][rows] = half[rows]
+        if self.looks_back:
+            out["dots"][rows] = dots[rows]
+        return {**out, "r": r, "known": known}
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 @pytest.mark.parametrize("columns", [1, 2, 7, 16, 33, 40, 64, 130, 512])
-@pytest.mark.parametrize("case", ["plain", "constrained", "first", "direct", "unsent", "odd step"])
-def test_one_pass_is_the_kernels_in_turn(bits: int, columns: int, case: str) -> None:
+@pytest.mark.parametrize(("storage", "case"), [
+    (storage, case) for storage in ("float", "fixed", "far") for case in CASES
+    if storage == "float" or case != "odd step"])  # fixed point has steps that are powers of two
+def test_one_pass_is_the_kernels_in_turn(storage: str, bits: int, columns: int, case: str) -> None:
+    this = _Case(columns, bits, case)
+    got = _everywhere(lambda: this.run(storage))
+    r = this.floats(this.r)
+    if storage != "float":
+        slot = this.slots[storage]
+        r[slot >= 0] = this.far[slot[slot >= 0]]
+    start, want = r.copy(), this.in_turn(r)
+    rows, outside = slice(this.begin, this.end), [*range(this.begin), *range(this.end, this.n)]
+    np.testing.assert_array_equal(got["r"][rows], want["r"][rows])
+    np.testing.assert_array_equal(got["r"][outside], start[outside])
+    for name in ("out", "next", "known", "moments", "dots"):
+        np.testing.assert_array_equal(got[name], want[name], err_msg=name)
+    assert (got["out"][rows] != this.h[rows]).any()
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("columns", [1, 7, 16, 40, 130])
+@pytest.mark.parametrize("innovation", [True, False])
+def test_a_start_is_the_kernels_in_turn(bits: int, columns: int, innovation: bool) -> None:
     rng = np.random.default_rng(columns)
-    indptr, indices, buffer = _graph(rng, 120)
-    n = len(indptr) - 1
-    degree = np.diff(indptr).astype(np.int32)
-    d = (1 / np.sqrt(degree + 1)).astype(np.float32)
-    payload = rng.integers(0, 256, (buffer, row_bytes(columns, bits))).astype(np.uint8)
-    h, h0, r, before, known = (rng.normal(size=(n, columns)).astype(np.float32) for _ in range(5))
-    a, b, c = np.float32(0.05), np.float32(0.9), np.float32(0.1)
-    constrained, coefficient = case in ("constrained", "first"), -0.3 if case in ("constrained", "first") else 0.0
-    step = 0.0 if case == "unsent" else STEP
-    following = 0.0 if case == "unsent" else 0.1 if case == "odd step" else NEXT
-    innovation = case != "direct"
-    begin, end = 3, n - 2
+    n, stride = 50, -(-columns // 8) * 8
+    h, d = rng.normal(size=(n, columns)).astype(np.float32), rng.random(n).astype(np.float32)
+    h[3, 0] = np.nan
 
     def whole() -> dict[str, np.ndarray]:
-        out = {"h": h.copy(), "r": r.copy(), "known": known.copy(), "p": before.copy(), "moments": np.zeros((n, 3)),
-               "next": np.full((n, payload.shape[1]), 77, np.uint8)}
-        kernels.layer(indptr, indices, payload, bits, step, degree, d, h0, out["r"], out["h"],
-                      out["p"] if constrained else None, case == "first", coefficient, a, b, c,
-                      out["known"] if innovation else None, following, out["next"], out["moments"], begin, end)
-        return out
+        out = {"residual": np.full((n, stride), 7, np.int8), "known": np.full((n, stride), 9, np.int16),
+               "next": np.full((n, row_bytes(columns, bits)), 77, np.uint8), "moments": np.zeros((n, 3))}
+        kernels.fixed_start(h, d, RESIDUAL_STEP / 8, 4, UNIT, STEP, bits, 2, n - 1, out["residual"],
+                            out["known"] if innovation else None, out["next"], out["moments"])
+        return {name: value[:, :columns] if value.shape[1] == stride else value for name, value in out.items()}
 
     got = _everywhere(whole)
-    want_r, sums, p = r.copy(), np.zeros((n, columns), np.int32), np.zeros_like(h)
-    if step:
-        kernels.aggregate_codes(indptr, indices, payload, bits, begin, end, sums)
-        kernels.add_news(sums, degree, step, bits, innovation, begin, end, want_r)
-    kernels.propagated(want_r, h, d, begin, end, p)
-    half = np.empty_like(h)
-    kernels.half_step(h, p, h0, a, b, c, half)
-    if constrained:
-        kernels.apply_multiplier(h, half, p if case == "first" else before, p, coefficient, half, None)
-    want_next, want_known, moments = np.full_like(got["next"], 77), known.copy(), np.zeros((n, 3))
-    if following:
-        kernels.code_news(half, d, want_known if innovation else None, following, bits, begin, end, want_next, moments)
-    rows = slice(begin, end)
-    for name, want in (("h", half), ("r", want_r), *((("p", p),) if constrained else ())):
-        np.testing.assert_array_equal(got[name][rows], want[rows], err_msg=name)
-    for name, want in (("next", want_next), ("known", want_known), ("moments", moments)):
-        np.testing.assert_array_equal(got[name], want, err_msg=name)
-    for name, start in (("h", h), ("r", r), ("p", before)):  # rows outside are left alone
-        outside = [*range(begin), *range(end, n)]
-        np.testing.assert_array_equal(got[name][outside], start[outside])
-    assert (got["h"][rows] != h[rows]).any()
+    rows = slice(2, n - 1)
+    known, payload, moments = np.zeros_like(h), np.full_like(got["next"], 77), np.zeros((n, 3))
+    kernels.code_news(h, d, known if innovation else None, STEP, bits, 2, n - 1, payload, moments)
+    residual = np.empty_like(h)
+    kernels.midrise(h, RESIDUAL_STEP / 8, 4, residual)
+    np.testing.assert_array_equal(got["next"], payload)
+    np.testing.assert_array_equal(got["moments"], moments)
+    np.testing.assert_array_equal((got["residual"][rows].astype(np.float32) + 0.5) * RESIDUAL_STEP / 8, residual[rows])
+    if innovation:
+        np.testing.assert_array_equal(got["known"][rows] * np.float32(UNIT), known[rows])
+    assert (got["residual"][:2] == 7).all()
+    assert (got["residual"][n - 1:] == 7).all()
 
 
 def test_too_wide_a_row_is_refused() -> None:
@@ -80,8 +177,16 @@ def test_too_wide_a_row_is_refused() -> None:
     if kernels.isa() != "reference":
         with pytest.raises(ValueError, match="layer: h has 4097 columns, expected at most 4096"):
             kernels.layer(np.zeros(2, np.int64), np.zeros(0, np.int32), payload, 2, 1.0, np.zeros(1, np.int32),
-                          np.ones(1, np.float32), wide, wide.copy(), wide.copy(), None, True, 0.0, 0.0, 0.9, 0.1, None,
-                          0.0, payload.copy(), None, 0, 1)
+                          np.ones(1, np.float32), wide, wide.copy(), wide, None, wide.copy(), True, 0.0, 0.0, 0.9, 0.1,
+                          None, 0.0, payload.copy(), None, None, 0, 1)
+
+
+@pytest.mark.parametrize(("step", "unit"), [(0.3, 0.125), (0.125, 0.125), (0.25, 0.1), (2.0**14, 2.0**-3)])
+def test_fixed_point_has_steps_that_are_powers_of_two(step: float, unit: float) -> None:
+    if kernels.isa() != "reference":
+        with pytest.raises(ValueError, match=f"fixed_start: step is {step:f}, expected a power of two from 2 to 32768"):
+            kernels.fixed_start(np.zeros((1, 4), np.float32), np.ones(1, np.float32), 0.5, 8, unit, step, 2, 0, 1,
+                                np.zeros((1, 8), np.int8), None, np.zeros((1, 1), np.uint8), None)
 
 
 @pytest.mark.parametrize("bits", [1, 2, 8])
@@ -94,15 +199,50 @@ def test_a_row_of_millions_of_neighbours(bits: int) -> None:
     for level in ("scalar", "avx2") if kernels.isa() == "avx2" else ("scalar",):
         with kernels.using_isa(level):
             kernels.layer(indptr, indices, payload, bits, 1.0, np.array([degree], np.int32), np.ones(1, np.float32),
-                          h.copy(), r, h, None, True, 0.0, 0.0, 1.0, 0.0, None, 0.0, np.zeros((1, 1), np.uint8), None,
-                          0, 1)
+                          h.copy(), r, h, None, h, True, 0.0, 0.0, 1.0, 0.0, None, 0.0, np.zeros((1, 1), np.uint8),
+                          None, None, 0, 1)
         assert (r == np.float32(0.5 * (2**bits - 1) * degree)).all()
 
 
+def test_fixed_point_holds_what_it_says() -> None:
+    """The bound is reached by codes that are all highest; a doubled round no longer fits."""
+    steps = [1.0] * 10 + [2.0**-4] * 3
+    fixed = fixed_point(steps, 4, innovation=True)
+    assert fixed is not None
+    most = sum(round((2**4 - 1) * step / 2 / fixed.unit) for step in steps)
+    assert most * fixed.most_neighbours <= 2**15 - 1 < most * (fixed.most_neighbours + 1)
+    assert fixed_point([1.0] * 130 + [2.0**-4], 4, innovation=True) is not None
+    assert fixed_point([1.0] * 137 + [2.0**-4], 4, innovation=True) is None
+    assert fixed_point([1.0] * 137 + [2.0**-4], 4, innovation=False) is not None
+    assert fixed_point([1.0, 0.75], 2, innovation=True) is None
+    assert fixed_point([], 2, innovation=True) is None
+
+
+class _Live:
+    """Says λ of a script, and writes down what it is told."""
+
+    live = any = True
+
+    def __init__(self, script: list[float]) -> None:
+        self.script, self.dots = script, []  # type: tuple[list[float], list[tuple[int, float]]]
+
+    def value(self, layer: int) -> float:
+        assert [layer for layer, _ in self.dots] == list(range(layer))  # the layers before are posted
+        return self.script[layer]
+
+    def post(self, layer: int, dot: float) -> None:
+        self.dots.append((layer, dot))
+
+
 @pytest.mark.parametrize("words", [
-    {}, {"bits": 4}, {"bits": 1, "kind": "appnp"}, {"bits": 8}, {"coding": "direct"}, {"method": "minmax"}], ids=str)
-@pytest.mark.parametrize("multipliers", [[], [0.0, -1.2, 0.0, -0.8], [-0.7, 0.0, -1.5, 0.0]], ids=str)
-def test_layers_are_the_messengers(tmp_path: Path, words: dict[str, Any], multipliers: list[float]) -> None:
+    {}, {"bits": 4}, {"bits": 1, "kind": "appnp"}, {"bits": 8}, {"coding": "direct"}, {"method": "minmax"},
+    {"rounds": "two"}, {"rounds": "two", "coding": "direct", "bits": 4}], ids=str)
+@pytest.mark.parametrize("multipliers", [
+    [], [0.0, -1.2, 0.0, -0.8], [-0.7, 0.0, -1.5, 0.0], [-0.7, -0.1, -1.5, -0.3]], ids=str)
+@pytest.mark.parametrize("live", [False, True])
+@pytest.mark.parametrize("residual_bits", [4, 8, 32])
+def test_layers_are_the_messengers(tmp_path: Path, words: dict[str, Any], multipliers: list[float], live: bool,
+                                   residual_bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     part = make_store(small_graph(), tmp_path / "s", 1).part(0)
     graph = Neighbourhood.of(part)
     info = untrained_model(make_store(small_graph(), tmp_path / "m", 1), **words).info
@@ -110,32 +250,47 @@ def test_layers_are_the_messengers(tmp_path: Path, words: dict[str, Any], multip
     if info.coding == "innovation":
         steps[2] = 0.0
     spec = Propagation(info.kind, info.layers, info.mu, info.eta, info.rounds)
-    h0, residual = (np.random.default_rng(k).normal(size=(graph.num_local, 5)).astype(np.float32) for k in range(2))
+    h0 = np.random.default_rng(0).normal(size=(graph.num_local, 5)).astype(np.float32)
+    residual = h0.copy()
+    if residual_bits < 32:
+        kernels.midrise(h0, 0.25, residual_bits, residual)
     exchange = Exchange(part.peers, graph.num_local, part.num_halo, None, 0, 5.0)
-    multipliers = multipliers if info.kind == "smp" else []
+    multipliers = [*multipliers, *[0.0] * 4][:4] if info.kind == "smp" else [0.0] * 4
     messenger = CodedMessenger(graph, exchange, 5, "evaluation", bits=info.bits["messages"], steps=steps,
                                innovation=info.coding == "innovation", record=True)
-    want = spec.run(graph, h0, residual, messenger, FrozenMultipliers(multipliers))
+    sources = [_Live(multipliers) if live else FrozenMultipliers(multipliers) for _ in range(2)]
+    want = spec.run(graph, h0, residual, messenger, sources[0])
     layers = FusedLayers(spec, graph, exchange, "evaluation", bits=info.bits["messages"], steps=steps,
-                         innovation=info.coding == "innovation", multipliers=multipliers, record=True)
-    got = layers.run(h0, residual)
+                         innovation=info.coding == "innovation", residual_bits=residual_bits, residual_step=0.25,
+                         multipliers=sources[1], record=True)
+    used: list[str] = []
+    for name in ("layer", "fixed_layer"):
+        original = getattr(kernels, name)
+        monkeypatch.setattr(kernels, name, lambda *a, f=original, n=name: (used.append(n), f(*a)))
+    got = layers.run(h0.copy())
     np.testing.assert_array_equal(got, want)
     assert layers.moments == messenger.moments
-    assert len(layers.moments) == len(steps) - steps.count(0.0)
+    if live:
+        assert sources[1].dots == sources[0].dots  # type: ignore[union-attr]
+        assert len(sources[1].dots) == spec.layers - 1  # type: ignore[union-attr]
+    innovation = info.coding == "innovation"
+    fixed = residual_bits < 32 and fixed_point(steps, info.bits["messages"], innovation=innovation) is not None
+    assert fixed == (residual_bits < 32) or info.method != "recipe"
+    assert set(used) == {"fixed_layer" if fixed else "layer"}
 
 
 def test_prediction_takes_it_where_it_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both ways end in the same bits on two parts; the diagnosis looks at each step, two rounds have no such pass."""
+    """Both ways end in the same bits on two parts; the diagnosis looks at each step."""
     store = make_store(small_graph(), tmp_path / "s", 2)
     runs: list[Propagation] = []
     original = FusedLayers.run
 
-    def watch(self: FusedLayers, h0: np.ndarray, residual: np.ndarray) -> np.ndarray:
+    def watch(self: FusedLayers, h0: np.ndarray) -> np.ndarray:
         runs.append(self._spec)
-        return original(self, h0, residual)
+        return original(self, h0)
 
     monkeypatch.setattr(FusedLayers, "run", watch)
-    for rounds, kind, count in (("merged", "smp", 2), ("merged", "appnp", 2), ("two", "smp", 0)):
+    for rounds, kind, count in (("merged", "smp", 2), ("merged", "appnp", 2), ("two", "smp", 2)):
         model = untrained_model(store, rounds=rounds, kind=kind)
         got = bits_of(predictions(store, model, tmp_path / f"{rounds}{kind}")[0])
         assert len(runs) == count

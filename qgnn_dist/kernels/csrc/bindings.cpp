@@ -100,6 +100,24 @@ auto* data_or_null(std::optional<A>& a) { return a ? a->data() : nullptr; }
 // Rows a chunk: enough work to pay for handing it out, few enough to even out long rows.
 i64 grain(i64 work_per_row) { return std::clamp<i64>(65536 / std::max<i64>(work_per_row, 1), 16, 8192); }
 
+void check_width(const char* function, i64 width) {
+  if (width > kLayerColumns)
+    throw nb::value_error((std::string(function) + ": h has " + std::to_string(width) + " columns, expected at most " +
+                           std::to_string(kLayerColumns)).c_str());
+}
+
+// The power of two that half a step is of a unit; 0 for a round that is not sent.
+int shift(const char* function, const char* argument, float step, float unit) {
+  int exponent = 0;
+  const float share = step * 0.5f / unit;
+  if (step == 0.0f) return 0;
+  if (!(unit > 0.0f) || std::frexp(unit, &exponent) != 0.5f || !(share >= 1.0f) || !(share < 32768.0f) ||
+      std::frexp(share, &exponent) != 0.5f)
+    throw nb::value_error((std::string(function) + ": " + argument + " is " + std::to_string(step) +
+                           ", expected a power of two from 2 to 32768 times the unit " + std::to_string(unit)).c_str());
+  return exponent - 1;
+}
+
 std::uint64_t threshold(double p) { return static_cast<std::uint64_t>(std::llrint(p * 4294967296.0)); }
 float kept(double p) { return static_cast<float>(1.0 / (1.0 - p)); }
 
@@ -170,22 +188,58 @@ NB_MODULE(_kernels, m) {
   }, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
      nb::arg().noconvert());
 
-  m.def("layer", [](In64 indptr, In32 indices, In8 payload, int bits, float step, In32 degree, InF1 d, InF h0, OutF r,
-                    OutF h, std::optional<OutF> p, bool first, float coefficient, float a, float b_, float c,
-                    std::optional<OutF> believed, float next_step, Out8 next, std::optional<OutD> moments, i64 begin,
-                    i64 end) {
-    if (columns(h) > kLayerColumns)
-      throw nb::value_error(("layer: h has " + std::to_string(columns(h)) + " columns, expected at most " +
-                             std::to_string(kLayerColumns)).c_str());
-    const Layer work{indptr.data(), indices.data(), payload.data(), degree.data(), d.data(), h0.data(), r.data(),
-                     h.data(), data_or_null(p), data_or_null(believed), next.data(), data_or_null(moments), rows(payload), columns(h), bits,
-                     step, next_step, a, b_, c, coefficient, believed.has_value(), first};
+  m.def("layer", [](In64 indptr, In32 indices, In8 payload, int bits, float step, In32 degree, InF1 d, InF residual,
+                    OutF r, InF h, std::optional<InF> before, OutF out, bool gradient, float coefficient, float a,
+                    float b_, float c, std::optional<OutF> believed, float next_step, Out8 next,
+                    std::optional<OutD> moments, std::optional<OutD1> dots, i64 begin, i64 end) {
+    check_width("layer", columns(h));
+    const Layer work{indptr.data(), indices.data(), payload.data(), degree.data(), d.data(), residual.data(), h.data(),
+                     data_or_null(before), out.data(), r.data(), data_or_null(believed), next.data(),
+                     data_or_null(moments), data_or_null(dots), nullptr, rows(payload), columns(h), bits, step,
+                     next_step, a, b_, c, coefficient, believed.has_value(), gradient};
     RUN(begin, end, 32 * columns(h), k.layer(work, b, e))
   }, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg().noconvert(),
      nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(),
-     nb::arg().noconvert().none(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
-     nb::arg().noconvert().none(), nb::arg(), nb::arg().noconvert(), nb::arg().noconvert().none(), nb::arg(),
+     nb::arg().noconvert().none(), nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
+     nb::arg().noconvert().none(), nb::arg(), nb::arg().noconvert(), nb::arg().noconvert().none(),
+     nb::arg().noconvert().none(), nb::arg(), nb::arg());
+
+  m.def("fixed_layer", [](In64 indptr, In32 indices, In8 payload, int bits, float step, In32 degree, InF1 d,
+                          InW residual, float residual_step, float unit, Out16 r, std::optional<In32> slot,
+                          std::optional<OutF> far, InF h, std::optional<InF> before, OutF out, bool gradient,
+                          float coefficient, float a, float b_, float c, std::optional<Out16> believed,
+                          float next_step, Out8 next, std::optional<OutD> moments, std::optional<OutD1> dots,
+                          i64 begin, i64 end) {
+    check_width("fixed_layer", columns(h));
+    const FixedLayer fixed{residual.data(), nullptr, r.data(), data_or_null(believed), data_or_null(slot),
+                           data_or_null(far), columns(r), unit, residual_step,
+                           shift("fixed_layer", "step", step, unit), shift("fixed_layer", "next_step", next_step, unit)};
+    const Layer work{indptr.data(), indices.data(), payload.data(), degree.data(), d.data(), nullptr, h.data(),
+                     data_or_null(before), out.data(), nullptr, nullptr, next.data(), data_or_null(moments),
+                     data_or_null(dots), &fixed, rows(payload), columns(h), bits, step, next_step, a, b_, c,
+                     coefficient, believed.has_value(), gradient};
+    RUN(begin, end, 32 * columns(h), k.layer(work, b, e))
+  }, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg().noconvert(),
+     nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg().noconvert(),
+     nb::arg().noconvert().none(), nb::arg().noconvert().none(), nb::arg().noconvert(), nb::arg().noconvert().none(),
+     nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().noconvert().none(),
+     nb::arg(), nb::arg().noconvert(), nb::arg().noconvert().none(), nb::arg().noconvert().none(), nb::arg(),
      nb::arg());
+
+  m.def("fixed_start", [](InF h, InF1 d, float residual_step, int residual_bits, float unit, float step, int bits,
+                          i64 begin, i64 end, Array<std::int8_t, 2> residual, std::optional<Out16> believed,
+                          Out8 payload, std::optional<OutD> moments) {
+    check_width("fixed_start", columns(h));
+    shift("fixed_start", "residual_step", residual_step, residual_step * 0.5f);
+    const FixedLayer fixed{nullptr, residual.data(), nullptr, data_or_null(believed), nullptr, nullptr,
+                           columns(residual), unit, residual_step, 0, shift("fixed_start", "step", step, unit)};
+    const Layer work{nullptr, nullptr, nullptr, nullptr, d.data(), nullptr, h.data(), nullptr, nullptr, nullptr,
+                     nullptr, payload.data(), data_or_null(moments), nullptr, &fixed, 0, columns(h), bits, 0.0f, step,
+                     0.0f, 0.0f, 0.0f, 0.0f, believed.has_value(), true};
+    RUN(begin, end, 8 * columns(h), k.fixed_start(work, residual_bits, b, e))
+  }, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
+     nb::arg(), nb::arg().noconvert(), nb::arg().noconvert().none(), nb::arg().noconvert(),
+     nb::arg().noconvert().none());
 
   m.def("scale_rows", [](InF h, InF1 d, i64 begin, i64 end, OutF out) {
     RUN(begin, end, columns(h), k.scale_rows(h.data(), d.data(), columns(h), out.data(), b, e))

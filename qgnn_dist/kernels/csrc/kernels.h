@@ -27,21 +27,34 @@ static inline i64 num_quads(i64 features) { return (features + 3) / 4; }
 
 struct Key { std::uint64_t seed; std::uint32_t epoch, stage, layer, round; };
 
-// A round and the layer that it belongs to. `believed` null: states are coded afresh; `p` null: no multiplier, in this
-// layer or the next; `step`, `next_step` 0: nothing came, nothing is to be sent.
+// State in fixed point, rows of `stride` columns; see layer_body.h.
+struct FixedLayer {
+  const std::int8_t* residual;
+  std::int8_t* first_residual;  // where fixed_start writes it
+  std::int16_t *r, *believed;
+  const std::int32_t* slot;  // a row's place in `far`, -1 where it has none; null where no row has
+  float* far;
+  i64 stride;
+  float unit, residual_step;  // what 1 means in r and believed, and in the residual term
+  int shift, next_shift;      // 2^shift units are half of `step`
+};
+
+// A round and the layer that it belongs to. `believed` null: states are coded afresh; `before` null: no state came
+// before; `step`, `next_step` 0: nothing came, nothing is to be sent. State is in `fixed` where that is not null.
 struct Layer {
   const i64* indptr;
   const std::int32_t* indices;
   const std::uint8_t* payload;  // M rows
   const std::int32_t* degree;
-  const float *d, *h0;
-  float *r, *h, *p, *believed;
+  const float *d, *residual, *h, *before;
+  float *out, *r, *believed;
   std::uint8_t* next;
-  double* moments;  // of what is coded, or null
+  double *moments, *dots;  // of what is coded, of the constraint; or null
+  const FixedLayer* fixed;
   i64 M, C;
   int bits;
   float step, next_step, a, b, c, coefficient;
-  bool keep, first;
+  bool keep, gradient;
 };
 constexpr i64 kLayerColumns = 4096;  // at most: a row's sums lie on the stack
 constexpr i64 kSlack = 32;           // and are stored in whole registers
@@ -60,6 +73,7 @@ struct Kernels {
   void (*add_news)(const std::int32_t* sums, const std::int32_t* degree, float step, int bits, bool keep, i64 C,
                    float* r, i64 begin, i64 end);
   void (*layer)(const Layer& layer, i64 begin, i64 end);
+  void (*fixed_start)(const Layer& layer, int residual_bits, i64 begin, i64 end);
   void (*scale_rows)(const float* h, const float* d, i64 C, float* out, i64 begin, i64 end);
   void (*propagated)(const float* r, const float* h, const float* d, i64 C, float* out, i64 begin, i64 end);
   void (*half_step)(const float* h, const float* p, const float* h0, float a, float b, float c, i64 C, float* out,

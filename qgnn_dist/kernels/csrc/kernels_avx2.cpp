@@ -6,141 +6,22 @@
 
 #define QGNN_ISA avx2
 #include "kernels_body.h"
+#include "sums_avx2.h"
 
 namespace qgnn {
 namespace avx2 {
 
-constexpr i64 kAhead = 12;  // neighbours: far enough to hide a cache miss, near enough to stay in the first level
-
-// Sums of 16 or 32 bytes' codes, as 8 numbers of 32 bits a register.
-struct Bytes16 {
-  static constexpr i64 size = 16;
-  using Register = __m128i;
-  QGNN_INLINE Register zero() { return _mm_setzero_si128(); }
-  QGNN_INLINE Register load(const void* at) { return _mm_loadu_si128(static_cast<const __m128i*>(at)); }
-  QGNN_INLINE Register add(Register x, Register y) { return _mm_add_epi8(x, y); }
-  template <int shift, int bits>
-  QGNN_INLINE Register plane(Register v) {
-    if (bits == 8) return v;
-    return _mm_and_si128(_mm_srli_epi16(v, shift), _mm_set1_epi8(static_cast<char>((1 << bits) - 1)));
-  }
-  QGNN_INLINE __m128i part(Register v, int i) { return i == 0 ? v : _mm_srli_si128(v, 8); }
-};
-struct Bytes32 {
-  static constexpr i64 size = 32;
-  using Register = __m256i;
-  QGNN_INLINE Register zero() { return _mm256_setzero_si256(); }
-  QGNN_INLINE Register load(const void* at) { return _mm256_loadu_si256(static_cast<const __m256i*>(at)); }
-  QGNN_INLINE Register add(Register x, Register y) { return _mm256_add_epi8(x, y); }
-  template <int shift, int bits>
-  QGNN_INLINE Register plane(Register v) {
-    if (bits == 8) return v;
-    return _mm256_and_si256(_mm256_srli_epi16(v, shift), _mm256_set1_epi8(static_cast<char>((1 << bits) - 1)));
-  }
-  QGNN_INLINE __m128i part(Register v, int i) {
-    const __m128i half = i < 2 ? _mm256_castsi256_si128(v) : _mm256_extracti128_si256(v, 1);
-    return i % 2 == 0 ? half : _mm_srli_si128(half, 8);
-  }
-};
-
-template <class Bytes, int bits, int k = 0>
-QGNN_INLINE void add_planes(typename Bytes::Register* acc, typename Bytes::Register v) {
-  if constexpr (k < 8 / bits) {
-    acc[k] = Bytes::add(acc[k], Bytes::template plane<k * bits, bits>(v));
-    add_planes<Bytes, bits, k + 1>(acc, v);
-  }
+// Eight numbers between widths, for layer_body.h.
+QGNN_INLINE I8 widen16(U16x8 v) { return (I8)_mm256_cvtepi16_epi32((__m128i)v); }
+QGNN_INLINE I8 widen8(const std::int8_t* p) {
+  return (I8)_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
 }
-
-// Adds up the neighbours e..stop of a row, `Bytes::size` bytes from `first` on; 8-bit sums must not overflow.
-template <class Bytes, int bits>
-QGNN_INLINE void sum_edges(const std::int32_t* indices, const std::uint8_t* payload, i64 limit, i64 B, i64 e, i64 stop,
-                           i64 last_edge, i64 first, typename Bytes::Register* acc) {
-  for (int k = 0; k < 8 / bits; ++k) acc[k] = Bytes::zero();
-  for (; e < stop; ++e) {
-    _mm_prefetch(reinterpret_cast<const char*>(
-        payload + static_cast<i64>(indices[e + kAhead < last_edge ? e + kAhead : e]) * B + first), _MM_HINT_T0);
-    const i64 at = static_cast<i64>(indices[e]) * B + first;
-    if (at + Bytes::size <= limit) {
-      add_planes<Bytes, bits>(acc, Bytes::load(payload + at));
-    } else {  // the buffer's last rows: never read past its end
-      alignas(32) std::uint8_t tail[Bytes::size] = {0};
-      std::memcpy(tail, payload + at, limit - at);
-      add_planes<Bytes, bits>(acc, Bytes::load(tail));
-    }
-  }
+QGNN_INLINE U16x8 narrow16(I8 v) {
+  return (U16x8)_mm_packs_epi32(_mm256_castsi256_si128((__m256i)v), _mm256_extracti128_si256((__m256i)v, 1));
 }
-
-// Bytes first..first+size of a row's neighbours, added up into the columns that they hold. Whole registers are stored:
-// where a row is shorter than one, a plane's surplus falls on the next plane, which is stored later, or behind the row,
-// where `out` must have kSlack more.
-template <class Bytes, int bits>
-QGNN_INLINE void sum_block(const i64* indptr, const std::int32_t* indices, const std::uint8_t* payload, i64 limit, i64 B,
-                           i64 row, i64 last_edge, i64 first, std::int32_t* out) {
-  constexpr int planes = 8 / bits, parts = Bytes::size / 8;
-  constexpr i64 flush = 255 / ((1 << bits) - 1);
-  const i64 begin = indptr[row], end = indptr[row + 1];
-  typename Bytes::Register acc[planes];
-  if (end - begin <= flush) {
-    sum_edges<Bytes, bits>(indices, payload, limit, B, begin, end, last_edge, first, acc);
-    for (int k = 0; k < planes; ++k)
-      for (int i = 0; i < parts; ++i)
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + k * B + first + 8 * i),
-                            _mm256_cvtepu8_epi32(Bytes::part(acc[k], i)));
-    return;
-  }
-  __m256i wide[planes * parts];
-  for (auto& w : wide) w = _mm256_setzero_si256();
-  for (i64 e = begin; e < end; e += flush) {
-    sum_edges<Bytes, bits>(indices, payload, limit, B, e, e + flush < end ? e + flush : end, last_edge, first, acc);
-    for (int k = 0; k < planes; ++k)
-      for (int i = 0; i < parts; ++i)
-        wide[k * parts + i] = _mm256_add_epi32(wide[k * parts + i], _mm256_cvtepu8_epi32(Bytes::part(acc[k], i)));
-  }
-  for (int k = 0; k < planes; ++k)
-    for (int i = 0; i < parts; ++i)
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + k * B + first + 8 * i), wide[k * parts + i]);
-}
-
-// Blocks of whole registers; the last one is moved back to end with the row, and adds some columns up again.
-template <int bits>
-static void sum_row(const i64* indptr, const std::int32_t* indices, const std::uint8_t* payload, i64 limit, i64 B,
-                    i64 row, i64 last_edge, std::int32_t* sum) {
-  if (B <= 16) return sum_block<Bytes16, bits>(indptr, indices, payload, limit, B, row, last_edge, 0, sum);
-  i64 first = 0;
-  for (; first + 32 <= B; first += 32)
-    sum_block<Bytes32, bits>(indptr, indices, payload, limit, B, row, last_edge, first, sum);
-  if (B - first > 16 && B >= 32)
-    sum_block<Bytes32, bits>(indptr, indices, payload, limit, B, row, last_edge, B - 32, sum);
-  else if (B - first > 16)  // two blocks that overlap
-    for (int i = 0; i < 2; ++i)
-      sum_block<Bytes16, bits>(indptr, indices, payload, limit, B, row, last_edge, i * (B - 16), sum);
-  else if (first < B)
-    sum_block<Bytes16, bits>(indptr, indices, payload, limit, B, row, last_edge, B - 16, sum);
-}
-
-// `sum` has room for kSlack more than C.
-QGNN_INLINE void sum_codes_row(const i64* indptr, const std::int32_t* indices, const std::uint8_t* payload, i64 M,
-                               i64 C, int bits, i64 row, i64 last_edge, std::int32_t* sum) {
-  const i64 B = row_bytes(C, bits);
-  switch (bits) {
-    case 1: return sum_row<1>(indptr, indices, payload, M * B, B, row, last_edge, sum);
-    case 2: return sum_row<2>(indptr, indices, payload, M * B, B, row, last_edge, sum);
-    case 4: return sum_row<4>(indptr, indices, payload, M * B, B, row, last_edge, sum);
-    default: return sum_row<8>(indptr, indices, payload, M * B, B, row, last_edge, sum);
-  }
-}
-
-static void aggregate_codes(const i64* indptr, const std::int32_t* indices, const std::uint8_t* payload, i64 M, i64 C,
-                            int bits, std::int32_t* out, i64 begin, i64 end) {
-  alignas(32) std::int32_t sums[kLayerColumns + kSlack];
-  for (i64 row = begin; row < end; ++row) {
-    if (C > kLayerColumns) {
-      sum_wide_row(indptr, indices, payload, C, bits, row, out + row * C);
-      continue;
-    }
-    sum_codes_row(indptr, indices, payload, M, C, bits, row, indptr[end], sums);
-    std::memcpy(out + row * C, sums, C * sizeof(std::int32_t));
-  }
+QGNN_INLINE void store_low_bytes(U16x8 v, std::uint8_t* out) {
+  const __m128i bytes = _mm_and_si128((__m128i)v, _mm_set1_epi16(255));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(out), _mm_packus_epi16(bytes, bytes));
 }
 
 // `height` rows by one block of columns stay in registers over all pairs of features. Interleaving two rows of weights

@@ -8,10 +8,16 @@
 
 #include "kernels.h"
 
-#define QGNN_INLINE static inline __attribute__((always_inline))
+#define QGNN_MEMBER inline __attribute__((always_inline))
+#define QGNN_INLINE static QGNN_MEMBER
 
 namespace qgnn {
 namespace QGNN_ISA {
+
+// Eight numbers side by side: one register with AVX2, two of the scalar twin's.
+typedef float F8 __attribute__((vector_size(32)));
+typedef std::int32_t I8 __attribute__((vector_size(32)));
+typedef std::uint16_t U16x8 __attribute__((vector_size(16)));
 
 QGNN_INLINE float clamp(float x, float low, float high) {
   // Written so that NaN becomes `low`, which every later conversion can hold.
@@ -64,17 +70,18 @@ static void unpack(const std::uint8_t* payload, i64 C, int bits, std::uint8_t* o
   }
 }
 
-// One row's sums of codes, whatever its width.
-static void sum_wide_row(const i64* indptr, const std::int32_t* indices, const std::uint8_t* payload, i64 C, int bits,
-                         i64 row, std::int32_t* sum) {
+// Sums of the codes of the neighbours begin..end, one field after the other.
+template <class Sum>
+static void sum_planes(const std::int32_t* indices, const std::uint8_t* payload, i64 C, int bits, i64 begin, i64 end,
+                       Sum* sum) {
   const i64 B = row_bytes(C, bits);
   const std::int32_t mask = (1 << bits) - 1;
-  std::memset(sum, 0, C * sizeof(std::int32_t));
-  for (i64 e = indptr[row]; e < indptr[row + 1]; ++e) {
+  std::memset(sum, 0, C * sizeof(Sum));
+  for (i64 e = begin; e < end; ++e) {
     const std::uint8_t* packed = payload + indices[e] * B;
     for (i64 first = 0, shift = 0; first < C; first += B, shift += bits) {
       const i64 n = C - first < B ? C - first : B;
-      for (i64 i = 0; i < n; ++i) sum[first + i] += (packed[i] >> shift) & mask;
+      for (i64 i = 0; i < n; ++i) sum[first + i] = static_cast<Sum>(sum[first + i] + ((packed[i] >> shift) & mask));
     }
   }
 }
@@ -303,8 +310,8 @@ static void add_affine(const std::int32_t* sums, const std::int32_t* degree, flo
 #include "random_body.h"
 
 #define QGNN_TABLE(NAME, ISA)                                                                                         \
-  const Kernels NAME = {ISA, pack, unpack, aggregate_codes, aggregate_float, code_news, add_news, layer, scale_rows,  \
-                        propagated, half_step, apply_multiplier, midrise, affine_codes, affine_values, add_affine,    \
+  const Kernels NAME = {ISA, pack, unpack, aggregate_codes, aggregate_float, code_news, add_news, layer, fixed_start,  \
+                        scale_rows, propagated, half_step, apply_multiplier, midrise, affine_codes, affine_values, add_affine,    \
                         row_moments, softmax, normalise_dense, normalise_csr,                                         \
                         feature_codes_dense, feature_codes_csr, matmul_codes_dense, matmul_codes_csr,                 \
                         matmul_float_dense, matmul_float_csr, hidden_codes, scores_from_codes, philox_one,            \

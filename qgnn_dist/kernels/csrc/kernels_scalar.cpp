@@ -6,15 +6,39 @@
 namespace qgnn {
 namespace scalar {
 
-QGNN_INLINE void sum_codes_row(const i64* indptr, const std::int32_t* indices, const std::uint8_t* payload, i64, i64 C,
-                               int bits, i64 row, i64, std::int32_t* sum) {
-  sum_wide_row(indptr, indices, payload, C, bits, row, sum);
+// Eight numbers between widths, for layer_body.h.
+QGNN_INLINE I8 widen16(U16x8 v) {
+  I8 out{};
+  for (int i = 0; i < 8; ++i) out[i] = static_cast<std::int16_t>(v[i]);
+  return out;
+}
+QGNN_INLINE I8 widen8(const std::int8_t* p) {
+  I8 out{};
+  for (int i = 0; i < 8; ++i) out[i] = p[i];
+  return out;
+}
+QGNN_INLINE U16x8 narrow16(I8 v) {
+  U16x8 out{};
+  for (int i = 0; i < 8; ++i) out[i] = static_cast<std::uint16_t>(v[i]);
+  return out;
+}
+QGNN_INLINE void store_low_bytes(U16x8 v, std::uint8_t* out) {
+  for (int i = 0; i < 8; ++i) out[i] = static_cast<std::uint8_t>(v[i]);
 }
 
-static void aggregate_codes(const i64* indptr, const std::int32_t* indices, const std::uint8_t* payload, i64, i64 C,
-                            int bits, std::int32_t* out, i64 begin, i64 end) {
-  for (i64 row = begin; row < end; ++row) sum_wide_row(indptr, indices, payload, C, bits, row, out + row * C);
-}
+// As in sums_avx2.h, one code after the other.
+struct CodeSums {
+  const std::int32_t* indices;
+  const std::uint8_t* payload;
+  const i64 C;
+  const int bits;
+
+  CodeSums(const std::int32_t* indices, const std::uint8_t* payload, i64, i64 C, int bits, i64)
+      : indices(indices), payload(payload), C(C), bits(bits) {}
+  void operator()(i64 begin, i64 end, std::uint16_t* sum) const {
+    sum_planes(indices, payload, C, bits, begin, end, sum);
+  }
+};
 
 // sum += x·w in products of 16 by 16 bits, which baseline instructions have.
 QGNN_INLINE void add_scaled(std::int16_t x, const std::int16_t* __restrict w, i64 n, std::int32_t* __restrict sum) {

@@ -1,70 +1,388 @@
 // SPDX-License-Identifier: Apache-2.0
 // A whole round in one pass over the rows: the neighbours' codes are added up, R, P and H follow, and what is new about H
 // is coded for the next round. Each operation is rounded as in the kernels that do one of these things each, so that
-// both ways give the same bits. Included after `sum_codes_row`, which every instruction set has of its own.
+// both ways give the same bits. Included after what each instruction set has of its own: sums of a row's codes, and
+// conversions of eight numbers.
+//
+// R, Ŷ and the residual term are float32 rows of C columns, or fixed point in rows of `stride` columns: sums of steps
+// that are powers of two are whole numbers of half the least step, so that 16 bits hold exactly what float32 would. Rows
+// of so many neighbours that R might not fit keep it in float32, in `far`.
 
 namespace qgnn {
 namespace QGNN_ISA {
 
 constexpr std::int32_t kExactDegree = 4000000;
 
-// Columns of one row through R, P and the layer's step.
-template <bool sent>
-QGNN_INLINE void advance(const std::int32_t* __restrict sums, const std::int32_t offset, const float half_step,
-                         const float one, const Layer& s, float* __restrict r, float* __restrict h,
-                         const float* __restrict h0, i64 n) {
-  const float two = one * one;
-  for (i64 i = 0; i < n; ++i) {
-    if (sent) r[i] = delivered<std::int32_t>(r[i], sums[i], offset, half_step, s.keep);
-    const float p = one * r[i] + two * h[i];
-    h[i] = (s.a * h[i] + s.b * p) + s.c * h0[i];
+// Sums of the neighbours begin..end, up to kLayerColumns wide; `sum` has room for kSlack more.
+static void sum_long_row(const CodeSums& sums, i64 begin, i64 end, std::int32_t* sum) {
+  alignas(32) std::uint16_t part[kLayerColumns + kSlack];
+  const i64 piece = 65535 >> sums.bits;
+  for (i64 e = begin; e == begin || e < end; e += piece) {
+    sums(e, e + piece < end ? e + piece : end, part);
+    if (e == begin)
+      for (i64 i = 0; i < sums.C; ++i) sum[i] = part[i];
+    else
+      for (i64 i = 0; i < sums.C; ++i) sum[i] += part[i];
   }
 }
 
-// The same with the multiplier's term: `p` holds P of the round before, and then this one's.
-template <bool sent>
-QGNN_INLINE void advance_constrained(const std::int32_t* __restrict sums, const std::int32_t offset,
-                                     const float half_step, const float one, const Layer& s,
-                                     float* __restrict r, float* __restrict h, const float* __restrict h0,
-                                     float* __restrict before, i64 n) {
-  const float two = one * one;
-  for (i64 i = 0; i < n; ++i) {
-    if (sent) r[i] = delivered<std::int32_t>(r[i], sums[i], offset, half_step, s.keep);
-    const float p = one * r[i] + two * h[i];
-    const float half = (s.a * h[i] + s.b * p) + s.c * h0[i];
-    const float held = s.first ? p : before[i];
-    const float moved = half + s.coefficient * ((half - h[i]) - (p - held));
-    h[i] = s.coefficient != 0.0f ? moved : half;
-    before[i] = p;
+static void aggregate_codes(const i64* indptr, const std::int32_t* indices, const std::uint8_t* payload, i64 M, i64 C,
+                            int bits, std::int32_t* out, i64 begin, i64 end) {
+  alignas(32) std::int32_t sum[kLayerColumns + kSlack];
+  const CodeSums sums(indices, payload, M, C, bits, indptr[end]);
+  for (i64 row = begin; row < end; ++row) {
+    if (C > kLayerColumns) {
+      sum_planes(indices, payload, C, bits, indptr[row], indptr[row + 1], out + row * C);
+      continue;
+    }
+    sum_long_row(sums, indptr[row], indptr[row + 1], sum);
+    std::memcpy(out + row * C, sum, C * sizeof(std::int32_t));
   }
+}
+
+QGNN_INLINE F8 load8(const float* p, i64 n) {
+  F8 v;
+  if (n == 8) {
+    std::memcpy(&v, p, sizeof v);
+    return v;
+  }
+  alignas(32) float part[8] = {0};
+  for (i64 i = 0; i < n; ++i) part[i] = p[i];
+  std::memcpy(&v, part, sizeof v);
+  return v;
+}
+
+QGNN_INLINE void store8(F8 v, float* p, i64 n) {
+  if (n == 8) {
+    std::memcpy(p, &v, sizeof v);
+    return;
+  }
+  alignas(32) float part[8];
+  std::memcpy(part, &v, sizeof v);
+  for (i64 i = 0; i < n; ++i) p[i] = part[i];
+}
+
+// Levels -half..half-1 of values on a mid-rise grid, as 16 bits each; NaN becomes the lowest.
+QGNN_INLINE U16x8 level8(F8 x, float half) {
+  const F8 low = F8{} - half, high = F8{} + (half - 1.0f);
+  x = x > low ? x : low;
+  x = x < high ? x : high;
+  const I8 whole = __builtin_convertvector(x, I8);
+  return narrow16(whole + (__builtin_convertvector(whole, F8) > x));  // comparisons give -1
+}
+
+// R in fixed point: what came is added, and the sum before and after is handed on as whole numbers.
+template <bool usual>
+struct NearRow {
+  std::int16_t* r;
+  const std::uint16_t* sums;
+  std::int32_t offset;
+  int shift;
+  bool keep;
+  float scale;  // D̃^-½ · what 1 means
+
+  QGNN_MEMBER void take(i64 j, i64, F8& before, F8& now) const {
+    U16x8 old, sum;
+    std::memcpy(&old, r + j, sizeof old);
+    std::memcpy(&sum, sums + j, sizeof sum);
+    U16x8 fresh = (sum + sum - static_cast<std::uint16_t>(offset)) << shift;
+    if (usual || keep) fresh += old;
+    std::memcpy(r + j, &fresh, sizeof fresh);
+    before = __builtin_convertvector(widen16(old), F8);
+    now = __builtin_convertvector(widen16(fresh), F8);
+  }
+};
+
+// R in float32, and `news` what comes to it.
+struct WideRow {
+  float* r;
+  const float* news;
+  bool keep;
+  float scale;
+
+  QGNN_MEMBER void take(i64 j, i64 n, F8& before, F8& now) const {
+    before = load8(r + j, n);
+    now = load8(news + j, n);
+    if (keep) now = before + now;
+    store8(now, r + j, n);
+  }
+};
+
+// What each row codes against and pulls towards: in fixed point ...
+template <bool usual>
+struct FixedState {
+  std::int16_t* known;
+  const std::int8_t* residual;
+  float unit, inverse, half, one;
+  int shift;
+
+  QGNN_MEMBER F8 pull(i64 j, i64) const {
+    return __builtin_convertvector(widen8(residual + j), F8) + 0.5f;
+  }
+  // The levels of news about `x`, and Ŷ with them; `e`: the news, where they are to be counted.
+  QGNN_MEMBER U16x8 code(F8 x, i64 j, i64, float* e) const {
+    U16x8 held{};
+    if (usual || known != nullptr) std::memcpy(&held, known + j, sizeof held);
+    const F8 believed = __builtin_convertvector(widen16(held), F8);
+    if (!usual && e != nullptr) store8(x * one - believed * unit, e + j, 8);
+    const U16x8 level = level8(x * (one * inverse) - believed * (unit * inverse), half);
+    if (usual || known != nullptr) {
+      held += (level + level + 1) << shift;
+      std::memcpy(known + j, &held, sizeof held);
+    }
+    return level;
+  }
+};
+
+// ... and in float32.
+struct FloatState {
+  float* known;
+  const float* residual;
+  float step, by, half, one;
+  bool exact;  // by is 1/step: a division costs several products
+
+  QGNN_MEMBER F8 pull(i64 j, i64 n) const { return load8(residual + j, n); }
+  QGNN_MEMBER U16x8 code(F8 x, i64 j, i64 n, float* e) const {
+    F8 held{}, news = one * x;
+    if (known != nullptr) news = news - (held = load8(known + j, n));
+    if (e != nullptr) store8(news, e + j, 8);
+    const U16x8 level = level8(exact ? news * by : news / by, half);
+    if (known != nullptr)
+      store8(held + (__builtin_convertvector(widen16(level), F8) + 0.5f) * step, known + j, n);
+    return level;
+  }
+};
+
+// Codes of C bytes at `codes`, kSlack more behind them, to B packed bytes.
+template <int bits>
+QGNN_INLINE void pack_bytes(std::uint8_t* codes, i64 C, std::uint8_t* packed) {
+  constexpr i64 planes = 8 / bits;
+  const i64 B = row_bytes(C, bits);
+  for (i64 i = C; i < planes * B; ++i) codes[i] = 0;
+  for (i64 first = 0; first < B; first += 16) {
+    U16x8 bytes, plane;
+    std::memcpy(&bytes, codes + first, sizeof bytes);
+    for (i64 k = 1; k < planes; ++k) {  // codes are small: no bit leaves its byte
+      std::memcpy(&plane, codes + k * B + first, sizeof plane);
+      bytes |= plane << static_cast<int>(k * bits);
+    }
+    alignas(16) std::uint8_t part[16];
+    std::memcpy(part, &bytes, sizeof part);
+    std::uint8_t* to = packed + first;
+    const i64 n = B - first;
+    if (n >= 16) {
+      std::memcpy(to, part, 16);
+    } else if (n >= 8) {  // two that overlap: a row's end is another thread's beginning
+      std::memcpy(to, part, 8);
+      std::memcpy(to + n - 8, part + n - 8, 8);
+    } else {
+      for (i64 i = 0; i < n; ++i) to[i] = part[i];
+    }
+  }
+}
+
+QGNN_INLINE void pack_row(std::uint8_t* codes, i64 C, int bits, std::uint8_t* packed) {
+  switch (bits) {
+    case 1: return pack_bytes<1>(codes, C, packed);
+    case 2: return pack_bytes<2>(codes, C, packed);
+    case 4: return pack_bytes<4>(codes, C, packed);
+    default: std::memcpy(packed, codes, C);
+  }
+}
+
+// Numbers on their way, of as many rows at a time as fit: what one pass stores, the next one loads only once the stores
+// are through, as they overlap and the processor could not forward them.
+struct Scratch {
+  static constexpr i64 kMost = 8;
+  const i64 stride, rows;
+  alignas(32) float news[kLayerColumns + kSlack];          // what came, in float32
+  alignas(32) std::uint16_t sums[kLayerColumns + kSlack];  // what came, in fixed point
+  alignas(32) std::uint8_t codes[kLayerColumns + kSlack];
+  alignas(32) std::int32_t wide_sums[kLayerColumns + kSlack];  // these are of one row
+  alignas(32) float fresh[kLayerColumns + kSlack], change[kLayerColumns + kSlack], gap[kLayerColumns + kSlack];
+
+  explicit Scratch(i64 C)
+      : stride((C + kSlack + 31) / 32 * 32), rows(kLayerColumns / stride < 1 ? 1
+                                                  : kLayerColumns / stride < kMost ? kLayerColumns / stride : kMost) {}
+};
+
+QGNN_INLINE void moments_of(const float* e, i64 C, double* moments) {
+  double m[3] = {0.0, 0.0, 0.0};
+  for (i64 c = 0; c < C; ++c) add_moments(e[c], m);
+  std::memcpy(moments, m, sizeof m);
+}
+
+// One row: `gradient`, a gradient step is taken; `corrected`, the multiplier's term is added, see ops.layer; `usual`,
+// nothing is counted, news are coded and added: known when this is compiled, it saves a fifth.
+template <bool gradient, bool corrected, bool usual, class Row, class State>
+QGNN_INLINE void layer_row(const Layer& a, i64 row, const Row received, const State state, const float pull,
+                           Scratch& scratch, std::uint8_t* codes) {
+  const float one = a.d[row], two = one * one, of_h = a.a, of_p = a.b, coefficient = a.coefficient;
+  const float* h = a.h + row * a.C;
+  const float* before = a.before == nullptr ? nullptr : a.before + row * a.C;
+  float* out = a.out + row * a.C;
+  const std::uint16_t half_levels = static_cast<std::uint16_t>(1 << (a.bits - 1));
+  float* fresh = usual || a.moments == nullptr ? nullptr : scratch.fresh;
+  const bool sends = usual || a.next_step != 0.0f, dotted = !usual && a.dots != nullptr;
+  const auto block = [&](i64 j, i64 n) __attribute__((always_inline)) {
+    F8 r_before, r_now;
+    received.take(j, n, r_before, r_now);
+    const F8 x = load8(h + j, n), p = received.scale * r_now + two * x;
+    F8 next = x;
+    if (gradient) next = (of_h * x + of_p * p) + pull * state.pull(j, n);
+    if (corrected || dotted) {
+      const F8 x_before = before == nullptr ? x : load8(before + j, n);
+      const F8 held = before == nullptr ? p : received.scale * r_before + two * x_before;
+      if (dotted) {
+        const F8 change = x - x_before;
+        store8(change, scratch.change + j, 8);
+        store8(change - (p - held), scratch.gap + j, 8);
+      }
+      if (corrected) next = next + coefficient * ((next - (gradient ? x : x_before)) - (p - held));
+    }
+    store8(next, out + j, n);
+    if (sends) store_low_bytes(state.code(next, j, n, fresh) + half_levels, codes + j);
+  };
+  const i64 C = a.C, whole = C / 8 * 8;
+  for (i64 j = 0; j < whole; j += 8) block(j, 8);
+  if (whole < C) block(whole, C - whole);
+  if (dotted) {
+    double dot = 0.0;
+    for (i64 c = 0; c < C; ++c) dot += static_cast<double>(scratch.change[c]) * static_cast<double>(scratch.gap[c]);
+    a.dots[row] = dot;
+  }
+  if (sends && fresh != nullptr) moments_of(fresh, C, a.moments + row * 3);
+}
+
+// What came to a row, in float32.
+QGNN_INLINE void receive_wide(const Layer& a, const CodeSums& codes, i64 row, Scratch& scratch, float* news) {
+  if (a.step == 0.0f) {
+    std::memset(news, 0, a.C * sizeof(float));
+    return;
+  }
+  const float half_step = a.step * 0.5f;
+  const i64 offset = static_cast<i64>((1 << a.bits) - 1) * a.degree[row];
+  const std::int32_t* sums = scratch.wide_sums;
+  sum_long_row(codes, a.indptr[row], a.indptr[row + 1], scratch.wide_sums);
+  if (a.degree[row] > kExactDegree) {  // twice its sums would not fit 32 bits
+    for (i64 i = 0; i < a.C; ++i) news[i] = delivered<i64>(0.0f, sums[i], offset, half_step, false);
+  } else {
+    const std::int32_t small = static_cast<std::int32_t>(offset);
+    for (i64 i = 0; i < a.C; ++i) news[i] = delivered<std::int32_t>(0.0f, sums[i], small, half_step, false);
+  }
+}
+
+// Rows in float32.
+template <bool gradient, bool corrected, bool usual>
+struct FloatRows {
+  const Layer& a;
+  Scratch& scratch;
+  const CodeSums sum_codes;
+  const bool exact = a.next_step != 0.0f && is_power_of_two(a.next_step), keep = a.keep || a.step == 0.0f;
+  const float by = exact ? 1.0f / a.next_step : a.next_step, half = static_cast<float>(1 << (a.bits - 1));
+
+  QGNN_MEMBER void receive(i64 row, i64 k) {
+    receive_wide(a, sum_codes, row, scratch, scratch.news + k * scratch.stride);
+  }
+  QGNN_MEMBER void advance(i64 row, i64 k) {
+    const i64 at = row * a.C;
+    float* known = a.believed == nullptr ? nullptr : a.believed + at;
+    layer_row<gradient, corrected, usual>(a, row, WideRow{a.r + at, scratch.news + k * scratch.stride, keep, a.d[row]},
+                                   FloatState{known, a.residual + at, a.next_step, by, half, a.d[row], exact}, a.c,
+                                   scratch, scratch.codes + k * scratch.stride);
+  }
+};
+
+// Rows in fixed point, and those in between whose R is not.
+template <bool gradient, bool corrected, bool usual>
+struct FixedRows {
+  const Layer& a;
+  Scratch& scratch;
+  const CodeSums sum_codes;
+  const FixedLayer& f = *a.fixed;
+  const bool sent = a.step != 0.0f, keep = a.keep || !sent;
+  const float inverse = a.next_step != 0.0f ? 1.0f / a.next_step : 0.0f, half = static_cast<float>(1 << (a.bits - 1));
+  const float pull = a.c * f.residual_step;
+
+  QGNN_MEMBER bool far(i64 row) const { return f.slot != nullptr && f.slot[row] >= 0; }
+  QGNN_MEMBER void receive(i64 row, i64 k) {
+    std::uint16_t* sums = scratch.sums + k * scratch.stride;
+    if (far(row)) receive_wide(a, sum_codes, row, scratch, scratch.news + k * scratch.stride);
+    else if (!sent) std::memset(sums, 0, f.stride * sizeof *sums);
+    else sum_codes(a.indptr[row], a.indptr[row + 1], sums);
+  }
+  QGNN_MEMBER void advance(i64 row, i64 k) {
+    const i64 at = row * f.stride, own = k * scratch.stride;
+    std::int16_t* known = f.believed == nullptr ? nullptr : f.believed + at;
+    const FixedState<usual> state{known, f.residual + at, f.unit, inverse, half, a.d[row], f.next_shift};
+    std::uint8_t* codes = scratch.codes + own;
+    if (far(row)) {
+      layer_row<gradient, corrected, usual>(a, row, WideRow{f.far + f.slot[row] * a.C, scratch.news + own, keep, a.d[row]},
+                                     state, pull, scratch, codes);
+      return;
+    }
+    const std::int32_t offset = sent ? ((1 << a.bits) - 1) * a.degree[row] : 0;
+    layer_row<gradient, corrected, usual>(a, row, NearRow<usual>{f.r + at, scratch.sums + own, offset, f.shift, keep,
+                                                   a.d[row] * f.unit}, state, pull, scratch, codes);
+  }
+};
+
+QGNN_INLINE void pack_rows(const Layer& a, i64 first, i64 count, Scratch& scratch) {
+  const i64 B = row_bytes(a.C, a.bits);
+  for (i64 k = 0; k < count; ++k) pack_row(scratch.codes + k * scratch.stride, a.C, a.bits, a.next + (first + k) * B);
+}
+
+template <class Rows>
+static void layer_rows(const Layer& a, i64 begin, i64 end) {
+  Scratch scratch(a.C);
+  Rows rows{a, scratch, CodeSums(a.indices, a.payload, a.M, a.C, a.bits, a.indptr[end])};
+  for (i64 first = begin; first < end; first += scratch.rows) {
+    const i64 count = end - first < scratch.rows ? end - first : scratch.rows;
+    for (i64 k = 0; k < count; ++k) rows.receive(first + k, k);
+    for (i64 k = 0; k < count; ++k) rows.advance(first + k, k);
+    if (a.next_step != 0.0f) pack_rows(a, first, count, scratch);
+  }
+}
+
+template <template <bool, bool, bool> class Rows, bool usual>
+static void layer_of(const Layer& a, i64 begin, i64 end) {
+  if (!a.gradient) layer_rows<Rows<false, true, usual>>(a, begin, end);
+  else if (a.coefficient != 0.0f) layer_rows<Rows<true, true, usual>>(a, begin, end);
+  else layer_rows<Rows<true, false, usual>>(a, begin, end);
 }
 
 static void layer(const Layer& a, i64 begin, i64 end) {
-  const i64 C = a.C, B = row_bytes(C, a.bits), last_edge = a.indptr[end];
-  const float half_step = a.step * 0.5f;
-  alignas(32) std::int32_t sums[kLayerColumns + kSlack];
-  for (i64 row = begin; row < end; ++row) {
-    const i64 at = row * C;
-    const float one = a.d[row];
-    float* p = a.p == nullptr ? nullptr : a.p + at;
-    const bool far = a.degree[row] > kExactDegree;  // twice its sums would not fit 32 bits
-    if (a.step != 0.0f) sum_codes_row(a.indptr, a.indices, a.payload, a.M, C, a.bits, row, last_edge, sums);
-    if (a.step != 0.0f && far) {
-      const i64 offset = static_cast<i64>((1 << a.bits) - 1) * a.degree[row];
-      for (i64 i = 0; i < C; ++i) a.r[at + i] = delivered<i64>(a.r[at + i], sums[i], offset, half_step, a.keep);
+  const bool usual = a.moments == nullptr && a.dots == nullptr && a.next_step != 0.0f && a.keep;
+  if (a.fixed == nullptr) layer_of<FloatRows, false>(a, begin, end);
+  else if (usual) layer_of<FixedRows, true>(a, begin, end);
+  else layer_of<FixedRows, false>(a, begin, end);
+}
+
+// The state before the first layer in fixed point: codes of the residual term, of the first round's news, and Ŷ.
+static void fixed_start(const Layer& a, int residual_bits, i64 begin, i64 end) {
+  Scratch scratch(a.C);
+  const FixedLayer& f = *a.fixed;
+  const float half = static_cast<float>(1 << (a.bits - 1)), residual_half = static_cast<float>(1 << (residual_bits - 1));
+  const float inverse = 1.0f / a.next_step, residual_inverse = 1.0f / f.residual_step;
+  float* fresh = a.moments == nullptr ? nullptr : scratch.fresh;
+  const std::uint16_t half_levels = static_cast<std::uint16_t>(1 << (a.bits - 1));
+  for (i64 first = begin; first < end; first += scratch.rows) {
+    const i64 count = end - first < scratch.rows ? end - first : scratch.rows;
+    for (i64 k = 0; k < count; ++k) {
+      const i64 row = first + k, at = row * f.stride;
+      const FixedState<false> state{f.believed == nullptr ? nullptr : f.believed + at, nullptr, f.unit, inverse, half,
+                             a.d[row], f.next_shift};
+      if (state.known != nullptr) std::memset(state.known, 0, f.stride * sizeof(std::int16_t));
+      for (i64 j = 0; j < a.C; j += 8) {
+        const i64 n = a.C - j < 8 ? a.C - j : 8;
+        const F8 x = load8(a.h + row * a.C + j, n);
+        store_low_bytes(level8(x * residual_inverse, residual_half),
+                        reinterpret_cast<std::uint8_t*>(f.first_residual + at + j));
+        store_low_bytes(state.code(x, j, n, fresh) + half_levels, scratch.codes + k * scratch.stride + j);
+      }
+      if (fresh != nullptr) moments_of(fresh, a.C, a.moments + row * 3);
     }
-    if (a.step != 0.0f && !far) {
-      const std::int32_t offset = ((1 << a.bits) - 1) * a.degree[row];
-      if (p == nullptr) advance<true>(sums, offset, half_step, one, a, a.r + at, a.h + at, a.h0 + at, C);
-      else advance_constrained<true>(sums, offset, half_step, one, a, a.r + at, a.h + at, a.h0 + at, p, C);
-    } else {
-      if (p == nullptr) advance<false>(sums, 0, 0.0f, one, a, a.r + at, a.h + at, a.h0 + at, C);
-      else advance_constrained<false>(sums, 0, 0.0f, one, a, a.r + at, a.h + at, a.h0 + at, p, C);
-    }
-    if (a.next_step == 0.0f) continue;
-    float* known = a.believed == nullptr ? nullptr : a.believed + at;
-    if (a.moments != nullptr) news_moments(a.h + at, one, known, C, a.moments + row * 3);
-    code_news_row(a.h + at, one, known, a.next_step, a.bits, C, a.next + row * B);
+    pack_rows(a, first, count, scratch);
   }
 }
 
