@@ -43,6 +43,8 @@ from .perceptron import (
     matmul_float_dense,
     normalise_csr,
     normalise_dense,
+    perceptron_csr,
+    perceptron_dense,
     scores_from_codes,
     softmax,
 )
@@ -52,6 +54,7 @@ __all__ = [
     "apply_multiplier", "check_csr", "code_news", "dropout_csr", "dropout_dense", "feature_codes_csr",
     "feature_codes_dense", "fixed_layer", "fixed_start", "gather_rows", "half_step", "hidden_codes", "isa",
     "keyed_bits", "layer", "level_histogram", "matmul_codes_csr", "matmul_codes_dense", "matmul_float_csr",
-    "matmul_float_dense", "midrise", "normalise_csr", "normalise_dense", "pack", "propagated", "row_moments",
+    "matmul_float_dense", "midrise", "normalise_csr", "normalise_dense", "pack", "perceptron_csr",
+    "perceptron_dense", "propagated", "row_moments",
     "scale_rows", "scores_from_codes", "set_threads", "softmax", "threads", "unpack", "using_isa",
 ]

@@ -26,6 +26,7 @@ _FEATURE_BITS: Limits = (_WHOLE, lambda v: v in (2, 4, 8), "2, 4 or 8")  # a mid
 _RANGES: dict[str, Limits] = {
     "bits": (_WHOLE, lambda v: v in (1, 2, 4, 8), "1, 2, 4 or 8"),
     "residual_bits": (_WHOLE, lambda v: v in (1, 2, 4, 8), "1, 2, 4 or 8"),
+    "hidden_bits": (_WHOLE, lambda v: v in (2, 4, 8), "2, 4 or 8"),
     "norm": (_WHOLE, lambda v: v in (0, 1, 2), "0 (none), 1 (row sum) or 2 (l2)"),
     "seed": (_WHOLE, lambda v: 0 <= v < 2**64, "0 to 2^64 - 1"),
     "epoch": (_WHOLE, lambda v: 0 <= v < 2**32, "0 to 2^32 - 1"),

@@ -13,7 +13,7 @@ from .ops import moments_by_row
 __all__ = [
     "dropout_csr", "dropout_dense", "feature_codes_csr", "feature_codes_dense", "hidden_codes", "keyed_bits",
     "matmul_codes_csr", "matmul_codes_dense", "matmul_float_csr", "matmul_float_dense", "normalise_csr",
-    "normalise_dense", "scores_from_codes", "softmax",
+    "normalise_dense", "perceptron_csr", "perceptron_dense", "scores_from_codes", "softmax",
 ]
 F4 = np.float32
 SIGNED_STEP = {2: 1.0, 4: 0.335, 8: 0.0308}
@@ -101,6 +101,30 @@ def hidden_codes(acc: np.ndarray, row_scale: np.ndarray, weight_step: float, bia
         moments[:] = moments_by_row(np.where(value < 0, F4(0), value))
 
 
+@kernel(codes="i2 N F", scale="f4 N", weight1="i1 F H", bias1="f4 H", weight2="i1 H C", bias2="f4 C",
+        moments="=?f8 N 3", out="=f4 N C")
+def perceptron_dense(codes: np.ndarray, scale: np.ndarray, weight1: np.ndarray, step1: float, bias1: np.ndarray,
+                     hidden_step: float, hidden_bits: int, weight2: np.ndarray, step2: float, bias2: np.ndarray,
+                     moments: np.ndarray | None, out: np.ndarray) -> None:
+    """matmul_codes_dense, hidden_codes, matmul_codes_dense and scores_from_codes one after the other, a few rows at a
+    time: nothing of the hidden width is kept. Features are codes·scale[row], moments those of hidden_codes.
+    """
+    sums = np.empty((len(codes), weight1.shape[1]), np.int32)
+    matmul_codes_dense(codes, weight1, sums)
+    _second_layer(sums, scale, step1, bias1, hidden_step, hidden_bits, weight2, step2, bias2, moments, out)
+
+
+@kernel(indices="i4 Z", codes="i2 Z", scale="f4 N", weight1="i1 F H", bias1="f4 H", weight2="i1 H C", bias2="f4 C",
+        moments="=?f8 N 3", out="=f4 N C", indptr="i8 N+1")
+def perceptron_csr(indptr: np.ndarray, indices: np.ndarray, codes: np.ndarray, scale: np.ndarray, weight1: np.ndarray,
+                   step1: float, bias1: np.ndarray, hidden_step: float, hidden_bits: int, weight2: np.ndarray,
+                   step2: float, bias2: np.ndarray, moments: np.ndarray | None, out: np.ndarray) -> None:
+    """`perceptron_dense` on sparse features; indices are checked by the caller to lie in [0, F)."""
+    sums = np.empty((len(out), weight1.shape[1]), np.int32)
+    matmul_codes_csr(indptr, indices, codes, weight1, sums)
+    _second_layer(sums, scale, step1, bias1, hidden_step, hidden_bits, weight2, step2, bias2, moments, out)
+
+
 @kernel(acc="i4 N C", bias="f4 C", out="=f4 N C")
 def scores_from_codes(acc: np.ndarray, scale: float, bias: np.ndarray, out: np.ndarray) -> None:
     """acc·scale + bias."""
@@ -152,6 +176,16 @@ def dropout_csr(seed: int, epoch: int, stage: int, layer: int, rows: np.ndarray,
                 indices: np.ndarray, p: float, out: np.ndarray) -> None:
     """The same numbers as `dropout_dense`, at the stored places only."""
     _mask(_philox(seed, epoch, stage, layer, 0, np.repeat(rows, np.diff(indptr)), indices), p, out)
+
+
+def _second_layer(sums: np.ndarray, scale: np.ndarray, step1: float, bias1: np.ndarray, hidden_step: float,
+                  hidden_bits: int, weight2: np.ndarray, step2: float, bias2: np.ndarray, moments: np.ndarray | None,
+                  out: np.ndarray) -> None:
+    codes = np.empty(sums.shape, np.int16)
+    hidden_codes(sums, scale, step1, bias1, hidden_step, hidden_bits, codes, moments)
+    scores = np.empty(out.shape, np.int32)
+    matmul_codes_dense(codes, weight2, scores)
+    scores_from_codes(scores, F4(hidden_step) * F4(step2), bias2, out)
 
 
 def _mask(bits: np.ndarray, p: float, out: np.ndarray) -> None:

@@ -20,6 +20,7 @@ from ..quant.levels import NUM_LEVELS, level_of
 if TYPE_CHECKING:
     from ..comm.group import Group
     from ..store.reader import Part
+    from .packed import PackedModel
 
 __all__ = ["FeatureBlock", "FeatureScheme", "FeatureStatistics", "choose_norm", "feature_level",
            "feature_statistics", "read_block",
@@ -142,6 +143,20 @@ class FeatureBlock:
         else:
             kernels.matmul_float_dense(self.values, weights, out)
         return out
+
+    def scores(self, model: PackedModel, moments: np.ndarray | None, out: np.ndarray) -> None:
+        """The rows through the integer perceptron of a model with codes in every stage; see kernels.perceptron_dense.
+
+        Args: moments: float64 (n, 3), of the hidden values. out: float32 (n, C).
+        """
+        info = model.info
+        step1, step2 = (np.float32(s) for s in info.weight_steps)
+        rest = (self.scale, model.weight1, step1, model.bias1, np.float32(info.hidden_step), info.bits["hidden"],
+                model.weight2, step2, model.bias2, moments, out)
+        if self.indptr is not None and self.indices is not None:
+            kernels.perceptron_csr(self.indptr, self.indices, self.values, *rest)
+        else:
+            kernels.perceptron_dense(self.values, *rest)
 
     def as_float(self) -> FeatureBlock:
         """Codes as float32 numbers, unscaled."""

@@ -86,20 +86,13 @@ class PackedForward:
         integer2 = info.bits["weights"] < 32 and info.bits["hidden"] < 32
         weight1 = model.weight1 if integer1 else model.weight1.astype(np.float32)
         weight2 = model.weight2 if integer2 else model.weight2.astype(np.float32)
-        step1, step2 = (np.float32(s) for s in info.weight_steps)
         h0 = np.empty((n, info.num_classes), np.float32)
         for begin in range(0, n, BLOCK_ROWS):
             end = min(begin + BLOCK_ROWS, n)
             block = read(begin, end)
             rows = None if moments is None else moments[begin:end]
             if integer1 and integer2:
-                sums = block.times(weight1, np.empty((end - begin, info.hidden), np.int32))
-                codes = np.empty((end - begin, info.hidden), np.int16)
-                kernels.hidden_codes(sums, block.scale, step1, model.bias1, np.float32(info.hidden_step),
-                                     info.bits["hidden"], codes, rows)
-                sums = np.empty((end - begin, info.num_classes), np.int32)
-                kernels.matmul_codes_dense(codes, weight2, sums)
-                kernels.scores_from_codes(sums, np.float32(info.hidden_step) * step2, model.bias2, h0[begin:end])
+                block.scores(model, rows, h0[begin:end])
             else:
                 h0[begin:end] = self._float_block(model, block, weight1, weight2, rows)
         if moments is not None:

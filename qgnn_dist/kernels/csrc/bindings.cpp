@@ -118,6 +118,57 @@ int shift(const char* function, const char* argument, float step, float unit) {
   return exponent - 1;
 }
 
+// Tables of LookupTables; none where the sums don't fit.
+struct BlockedTables {
+  std::unique_ptr<std::uint8_t[], Free> tables;
+  LookupTables view{nullptr, 0, 0};
+
+  BlockedTables(const std::int8_t* weights, i64 F, i64 H) {
+    const auto [least, most] = std::minmax_element(weights, weights + F * H);
+    const std::int32_t shift = F * H == 0 ? 0 : 6 * std::max(-std::int32_t{*least}, 0);
+    const std::int32_t largest = F * H == 0 ? 0 : shift + 6 * std::max(std::int32_t{*most}, 0);
+    const i64 pairs = (F + 1) / 2;
+    if (F * H == 0 || largest > 127 || pairs * largest > 65535) return;
+    tables = aligned<std::uint8_t>(H * pairs * 16);
+    for (i64 j = 0; j < H; ++j)
+      for (i64 p = 0; p < pairs; ++p) {
+        const int one = weights[2 * p * H + j], two = 2 * p + 1 < F ? weights[(2 * p + 1) * H + j] : 0;
+        std::uint8_t* to = tables.get() + (j * pairs + p) * 16;
+        for (int i = 0; i < 16; ++i) to[i] = static_cast<std::uint8_t>(shift + (i & 3) * one + (i >> 2) * two);
+      }
+    view = {tables.get(), shift, 255 / std::max(largest, 1)};
+  }
+};
+
+void run_perceptron(Perceptron net, i64 count, InF1& scale, InW& weight1, float step1, InF1& bias1, float hidden_step,
+                    int hidden_bits, InW& weight2, float step2, InF1& bias2, double* moments, OutF& out) {
+  net.scale = scale.data();
+  net.weight1 = weight1.data();
+  net.bias1 = bias1.data();
+  net.bias2 = bias2.data();
+  net.out = out.data();
+  net.moments = moments;
+  net.H = columns(weight1);
+  net.C = columns(weight2);
+  net.step1 = step1;
+  net.hidden_step = hidden_step;
+  net.scale2 = hidden_step * step2;
+  net.hidden_bits = hidden_bits;
+  const BlockedCodes blocks1(weight1.data(), net.F, net.H), blocks2(weight2.data(), net.H, net.C);
+  net.blocks1 = blocks1.view();
+  net.blocks2 = blocks2.view();
+  const bool narrow = net.indptr == nullptr && hidden_bits <= 2;
+  const BlockedTables tables1(weight1.data(), narrow ? net.F : 0, net.H), tables2(weight2.data(), narrow ? net.H : 0, net.C);
+  net.lookup1 = tables1.view;
+  net.lookup2 = tables2.view;
+  const Kernels& k = active();
+  nb::gil_scoped_release free_threads;
+  parallel(0, count, 8 * kLookupRows, [&](i64 b, i64 e) {
+    const auto scratch = aligned<std::uint8_t>(perceptron_scratch(net.F, net.H, net.C));
+    k.perceptron(net, scratch.get(), b, e);
+  });
+}
+
 std::uint64_t threshold(double p) { return static_cast<std::uint64_t>(std::llrint(p * 4294967296.0)); }
 float kept(double p) { return static_cast<float>(1.0 / (1.0 - p)); }
 
@@ -359,6 +410,32 @@ NB_MODULE(_kernels, m) {
                                                    bits, columns(acc), codes.data(), m3, b, e))
   }, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg().noconvert(), nb::arg(), nb::arg(),
      nb::arg().noconvert(), nb::arg().noconvert().none());
+
+  m.def("perceptron_dense", [](In16 codes, InF1 scale, InW weight1, float step1, InF1 bias1, float hidden_step,
+                               int hidden_bits, InW weight2, float step2, InF1 bias2, std::optional<OutD> moments,
+                               OutF out) {
+    Perceptron net{};
+    net.codes = codes.data();
+    net.F = columns(codes);
+    run_perceptron(net, rows(codes), scale, weight1, step1, bias1, hidden_step, hidden_bits, weight2, step2, bias2,
+                   data_or_null(moments), out);
+  }, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg().noconvert(), nb::arg(),
+     nb::arg(), nb::arg().noconvert(), nb::arg(), nb::arg().noconvert(), nb::arg().noconvert().none(),
+     nb::arg().noconvert());
+
+  m.def("perceptron_csr", [](In64 indptr, In32 indices, In16x1 codes, InF1 scale, InW weight1, float step1, InF1 bias1,
+                             float hidden_step, int hidden_bits, InW weight2, float step2, InF1 bias2,
+                             std::optional<OutD> moments, OutF out) {
+    Perceptron net{};
+    net.indptr = indptr.data();
+    net.indices = indices.data();
+    net.codes = codes.data();
+    net.F = rows(weight1);
+    run_perceptron(net, rows(indptr) - 1, scale, weight1, step1, bias1, hidden_step, hidden_bits, weight2, step2,
+                   bias2, data_or_null(moments), out);
+  }, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(),
+     nb::arg().noconvert(), nb::arg(), nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg().noconvert(), nb::arg(),
+     nb::arg().noconvert(), nb::arg().noconvert().none(), nb::arg().noconvert());
 
   m.def("scores_from_codes", [](In32x2 acc, float scale, InF1 bias, OutF out) {
     RUN(0, rows(acc), columns(acc),

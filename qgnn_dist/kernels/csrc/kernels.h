@@ -25,6 +25,36 @@ struct CodeWeights {
 };
 static inline i64 num_quads(i64 features) { return (features + 3) / 4; }
 
+// For products by look-up (lookup_avx2.h): of each column and pair of features, the 16 sums that two codes 0..3 give,
+// plus `shift`; null where they don't fit. `flush` of them fit 8 bits.
+struct LookupTables {
+  const std::uint8_t* tables;  // (H, (F + 1) / 2, 16), from a multiple of 16 bytes on
+  std::int32_t shift;
+  i64 flush;
+};
+
+// relu(X·W1 + b1)·W2 + b2 on the grids of a packed model. Features are dense, or CSR where `indptr` is not null.
+struct Perceptron {
+  const i64* indptr;
+  const std::int32_t* indices;
+  const std::int16_t* codes;
+  const float* scale;         // of each row
+  const std::int8_t* weight1;  // for CSR
+  CodeWeights blocks1, blocks2;
+  LookupTables lookup1, lookup2;
+  const float *bias1, *bias2;
+  float* out;
+  double* moments;  // of the hidden values, or null
+  i64 F, H, C;
+  float step1, hidden_step, scale2;
+  int hidden_bits;
+};
+constexpr i64 kPerceptronRows = 32, kLookupRows = 128;
+static inline i64 perceptron_scratch(i64 F, i64 H, i64 C) {
+  const i64 lookup = ((F + 1) / 2 + (H + 1) / 2) * kLookupRows, rows = kPerceptronRows * (6 * H + 4 * C + 64);
+  return lookup > rows ? lookup : rows;
+}
+
 struct Key { std::uint64_t seed; std::uint32_t epoch, stage, layer, round; };
 
 // State in fixed point, rows of `stride` columns; see layer_body.h.
@@ -105,6 +135,8 @@ struct Kernels {
                            i64 H, float* out, i64 begin, i64 end);
   void (*hidden_codes)(const std::int32_t* acc, const float* row_scale, float weight_step, const float* bias,
                        float hidden_step, int bits, i64 H, std::int16_t* codes, double* moments, i64 begin, i64 end);
+  // `scratch`: perceptron_scratch bytes from a multiple of 32 on.
+  void (*perceptron)(const Perceptron& net, std::uint8_t* scratch, i64 begin, i64 end);
   void (*scores_from_codes)(const std::int32_t* acc, float scale, const float* bias, i64 C, float* out, i64 begin,
                             i64 end);
   void (*philox)(const std::uint32_t counter[4], const std::uint32_t key[2], std::uint32_t out[4]);

@@ -183,6 +183,8 @@ static void draw_groups(const Key& key, i64 row, i64 group, std::uint32_t out[4 
 }  // namespace qgnn
 
 #include "layer_body.h"
+#include "lookup_avx2.h"
+#include "network_body.h"
 
 namespace qgnn {
 using namespace avx2;

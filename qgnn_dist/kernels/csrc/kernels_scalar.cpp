@@ -68,6 +68,7 @@ static void draw_groups(const Key& key, i64 row, i64 group, std::uint32_t out[4 
 }  // namespace qgnn
 
 #include "layer_body.h"
+#include "network_body.h"
 
 namespace qgnn {
 using namespace scalar;
