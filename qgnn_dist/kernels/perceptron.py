@@ -136,21 +136,26 @@ def softmax(scores: np.ndarray, classes: np.ndarray, confidence: np.ndarray,
             probabilities: np.ndarray | None) -> None:
     """Class of the largest score (the lowest on ties), its probability, and all probabilities.
 
-    Arithmetic in double with an exponential of our own, added in column order. A row with NaN gets class 0 and NaN;
-    one whose largest score is infinite gets its class and NaN.
+    With an exponential of our own, added up in eight sums of every eighth column, then those. A row with NaN gets
+    class 0 and NaN; one whose largest score is infinite gets its class and NaN.
     """
     unknown = np.isnan(scores).any(1)
     best = np.where(unknown, 0, scores.argmax(1))
-    odd = unknown | ~np.isfinite(scores[np.arange(len(scores)), best])
-    clean = np.where(odd[:, None], F4(0), scores).astype(np.float64)
-    exponentials = _exp_negative(clean - clean[np.arange(len(clean)), best][:, None])
-    total = np.zeros(len(clean))
-    for c in range(scores.shape[1]):
-        total += exponentials[:, c]
+    top = scores[np.arange(len(scores)), best]
+    odd = unknown | ~np.isfinite(top)
+    width = -(-scores.shape[1] // 8) * 8
+    below = np.full((len(scores), width), -np.inf, F4)
+    below[:, :scores.shape[1]] = np.where(odd[:, None], F4(0), scores) - np.where(odd, F4(0), top)[:, None]
+    exponentials = _exp_negative(below)
+    lanes, total = np.zeros((len(scores), 8), F4), np.zeros(len(scores), F4)
+    for c in range(0, width, 8):
+        lanes += exponentials[:, c:c + 8]
+    for lane in lanes.T:
+        total += lane
     classes[:] = best
-    confidence[:] = np.where(odd, np.nan, 1.0 / total)
+    confidence[:] = np.where(odd, F4(np.nan), F4(1) / total)
     if probabilities is not None:
-        probabilities[:] = np.where(odd[:, None], np.nan, exponentials / total[:, None])
+        probabilities[:] = np.where(odd[:, None], F4(np.nan), exponentials[:, :scores.shape[1]] / total[:, None])
 
 
 @kernel(rows="i8 N", out="=u4 N columns")
@@ -242,11 +247,11 @@ def _feature_codes(indptr: np.ndarray, values: np.ndarray, norm: int, bits: int,
 
 
 def _exp_negative(x: np.ndarray) -> np.ndarray:
-    """e^x for x ≤ 0, the same polynomial as the compiled kernels."""
-    safe = np.where(x > -700.0, x, 0.0)
-    n = np.rint(safe * 1.4426950408889634)
-    r = (safe - n * 0.6931471803691238) - n * 1.9082149292705877e-10
-    s = np.full(x.shape, 1.0 / 6227020800.0)
-    for k in (479001600.0, 39916800.0, 3628800.0, 362880.0, 40320.0, 5040.0, 720.0, 120.0, 24.0, 6.0, 2.0, 1.0, 1.0):
-        s = s * r + 1.0 / k
-    return np.where(x > -700.0, np.ldexp(s, n.astype(np.int64)), 0.0)
+    """e^x for float32 x ≤ 0, the same polynomial as the compiled kernels; 0 from −87 on."""
+    safe = np.where(x > F4(-87), x, F4(0))
+    n = np.rint(safe * F4(1.44269504))
+    r = (safe - n * F4(0.693145752)) - n * F4(1.42860677e-6)
+    s = np.full(x.shape, F4(1) / F4(5040))
+    for k in (720, 120, 24, 6, 2, 1, 1):
+        s = s * r + F4(1) / F4(k)
+    return np.where(x > F4(-87), np.ldexp(s, n.astype(np.int32)), F4(0))

@@ -267,7 +267,10 @@ def test_softmax(columns: int) -> None:
     want = np.exp(wide - wide.max(1, keepdims=True))
     want /= want.sum(1, keepdims=True)
     np.testing.assert_array_equal(got["classes"][good], wide.argmax(1))
-    np.testing.assert_allclose(got["probabilities"][good], want, rtol=1e-6, atol=1e-37)
+    # A difference of scores is rounded to 24 bits before it is an exponent: the smaller the result, the more it shows.
+    np.testing.assert_allclose(got["probabilities"][good], want, rtol=6e-6, atol=1e-37)
+    large = want > 1e-3
+    np.testing.assert_allclose(got["probabilities"][good][large], want[large], rtol=1e-6)
     np.testing.assert_allclose(got["confidence"][good], want.max(1), rtol=1e-6)
     assert got["classes"][0] == 0
     assert got["classes"][2] == 0

@@ -20,8 +20,8 @@ def _in_turn(sums: np.ndarray, scale: np.ndarray, bias1: np.ndarray, bits: int, 
     return {"out": out, "moments": moments}
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (300, 33, 17, 5), (257, 128, 256, 40), (129, 7, 2, 3), (128, 2, 16, 2)],
-                         ids=str)
+@pytest.mark.parametrize("shape", [
+    (1, 1, 1, 1), (300, 33, 17, 5), (257, 128, 256, 40), (129, 7, 2, 3), (128, 2, 16, 2)], ids=str)
 @pytest.mark.parametrize(("low", "high", "weights", "bits"), [
     (-2, 1, 2, 2), (0, 3, 2, 2), (0, 1, 2, 2), (-2, 1, 4, 2), (-2, 1, 2, 4), (-8, 7, 4, 4), (-128, 127, 8, 8),
     (-2, 1, 8, 2)])

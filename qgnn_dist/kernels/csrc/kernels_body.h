@@ -19,6 +19,29 @@ typedef float F8 __attribute__((vector_size(32)));
 typedef std::int32_t I8 __attribute__((vector_size(32)));
 typedef std::uint16_t U16x8 __attribute__((vector_size(16)));
 
+// n of eight numbers, `rest` in the others' places.
+QGNN_INLINE F8 load8(const float* p, i64 n, float rest = 0.0f) {
+  F8 v;
+  if (n == 8) {
+    std::memcpy(&v, p, sizeof v);
+    return v;
+  }
+  alignas(32) float part[8];
+  for (i64 i = 0; i < 8; ++i) part[i] = i < n ? p[i] : rest;
+  std::memcpy(&v, part, sizeof v);
+  return v;
+}
+
+QGNN_INLINE void store8(F8 v, float* p, i64 n) {
+  if (n == 8) {
+    std::memcpy(p, &v, sizeof v);
+    return;
+  }
+  alignas(32) float part[8];
+  std::memcpy(part, &v, sizeof v);
+  for (i64 i = 0; i < n; ++i) p[i] = part[i];
+}
+
 QGNN_INLINE float clamp(float x, float low, float high) {
   // Written so that NaN becomes `low`, which every later conversion can hold.
   x = x > low ? x : low;

@@ -40,28 +40,6 @@ static void aggregate_codes(const i64* indptr, const std::int32_t* indices, cons
   }
 }
 
-QGNN_INLINE F8 load8(const float* p, i64 n) {
-  F8 v;
-  if (n == 8) {
-    std::memcpy(&v, p, sizeof v);
-    return v;
-  }
-  alignas(32) float part[8] = {0};
-  for (i64 i = 0; i < n; ++i) part[i] = p[i];
-  std::memcpy(&v, part, sizeof v);
-  return v;
-}
-
-QGNN_INLINE void store8(F8 v, float* p, i64 n) {
-  if (n == 8) {
-    std::memcpy(p, &v, sizeof v);
-    return;
-  }
-  alignas(32) float part[8];
-  std::memcpy(part, &v, sizeof v);
-  for (i64 i = 0; i < n; ++i) p[i] = part[i];
-}
-
 // Levels -half..half-1 of values on a mid-rise grid, as 16 bits each; NaN becomes the lowest.
 QGNN_INLINE U16x8 level8(F8 x, float half) {
   const F8 low = F8{} - half, high = F8{} + (half - 1.0f);

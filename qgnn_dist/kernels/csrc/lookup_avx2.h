@@ -41,20 +41,54 @@ QGNN_INLINE void look_up(const std::uint8_t* index, const std::uint8_t* first, c
   }
 }
 
+// 16 indices of pairs from 32 codes, each less `low`.
+QGNN_INLINE __m128i pair_up(const std::int16_t* codes, __m128i low) {
+  const __m128i one_four = _mm_set1_epi32(4 << 16 | 1);
+  __m128i pairs[4];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i)
+    pairs[i] = _mm_madd_epi16(
+        _mm_sub_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes + 8 * i)), low), one_four);
+  return _mm_packus_epi16(_mm_packs_epi32(pairs[0], pairs[1]), _mm_packs_epi32(pairs[2], pairs[3]));
+}
+
+// 16 by 16 bytes: four rounds that each interleave the two halves.
+QGNN_INLINE void transpose16(__m128i* rows) {
+  __m128i other[16];
+#pragma GCC unroll 4
+  for (int round = 0; round < 4; ++round) {
+    __m128i *from = round % 2 == 0 ? rows : other, *to = round % 2 == 0 ? other : rows;
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
+      to[2 * i] = _mm_unpacklo_epi8(from[i], from[i + 8]);
+      to[2 * i + 1] = _mm_unpackhi_epi8(from[i], from[i + 8]);
+    }
+  }
+}
+
 // Rows of codes, each less `low`, to indices of pairs; rows past `count` and a feature without partner have code 0.
 QGNN_INLINE void pair_indices(const std::int16_t* codes, i64 count, i64 F, std::int16_t low, std::uint8_t* index) {
   const i64 pairs = (F + 1) / 2;
-  std::memset(index, 0, pairs * kLookupRows);
-  for (i64 first = 0; first < pairs; first += 16) {  // a few lines of `index` at a time, all rows
-    const i64 last = first + 16 < pairs ? first + 16 : pairs;
-    for (i64 row = 0; row < count; ++row) {
-      const std::int16_t* in = codes + row * F;
-      for (i64 p = first; p < last; ++p) {
-        const int one = in[2 * p] - low, two = 2 * p + 1 < F ? in[2 * p + 1] - low : 0;
-        index[p * kLookupRows + row] = static_cast<std::uint8_t>(one | two << 2);
+  const __m128i lowest = _mm_set1_epi16(low);
+  for (i64 first = 0; first < kLookupRows; first += 16)
+    for (i64 p = 0; p < pairs; p += 16) {
+      __m128i block[16];
+      for (i64 i = 0; i < 16; ++i) {
+        const std::int16_t* in = codes + (first + i) * F + 2 * p;
+        if (first + i < count && 2 * p + 32 <= F) {
+          block[i] = pair_up(in, lowest);
+          continue;
+        }
+        alignas(16) std::int16_t part[32];
+        const i64 there = first + i < count ? F - 2 * p : 0;
+        for (i64 f = 0; f < 32; ++f) part[f] = f < there ? in[f] : low;
+        block[i] = pair_up(part, lowest);
       }
+      transpose16(block);
+      const i64 there = pairs - p < 16 ? pairs - p : 16;
+      for (i64 i = 0; i < there; ++i)
+        _mm_store_si128(reinterpret_cast<__m128i*>(index + (p + i) * kLookupRows + first), block[i]);
     }
-  }
 }
 
 QGNN_INLINE bool within_four(const std::int16_t* codes, i64 count, std::int16_t* low) {

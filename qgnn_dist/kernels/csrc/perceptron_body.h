@@ -5,36 +5,26 @@
 namespace qgnn {
 namespace QGNN_ISA {
 
-// e^x for x <= 0: x = n·ln2 + r, a polynomial in r, then the exponent n. Within 1e-15 of the true value, and the same
-// bits on every host, which a mathematical library does not promise.
-QGNN_INLINE double exp_negative(double exact) {
-  const bool there = exact > -700.0;
-  const double x = there ? exact : -700.0;
-  const double magic = 6755399441055744.0;  // 1.5 · 2^52: adding it rounds to a whole number, in the lowest bits
-  const double shifted = x * 1.4426950408889634 + magic, n = shifted - magic;
-  const double r = (x - n * 0.6931471803691238) - n * 1.9082149292705877e-10;
-  double s = 1.0 / 6227020800.0;
-  const double inverse[] = {1.0 / 479001600.0, 1.0 / 39916800.0, 1.0 / 3628800.0, 1.0 / 362880.0, 1.0 / 40320.0,
-                            1.0 / 5040.0,      1.0 / 720.0,      1.0 / 120.0,     1.0 / 24.0,     1.0 / 6.0,
-                            0.5,               1.0,              1.0};
-  for (double k : inverse) s = s * r + k;
-  std::uint64_t bits;
-  std::memcpy(&bits, &shifted, sizeof bits);
-  bits = (bits - 0x4338000000000000u + 1023) << 52;
-  double scale;
-  std::memcpy(&scale, &bits, sizeof scale);
-  return there ? s * scale : 0.0;
+// e^x for x <= 0: x = n·ln2 + r, a polynomial in r, then the exponent n. Within a few units of the last place, 0 where
+// the result would be denormal, and the same bits on every host, which a mathematical library does not promise.
+QGNN_INLINE F8 exp_negative(const F8 exact) {
+  const F8 least = F8{} - 87.0f, magic = F8{} + 12582912.0f;  // 1.5 · 2^23: adding it rounds, in the lowest bits
+  const F8 x = exact > least ? exact : least;
+  const F8 shifted = x * 1.44269504f + magic, n = shifted - magic;
+  const F8 r = (x - n * 0.693145752f) - n * 1.42860677e-6f;  // n times the first, of few bits, is exact
+  F8 s = F8{} + 1.0f / 5040.0f;
+  const float inverse[] = {1.0f / 720.0f, 1.0f / 120.0f, 1.0f / 24.0f, 1.0f / 6.0f, 0.5f, 1.0f, 1.0f};
+#pragma GCC unroll 8
+  for (float k : inverse) s = s * r + k;
+  const I8 exponent = ((I8)shifted - 0x4B400000 + 127) << 23;
+  s = s * (F8)exponent;
+  return exact > least ? s : F8{};
 }
 
-// e^(s - best) of n columns: apart from their sum, whose order is fixed, so that they run side by side.
-QGNN_INLINE void exponentials(const float* __restrict s, double best, i64 n, double* __restrict out) {
-  for (i64 c = 0; c < n; ++c) out[c] = exp_negative(static_cast<double>(s[c]) - best);
-}
-
+// Scores are taken eight at a time: eight sums of exponentials, of the columns that are equal modulo 8, then those.
 static void softmax(const float* scores, i64 C, std::int32_t* classes, float* confidence, float* probabilities,
                     i64 begin, i64 end) {
-  constexpr i64 tile = 64;
-  double terms[tile];
+  const float lowest = -__builtin_inff();
   for (i64 row = begin; row < end; ++row) {
     const float* s = scores + row * C;
     i64 best = 0;
@@ -43,20 +33,23 @@ static void softmax(const float* scores, i64 C, std::int32_t* classes, float* co
       unknown |= s[c] != s[c];
       if (s[c] > s[best]) best = c;
     }
-    const bool odd = unknown || s[best] - s[best] != 0.0f;  // an infinite maximum has no probability
-    const double top = static_cast<double>(s[best]);
-    double sum = 0.0;
-    for (i64 first = 0; first < C; first += tile) {
-      const i64 n = C - first < tile ? C - first : tile;
-      exponentials(s + first, top, n, terms);
-      for (i64 c = 0; c < n; ++c) sum += terms[c];
-    }
+    const float top = s[best];
+    const bool odd = unknown || top - top != 0.0f;  // an infinite maximum has no probability
     classes[row] = unknown ? 0 : static_cast<std::int32_t>(best);
-    confidence[row] = odd ? __builtin_nanf("") : static_cast<float>(1.0 / sum);
+    confidence[row] = __builtin_nanf("");
+    if (odd) {
+      for (i64 c = 0; probabilities != nullptr && c < C; ++c) probabilities[row * C + c] = __builtin_nanf("");
+      continue;
+    }
+    F8 lanes{};
+    for (i64 c = 0; c < C; c += 8) lanes = lanes + exp_negative(load8(s + c, C - c < 8 ? C - c : 8, lowest) - top);
+    float sum = 0.0f;
+    for (int i = 0; i < 8; ++i) sum += lanes[i];
+    confidence[row] = 1.0f / sum;
     if (probabilities == nullptr) continue;
-    for (i64 c = 0; c < C; ++c) {
-      const double p = exp_negative(static_cast<double>(s[c]) - top) / sum;
-      probabilities[row * C + c] = odd ? __builtin_nanf("") : static_cast<float>(p);
+    for (i64 c = 0; c < C; c += 8) {
+      const i64 n = C - c < 8 ? C - c : 8;
+      store8(exp_negative(load8(s + c, n, lowest) - top) / sum, probabilities + row * C + c, n);
     }
   }
 }
