@@ -24,6 +24,9 @@ QGNN_INLINE void store_low_bytes(U16x8 v, std::uint8_t* out) {
   _mm_storel_epi64(reinterpret_cast<__m128i*>(out), _mm_packus_epi16(bytes, bytes));
 }
 
+// Row after row: all rows' factors loaded first, the compiler has to send sums to memory and back.
+QGNN_INLINE void keep_in_registers(__m256i& a, __m256i& b) { asm volatile("" : "+x"(a), "+x"(b)); }
+
 // `height` rows by one block of columns stay in registers over all pairs of features. Interleaving two rows of weights
 // leaves columns 0-3, 8-11 in one register and 4-7, 12-15 in the other; they are put in order once, at the end.
 template <int height>
@@ -41,6 +44,7 @@ QGNN_INLINE void code_tile(const std::int16_t* codes, const std::int16_t* w, i64
       const __m256i both = _mm256_set1_epi32(pair);
       acc[r][0] = _mm256_add_epi32(acc[r][0], _mm256_madd_epi16(both, w0));
       acc[r][1] = _mm256_add_epi32(acc[r][1], _mm256_madd_epi16(both, w1));
+      keep_in_registers(acc[r][0], acc[r][1]);
     }
   };
   for (i64 f = 0; f + 1 < F; f += 2) add_pair(f, true);
@@ -78,6 +82,7 @@ QGNN_INLINE void narrow_tile(const std::uint8_t* codes, const std::int8_t* w, i6
         const __m256i x = _mm256_set1_epi32(four);
         acc[r][0] = _mm256_add_epi16(acc[r][0], _mm256_maddubs_epi16(x, w0));
         acc[r][1] = _mm256_add_epi16(acc[r][1], _mm256_maddubs_epi16(x, w1));
+        keep_in_registers(acc[r][0], acc[r][1]);
       }
     }
     for (int r = 0; r < height; ++r)
