@@ -173,7 +173,7 @@ static void matmul_codes_csr(const i64* indptr, const std::int32_t* indices, con
 
 // Registers of the build: four floats at baseline, eight with AVX2. The product is rounded before it is added.
 #ifdef __AVX2__
-constexpr int kLanes = 8, kTileRows = 6;
+constexpr int kLanes = 8, kTileRows = 4;
 #else
 constexpr int kLanes = 4, kTileRows = 2;
 #endif
