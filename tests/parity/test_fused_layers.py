@@ -2,6 +2,7 @@
 """A round and its layer in one pass give the bits of the kernels that do one thing each, at every level."""
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,38 @@ def test_a_row_of_millions_of_neighbours(bits: int) -> None:
                           h.copy(), r, h, None, h, True, 0.0, 0.0, 1.0, 0.0, None, 0.0, np.zeros((1, 1), np.uint8),
                           None, None, 0, 1)
         assert (r == np.float32(0.5 * (2**bits - 1) * degree)).all()
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_long_rows_are_shared_out(bits: int, threads: int) -> None:
+    """Rows past 2^17 neighbours are added up in pieces by all threads, one among short ones and one at the end."""
+    rng = np.random.default_rng(bits)
+    degree = np.array([3, 2**17 + 1, 0, 5, 2**17, 300_000], np.int32)
+    indptr = np.concatenate([[0], np.cumsum(degree)]).astype(np.int64)
+    indices, columns = rng.integers(0, 40, indptr[-1]).astype(np.int32), 11
+    payload = rng.integers(0, 256, (40, row_bytes(columns, bits))).astype(np.uint8)
+    codes, n = np.empty((40, columns), np.uint8), len(degree)
+    kernels.unpack(payload, bits, codes)
+    want = np.array([np.bincount(indices[a:b], minlength=40) @ codes.astype(np.int64)
+                     for a, b in itertools.pairwise(indptr)]).reshape(n, columns)
+    h, d = np.zeros((n, columns), np.float32), np.ones(n, np.float32)
+
+    def whole() -> dict[str, np.ndarray]:
+        sums, r = np.empty((n, columns), np.int32), np.zeros((n, columns), np.float32)
+        kernels.aggregate_codes(indptr, indices, payload, bits, 0, n, sums)
+        kernels.layer(indptr, indices, payload, bits, 2.0, degree, d, h, r, h, None, h.copy(), True, 0.0, 0.0, 1.0, 0.0,
+                      None, 0.0, np.zeros_like(payload)[:n], None, None, 1, n)
+        return {"sums": sums, "r": r}
+
+    before = kernels.threads()
+    kernels.set_threads(threads)
+    try:
+        got = _everywhere(whole)
+    finally:
+        kernels.set_threads(before)
+    np.testing.assert_array_equal(got["sums"], want)
+    np.testing.assert_array_equal(got["r"][1:], (2 * want - (2**bits - 1) * degree[:, None])[1:].astype(np.float32))
 
 
 def test_fixed_point_holds_what_it_says() -> None:

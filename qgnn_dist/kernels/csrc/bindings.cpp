@@ -6,13 +6,16 @@
 #include <nanobind/stl/optional.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <mutex>
 #include <new>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "kernels.h"
 #include "pool.h"
@@ -99,6 +102,34 @@ auto* data_or_null(std::optional<A>& a) { return a ? a->data() : nullptr; }
 
 // Rows a chunk: enough work to pay for handing it out, few enough to even out long rows.
 i64 grain(i64 work_per_row) { return std::clamp<i64>(65536 / std::max<i64>(work_per_row, 1), 16, 8192); }
+
+// Sums of the rows that all threads add up together, each a piece of the neighbours: whole numbers, in any order.
+class LongSums {
+ public:
+  LongSums(const i64* indptr, const std::int32_t* indices, const std::uint8_t* payload, i64 M, i64 C, int bits,
+           i64 begin, i64 end) {
+    if (C > kLayerColumns || begin >= end || indptr[end] - indptr[begin] <= kLongRow) return;
+    for (i64 row = begin; row < end; ++row)
+      if (indptr[row + 1] - indptr[row] > kLongRow) rows_.push_back(row);
+    sums_.resize(rows_.size() * static_cast<std::size_t>(C));
+    const Kernels& k = active();
+    std::mutex turn;
+    nb::gil_scoped_release free_threads;
+    for (std::size_t i = 0; i < rows_.size(); ++i)
+      parallel(indptr[rows_[i]], indptr[rows_[i] + 1], kLongRow / 8, [&](i64 from, i64 to) {
+        std::vector<std::int32_t> part(static_cast<std::size_t>(C + kSlack));
+        k.sum_edges(indices, payload, M, C, bits, from, to, part.data());
+        std::lock_guard<std::mutex> lock(turn);
+        std::int32_t* sum = sums_.data() + static_cast<i64>(i) * C;
+        for (i64 c = 0; c < C; ++c) sum[c] += part[static_cast<std::size_t>(c)];
+      });
+  }
+  LongRows view() const { return {rows_.data(), sums_.data(), static_cast<i64>(rows_.size())}; }
+
+ private:
+  std::vector<i64> rows_;
+  std::vector<std::int32_t> sums_;
+};
 
 void check_width(const char* function, i64 width) {
   if (width > kLayerColumns)
@@ -214,8 +245,10 @@ NB_MODULE(_kernels, m) {
   }, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert());
 
   m.def("aggregate_codes", [](In64 indptr, In32 indices, In8 payload, int bits, i64 begin, i64 end, Out32 out) {
-    RUN(begin, end, 16 * columns(out), k.aggregate_codes(indptr.data(), indices.data(), payload.data(), rows(payload),
-                                                         columns(out), bits, out.data(), b, e))
+    const i64 C = columns(out);
+    const LongSums longs(indptr.data(), indices.data(), payload.data(), rows(payload), C, bits, begin, end);
+    RUN(begin, end, 16 * C, k.aggregate_codes(indptr.data(), indices.data(), payload.data(), rows(payload), C, bits,
+                                              longs.view(), out.data(), b, e))
   }, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg(),
      nb::arg().noconvert());
 
@@ -244,10 +277,12 @@ NB_MODULE(_kernels, m) {
                     float b_, float c, std::optional<OutF> believed, float next_step, Out8 next,
                     std::optional<OutD> moments, std::optional<OutD1> dots, i64 begin, i64 end) {
     check_width("layer", columns(h));
+    const LongSums longs(indptr.data(), indices.data(), payload.data(), rows(payload), columns(h), bits, begin,
+                         step != 0.0f ? end : begin);
     const Layer work{indptr.data(), indices.data(), payload.data(), degree.data(), d.data(), residual.data(), h.data(),
                      data_or_null(before), out.data(), r.data(), data_or_null(believed), next.data(),
-                     data_or_null(moments), data_or_null(dots), nullptr, rows(payload), columns(h), bits, step,
-                     next_step, a, b_, c, coefficient, believed.has_value(), gradient};
+                     data_or_null(moments), data_or_null(dots), nullptr, longs.view(), rows(payload), columns(h),
+                     bits, step, next_step, a, b_, c, coefficient, believed.has_value(), gradient};
     RUN(begin, end, 32 * columns(h), k.layer(work, b, e))
   }, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg().noconvert(),
      nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(),
@@ -262,12 +297,14 @@ NB_MODULE(_kernels, m) {
                           float next_step, Out8 next, std::optional<OutD> moments, std::optional<OutD1> dots,
                           i64 begin, i64 end) {
     check_width("fixed_layer", columns(h));
+    const LongSums longs(indptr.data(), indices.data(), payload.data(), rows(payload), columns(h), bits, begin,
+                         step != 0.0f ? end : begin);
     const FixedLayer fixed{residual.data(), nullptr, r.data(), data_or_null(believed), data_or_null(slot),
                            data_or_null(far), columns(r), unit, residual_step,
                            shift("fixed_layer", "step", step, unit), shift("fixed_layer", "next_step", next_step, unit)};
     const Layer work{indptr.data(), indices.data(), payload.data(), degree.data(), d.data(), nullptr, h.data(),
                      data_or_null(before), out.data(), nullptr, nullptr, next.data(), data_or_null(moments),
-                     data_or_null(dots), &fixed, rows(payload), columns(h), bits, step, next_step, a, b_, c,
+                     data_or_null(dots), &fixed, longs.view(), rows(payload), columns(h), bits, step, next_step, a, b_, c,
                      coefficient, believed.has_value(), gradient};
     RUN(begin, end, 32 * columns(h), k.layer(work, b, e))
   }, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg().noconvert(),
@@ -285,7 +322,7 @@ NB_MODULE(_kernels, m) {
     const FixedLayer fixed{nullptr, residual.data(), nullptr, data_or_null(believed), nullptr, nullptr,
                            columns(residual), unit, residual_step, 0, shift("fixed_start", "step", step, unit)};
     const Layer work{nullptr, nullptr, nullptr, nullptr, d.data(), nullptr, h.data(), nullptr, nullptr, nullptr,
-                     nullptr, payload.data(), data_or_null(moments), nullptr, &fixed, 0, columns(h), bits, 0.0f, step,
+                     nullptr, payload.data(), data_or_null(moments), nullptr, &fixed, {}, 0, columns(h), bits, 0.0f, step,
                      0.0f, 0.0f, 0.0f, 0.0f, believed.has_value(), true};
     RUN(begin, end, 8 * columns(h), k.fixed_start(work, residual_bits, b, e))
   }, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
@@ -341,15 +378,21 @@ NB_MODULE(_kernels, m) {
   }, nb::arg().noconvert(), nb::arg().noconvert());
 
   m.def("level_histogram", [](InF h, InF1 d, Array<i64, 1> out) {
-    nb::gil_scoped_release free_threads;
     const i64 C = columns(h);
-    for (i64 row = 0; row < rows(h); ++row)
-      for (i64 c = 0; c < C; ++c) {
-        const float v = d.data()[row] * h.data()[row * C + c];
-        std::uint32_t word;
-        std::memcpy(&word, &v, sizeof word);
-        ++out.data()[(word >> 19) & 4095];
-      }
+    std::mutex turn;
+    nb::gil_scoped_release free_threads;
+    parallel(0, rows(h), 8192, [&](i64 begin, i64 end) {
+      std::array<std::array<std::uint32_t, 4096>, 2> counts{};  // two: neighbours of one level would wait for each other
+      for (i64 row = begin; row < end; ++row)
+        for (i64 c = 0; c < C; ++c) {
+          const float v = d.data()[row] * h.data()[row * C + c];
+          std::uint32_t word;
+          std::memcpy(&word, &v, sizeof word);
+          ++counts[c & 1][(word >> 19) & 4095];
+        }
+      std::lock_guard<std::mutex> lock(turn);
+      for (std::size_t level = 0; level < 4096; ++level) out.data()[level] += i64{counts[0][level]} + counts[1][level];
+    });
   }, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert());
 
   m.def("softmax", [](InF scores, Out32x1 classes, OutF1 confidence, std::optional<OutF> probabilities) {

@@ -57,6 +57,21 @@ static inline i64 perceptron_scratch(i64 F, i64 H, i64 C) {
 
 struct Key { std::uint64_t seed; std::uint32_t epoch, stage, layer, round; };
 
+// Rows of more neighbours than this are added up by all threads, before the pass over the rows comes to them.
+constexpr i64 kLongRow = 1 << 17;
+struct LongRows {
+  const i64* rows;  // ascending
+  const std::int32_t* sums;  // (count, C)
+  i64 count;
+
+  // A row's sums; null where it is not among them.
+  const std::int32_t* find(i64 row, i64 C) const {
+    for (i64 i = 0; i < count; ++i)
+      if (rows[i] == row) return sums + i * C;
+    return nullptr;
+  }
+};
+
 // State in fixed point, rows of `stride` columns; see layer_body.h.
 struct FixedLayer {
   const std::int8_t* residual;
@@ -81,6 +96,7 @@ struct Layer {
   std::uint8_t* next;
   double *moments, *dots;  // of what is coded, of the constraint; or null
   const FixedLayer* fixed;
+  LongRows long_rows;
   i64 M, C;
   int bits;
   float step, next_step, a, b, c, coefficient;
@@ -95,7 +111,10 @@ struct Kernels {
   void (*pack)(const std::uint8_t* codes, i64 C, int bits, std::uint8_t* out, i64 begin, i64 end);
   void (*unpack)(const std::uint8_t* payload, i64 C, int bits, std::uint8_t* out, i64 begin, i64 end);
   void (*aggregate_codes)(const i64* indptr, const std::int32_t* indices, const std::uint8_t* payload, i64 M, i64 C,
-                          int bits, std::int32_t* out, i64 begin, i64 end);
+                          int bits, const LongRows& long_rows, std::int32_t* out, i64 begin, i64 end);
+  // Of the neighbours `begin`..`end` among all edges; C at most kLayerColumns, `out` has kSlack more.
+  void (*sum_edges)(const std::int32_t* indices, const std::uint8_t* payload, i64 M, i64 C, int bits, i64 begin,
+                    i64 end, std::int32_t* out);
   void (*aggregate_float)(const i64* indptr, const std::int32_t* indices, const float* x, i64 C, float* out, i64 begin,
                           i64 end);
   void (*code_news)(const float* h, const float* d, float* believed, float step, int bits, i64 C,

@@ -333,7 +333,7 @@ static void add_affine(const std::int32_t* sums, const std::int32_t* degree, flo
 #include "random_body.h"
 
 #define QGNN_TABLE(NAME, ISA)                                                                                         \
-  const Kernels NAME = {ISA, pack, unpack, aggregate_codes, aggregate_float, code_news, add_news, layer, fixed_start,  \
+  const Kernels NAME = {ISA, pack, unpack, aggregate_codes, sum_edges, aggregate_float, code_news, add_news, layer, fixed_start,  \
                         scale_rows, propagated, half_step, apply_multiplier, midrise, affine_codes, affine_values, add_affine,    \
                         row_moments, softmax, normalise_dense, normalise_csr,                                         \
                         feature_codes_dense, feature_codes_csr, matmul_codes_dense, matmul_codes_csr,                 \

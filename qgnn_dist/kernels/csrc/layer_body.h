@@ -26,8 +26,13 @@ static void sum_long_row(const CodeSums& sums, i64 begin, i64 end, std::int32_t*
   }
 }
 
+static void sum_edges(const std::int32_t* indices, const std::uint8_t* payload, i64 M, i64 C, int bits, i64 begin,
+                      i64 end, std::int32_t* out) {
+  sum_long_row(CodeSums(indices, payload, M, C, bits, end), begin, end, out);
+}
+
 static void aggregate_codes(const i64* indptr, const std::int32_t* indices, const std::uint8_t* payload, i64 M, i64 C,
-                            int bits, std::int32_t* out, i64 begin, i64 end) {
+                            int bits, const LongRows& long_rows, std::int32_t* out, i64 begin, i64 end) {
   alignas(32) std::int32_t sum[kLayerColumns + kSlack];
   const CodeSums sums(indices, payload, M, C, bits, indptr[end]);
   for (i64 row = begin; row < end; ++row) {
@@ -35,8 +40,9 @@ static void aggregate_codes(const i64* indptr, const std::int32_t* indices, cons
       sum_planes(indices, payload, C, bits, indptr[row], indptr[row + 1], out + row * C);
       continue;
     }
-    sum_long_row(sums, indptr[row], indptr[row + 1], sum);
-    std::memcpy(out + row * C, sum, C * sizeof(std::int32_t));
+    const std::int32_t* ready = long_rows.find(row, C);
+    if (ready == nullptr) sum_long_row(sums, indptr[row], indptr[row + 1], sum);
+    std::memcpy(out + row * C, ready == nullptr ? sum : ready, C * sizeof(std::int32_t));
   }
 }
 
@@ -240,8 +246,11 @@ QGNN_INLINE void receive_wide(const Layer& a, const CodeSums& codes, i64 row, Sc
   }
   const float half_step = a.step * 0.5f;
   const i64 offset = static_cast<i64>((1 << a.bits) - 1) * a.degree[row];
-  const std::int32_t* sums = scratch.wide_sums;
-  sum_long_row(codes, a.indptr[row], a.indptr[row + 1], scratch.wide_sums);
+  const std::int32_t* sums = a.degree[row] > kLongRow ? a.long_rows.find(row, a.C) : nullptr;
+  if (sums == nullptr) {
+    sum_long_row(codes, a.indptr[row], a.indptr[row + 1], scratch.wide_sums);
+    sums = scratch.wide_sums;
+  }
   if (a.degree[row] > kExactDegree) {  // twice its sums would not fit 32 bits
     for (i64 i = 0; i < a.C; ++i) news[i] = delivered<i64>(0.0f, sums[i], offset, half_step, false);
   } else {
