@@ -153,6 +153,8 @@ def predict(
     model: Annotated[Path, typer.Option(help="File of a packed model.")],
     out: Annotated[Path, typer.Option(help="Folder of the Parquet files.")],
     scores: Annotated[bool, typer.Option("--scores", help="Write every class's score too.")] = False,
+    trace: Annotated[bool, typer.Option(
+        "--trace", help="Write OUT/trace.json: where each layer's time goes, for ui.perfetto.dev.")] = False,
     config: Annotated[Path | None, typer.Option(help="TOML file; cluster and timeouts are used.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="One setting, e.g. cluster.threads=4.")] = None,
     ray_address: RayAddress = None, overwrite: Overwrite = False, as_json: Json = False, debug: Debug = False,
@@ -163,7 +165,7 @@ def predict(
 
     with render.Status("predicting"):
         result = api.predict(store, model=model, out=out, scores=scores, config=load_config(config, settings or []),
-                             overwrite=overwrite, ray_address=ray_address)
+                             trace=trace, overwrite=overwrite, ray_address=ray_address)
     return result, render.prediction
 
 

@@ -2,6 +2,7 @@
 """What people see in a terminal. Progress goes to stderr, results to stdout."""
 from __future__ import annotations
 
+import statistics
 from typing import Any
 
 from rich.console import Console
@@ -131,6 +132,11 @@ def prediction(result: dict[str, Any], console: Console) -> None:
         ("model", byte_size(result["model_bytes"])),
         ("messages", byte_size(result["message_bytes"])),
     ]
+    if "overlap" in result:
+        rounds = [one for rank in result["overlap"] for one in rank]
+        ratios = sorted(one["ratio"] for one in rounds)
+        rows.append(("rounds", f"{len(rounds)}, time over the larger of computing and wire: "
+                               f"{statistics.median(ratios):.2f} (at most {ratios[-1]:.2f}); see trace.json"))
     if not result["same_graph"]:
         divided = f", features were divided by 2^{result['feature_gain']}" if result["feature_gain"] else ""
         rows.append(("note", "the model was trained on another graph; ranges were shifted by "

@@ -126,13 +126,13 @@ def export(run: str | Path, *, out: str | Path, bits: int | None = None, overwri
 
 
 def predict(store: str | Path, *, model: str | Path, out: str | Path, scores: bool = False,
-            config: RunConfig | dict[str, Any] | str | Path | None = None, overwrite: bool = False,
+            config: RunConfig | dict[str, Any] | str | Path | None = None, trace: bool = False, overwrite: bool = False,
             ray_address: str | None = None) -> dict[str, Any]:
     """Classify every node of a store and write Parquet, one file a part.
 
     Args:
         config: its `cluster` and `timeouts` are used; all else comes from the model.
-        scores: write the scores of all classes too.
+        scores: write the scores of all classes too. trace: write OUT/trace.json too, see run_prediction.
     Returns: the summary (OUT/summary.json): accuracy by split where labels exist, seconds, bytes.
     Raises: InputError, StoreError, ModelError before anything is written.
     """
@@ -143,7 +143,7 @@ def predict(store: str | Path, *, model: str | Path, out: str | Path, scores: bo
     kwargs = {"store": os.path.abspath(store), "exchange_s": resolved.timeouts.exchange_s}
     with _workers(PredictWorker, kwargs, opened.num_parts, resolved, ray_address, None) as (pool, _):
         return run_prediction(pool, opened, packed, Path(os.path.abspath(folder)), scores=scores,
-                              timeouts=resolved.timeouts)
+                              timeouts=resolved.timeouts, trace=trace)
 
 
 def inspect(path: str | Path, *, verify: bool = False, store: str | Path | None = None,

@@ -6,6 +6,7 @@ that a peer's rows arrive where the kernels read them.
 """
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from .. import kernels
 from ..errors import StoreError
 from ..quant.packed import row_bytes
 from .group import EXCHANGE_LANE, Deadline, Group, Pending
+from .trace import PACK, WAIT, WIRE, Span, Trace, span
 from .wire import DIRECTIONS, HEADER_BYTES, Header, check_header, check_payload, pack_header, payload_sum
 
 __all__ = ["Exchange", "PeerRows"]
@@ -55,10 +57,13 @@ class _Round:
 
     what: str
     layer: int
+    number: int
     incoming: list[_Incoming] = field(default_factory=list)
     heads: list[Pending] = field(default_factory=list)
     payloads: list[Pending] = field(default_factory=list)
     sent: list[Pending] = field(default_factory=list)
+    watcher: threading.Thread | None = None
+    error: BaseException | None = None
 
 
 class Exchange:
@@ -73,6 +78,7 @@ class Exchange:
         StoreError: a plan that does not fit the part; kernels and gloo would read and write past its rows.
     Attributes:
         exchange_rounds: rounds finished. wait_s: seconds spent in `finish`, the share of the wire that nothing hid.
+        trace: collects how long each round packs, is on the wire and waits; None for none.
     """
 
     def __init__(self, peers: Sequence[PeerRows], num_local: int, num_halo: int, group: Group | None, run_id: int,
@@ -88,6 +94,7 @@ class Exchange:
         self._round: _Round | None = None
         self.exchange_rounds = 0
         self.wait_s = 0.0
+        self.trace: Trace | None = None
 
     def expected_bytes(self, bits: int, columns: int) -> int:
         """Bytes that this rank sends in one round: rows times packed bytes, and one header a peer (DESIGN law 5)."""
@@ -111,18 +118,27 @@ class Exchange:
         if self._round is not None:
             raise ValueError("Exchange.begin: the round before has not been finished")
         self._check_buffer(buffer, bits, columns, direction)
-        now = self._round = _Round(f"{direction} round {round}", layer)
+        now = self._round = _Round(f"{direction} round {round}", layer, round)
         if self._group is None:
             return
+        with span(self.trace, PACK, "pack and send", layer, round):
+            self._start(now, self._group, buffer, bits, columns, direction)
+        if self.trace is not None:
+            now.watcher = threading.Thread(target=self._watch, args=(now, self.trace), name="qgnn-trace", daemon=True)
+            now.watcher.start()
+
+    def _start(self, now: _Round, group: Group, buffer: np.ndarray, bits: int, columns: int, direction: str) -> None:
+        """Post all of a round."""
+        layer, round = now.layer, now.number
         sequence = self.exchange_rounds % 2**32
         for plan in self._peers:
             if plan.recv_count:
                 expected = Header(self._run_id, sequence, direction, layer, round, bits, plan.recv_count, columns,
-                                  plan.peer, self._group.rank)
+                                  plan.peer, group.rank)
                 first = self._num_local + plan.recv_begin
                 one = _Incoming(expected, self._heads[plan.peer][0], buffer[first:first + plan.recv_count].reshape(-1))
-                now.heads.append(self._group.irecv(plan.peer, one.head, EXCHANGE_LANE, header=True))
-                now.payloads.append(self._group.irecv(plan.peer, one.payload, EXCHANGE_LANE))
+                now.heads.append(group.irecv(plan.peer, one.head, EXCHANGE_LANE, header=True))
+                now.payloads.append(group.irecv(plan.peer, one.payload, EXCHANGE_LANE))
                 now.incoming.append(one)
         frames = self._send_frames(buffer.shape[1])
         for plan in self._peers:
@@ -131,10 +147,10 @@ class Exchange:
                 kernels.gather_rows(buffer, plan.send_rows, frame)
                 payload = frame.reshape(-1)
                 header = Header(self._run_id, sequence, direction, layer, round, bits, len(frame), columns,
-                                self._group.rank, plan.peer)
+                                group.rank, plan.peer)
                 pack_header(header, payload_sum(payload), head)
-                now.sent += [self._group.isend(plan.peer, head, direction, EXCHANGE_LANE, header=True),
-                             self._group.isend(plan.peer, payload, direction, EXCHANGE_LANE)]
+                now.sent += [group.isend(plan.peer, head, direction, EXCHANGE_LANE, header=True),
+                             group.isend(plan.peer, payload, direction, EXCHANGE_LANE)]
 
     def finish(self) -> None:
         """Wait until the halo rows are in the buffer, checked, and the own rows are sent.
@@ -148,16 +164,35 @@ class Exchange:
             raise ValueError("Exchange.finish: no round was begun")
         if self._group is not None:
             start = time.monotonic()
-            deadline = Deadline(self._timeout_s)
-            self._group.wait(now.heads, deadline, now.what, now.layer)
-            sums = [check_header(one.head, one.expected) for one in now.incoming]
-            self._group.wait(now.payloads, deadline, now.what, now.layer)
-            for one, checksum in zip(now.incoming, sums):
-                check_payload(one.payload, checksum, one.expected)
-            self._group.wait(now.sent, deadline, now.what, now.layer)
+            with span(self.trace, WAIT, "wait", now.layer, now.number):
+                if now.watcher is None:
+                    self._wait(now, self._group)
+                else:
+                    now.watcher.join()
+                    if now.error is not None:
+                        raise now.error
             self.wait_s += time.monotonic() - start
         self._round = None
         self.exchange_rounds += 1
+
+    def _wait(self, now: _Round, group: Group) -> None:
+        deadline = Deadline(self._timeout_s)
+        group.wait(now.heads, deadline, now.what, now.layer)
+        sums = [check_header(one.head, one.expected) for one in now.incoming]
+        group.wait(now.payloads, deadline, now.what, now.layer)
+        for one, checksum in zip(now.incoming, sums):
+            check_payload(one.payload, checksum, one.expected)
+        group.wait(now.sent, deadline, now.what, now.layer)
+
+    def _watch(self, now: _Round, trace: Trace) -> None:
+        """Sees when a traced round's messages are there, which no call tells without waiting for them."""
+        assert self._group is not None
+        start = trace.now()
+        try:
+            self._wait(now, self._group)
+        except BaseException as error:  # `finish` raises it in the thread that asked
+            now.error = error
+        trace.add(Span(WIRE, now.what, start, trace.now(), now.layer, now.number))
 
     def _send_frames(self, num_bytes: int) -> dict[int, np.ndarray]:
         """Peer → uint8 (rows, P), made at the first round of a width and used again in every later one."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..comm.pool import WorkerPool
+from ..comm.trace import chrome_trace, overlap
 from ..config import TimeoutsConfig
 from ..errors import InputError, ModelError, QgnnError
 from ..model.packed import PackedModel
@@ -43,10 +44,11 @@ def check_output(out: str | Path, overwrite: bool) -> Path:
 
 
 def run_prediction(pool: WorkerPool, store: Store, model: PackedModel, out: Path, *, scores: bool,
-                   timeouts: TimeoutsConfig) -> dict[str, Any]:
+                   timeouts: TimeoutsConfig, trace: bool = False) -> dict[str, Any]:
     """Predict all nodes on the pool's workers (one PredictWorker a part) and put the folder in place.
 
-    Returns: the summary, as written to OUT/summary.json.
+    Args: trace: also write OUT/trace.json, where each layer's time goes on every rank (comm.trace.chrome_trace).
+    Returns: the summary, as written to OUT/summary.json; with `trace`, it has `overlap` by rank.
     """
     started = time.perf_counter()
     data = model.to_bytes()
@@ -54,11 +56,15 @@ def run_prediction(pool: WorkerPool, store: Store, model: PackedModel, out: Path
     temp = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     temp.mkdir(parents=True)
     try:
-        results = pool.call("predict", str(temp), scores, timeout_s=PREDICT_TIMEOUT_S)
+        results = pool.call("predict", str(temp), scores, trace, timeout_s=PREDICT_TIMEOUT_S)
         rows = sum(r["rows"] for r in results)
         if rows != store.num_nodes:
             raise QgnnError(f"predicted {rows} rows, the store has {store.num_nodes} nodes")
         summary = _summary(store, model, len(data), results, time.perf_counter() - started)
+        if trace:
+            spans = [r["spans"] for r in results]
+            summary["overlap"] = [overlap(own) for own in spans]
+            (temp / "trace.json").write_text(json.dumps(chrome_trace(spans)) + "\n", encoding="utf-8")
         (temp / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         _put_in_place(temp, out)
     finally:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from .. import kernels
 from ..comm.exchange import Exchange
+from ..comm.trace import Trace
 from ..data.graph import SPLITS
 from ..errors import StoreError
 from ..memory import MemoryWatch
@@ -70,12 +71,14 @@ class PredictWorker:
                                   context.run_id, self._exchange_s)
         self._load_s = time.perf_counter() - start
 
-    def predict(self, folder: str, with_scores: bool) -> dict[str, Any]:
+    def predict(self, folder: str, with_scores: bool, trace: bool = False) -> dict[str, Any]:
         """Score all local nodes and write `folder`/part-NNNNN.parquet.
 
+        Args: trace: also measure where each layer's time goes; the result then has `spans`.
         Returns: rows, right answers and labelled nodes by split, class counts, seconds, bytes sent, peak memory.
         """
         forward = PackedForward(self._graph, self._exchange, self._context.group, "evaluation")
+        self._exchange.trace = Trace() if trace else None
         start = time.perf_counter()
         gain = feature_gain(self._part, self._model, self._context.group)
         self._load_s += time.perf_counter() - start
@@ -88,8 +91,9 @@ class PredictWorker:
         seconds = {"load": self._load_s, **forward.seconds, "exchange": self._exchange.wait_s,
                    "write": time.perf_counter() - start}
         group = self._context.group
-        return {"rows": len(scores), "right": self._right(classes), "seconds": seconds, "gain": forward.gain,
-                "feature_gain": gain,
+        spans = self._exchange.trace.spans if self._exchange.trace is not None else []
+        return {"rows": len(scores), "spans": spans, "right": self._right(classes), "seconds": seconds,
+                "gain": forward.gain, "feature_gain": gain,
                 "classes": np.bincount(classes, minlength=self._model.info.num_classes),
                 "message_bytes": group.counters.evaluation if group is not None else 0, **self._memory.peaks()}
 

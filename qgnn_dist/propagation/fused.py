@@ -15,6 +15,7 @@ import numpy as np
 
 from .. import kernels
 from ..comm.exchange import Exchange
+from ..comm.trace import COMPUTE, span
 from ..quant.packed import row_bytes
 from ..quant.ranges import moments_of
 from .neighbourhood import Neighbourhood
@@ -78,8 +79,10 @@ class FusedLayers:
             before = other if compares else None
             for interior in (True, False):
                 begin, end = (g.num_boundary, n) if interior else (0, g.num_boundary)
-                storage.layer(now, step, state, before, other, current, following, then[:n], rows,
-                              dots if compares else None, begin, end)
+                what = "interior rows" if interior else "boundary rows"
+                with span(self._exchange.trace, COMPUTE, what, current.layer, number):
+                    storage.layer(now, step, state, before, other, current, following, then[:n], rows,
+                                  dots if compares else None, begin, end)
                 if interior and step != 0.0:
                     self._exchange.finish()
             if dots is not None and (self._merged or not current.gradient) and current.layer < self._spec.layers - 1:
