@@ -7,7 +7,7 @@
 namespace qgnn {
 namespace avx2 {
 
-constexpr i64 kAhead = 16;  // neighbours: far enough to hide a cache miss, near enough to stay in the first level
+constexpr i64 kAhead = 48;  // neighbours: far enough to hide a cache miss, near enough to stay in the first level
 
 // The neighbours' rows. `first`: the byte of a row that a block begins with.
 struct CodeSums {
