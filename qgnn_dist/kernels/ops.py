@@ -13,8 +13,8 @@ from .dispatch import kernel
 
 __all__ = [
     "add_affine", "add_news", "affine_codes", "affine_values", "aggregate_codes", "aggregate_float", "apply_multiplier",
-    "check_csr", "code_news", "fixed_layer", "fixed_start", "gather_rows", "half_step", "layer", "level_histogram",
-    "midrise", "pack", "propagated", "row_moments", "scale_rows", "unpack",
+    "check_csr", "code_news", "fixed_layer", "fixed_start", "gather_rows", "half_step", "layer", "layer_float",
+    "level_histogram", "midrise", "pack", "propagated", "row_moments", "scale_rows", "unpack",
 ]
 F4 = np.float32
 LAYER_COLUMNS = 4096
@@ -209,6 +209,56 @@ def fixed_start(h: np.ndarray, inv_sqrt_degree: np.ndarray, residual_step: float
         believed[rows, :columns] = (kept[rows] / F4(unit)).astype(np.int16)
 
 
+@kernel(indptr="i8 N+1", indices="i4 E", y="f4 M C", inv_sqrt_degree="f4 N", h0="f4 N C", h="=f4 N C", p="=?f4 N C",
+        before="=?f4 N C", dots="=?f8 N", next_y="=?f4 M C")
+def layer_float(indptr: np.ndarray, indices: np.ndarray, y: np.ndarray, inv_sqrt_degree: np.ndarray, h0: np.ndarray,
+                h: np.ndarray, p: np.ndarray | None, before: np.ndarray | None, dots: np.ndarray | None, first: bool,
+                second: bool, coefficient: float, a: float, b: float, c: float, next_y: np.ndarray | None, begin: int,
+                end: int) -> None:
+    """A round of float messages and its layer, in one pass over rows begin ≤ i < end: what aggregate_float, propagated,
+    half_step, apply_multiplier and scale_rows do one after the other, to the last bit.
+
+    P = D̃^-½·Σ y + D̃^-1·h over the neighbours; h becomes H½, plus `coefficient`·G where that is not 0, with
+    G = Δ − (P − P of the layer before, which `p` holds; in the `first` layer P itself); `p` becomes P and `before` the
+    old h. `dots` gets ⟨D, D − (P − p)⟩ of D = h − before, 0 in the first layer. Then next_y = D̃^-½·h.
+
+    `second`: the other round of a layer. h is H½, `before` and `p` are H and P of the first round and stay; h becomes
+    h + coefficient·G, and `dots` gets ⟨Δ, G⟩, with Δ = h − before and G = Δ − (P − p).
+
+    Args:
+        y: D̃^-½·H of local and halo rows. p: None where no multiplier acts here or next. next_y: another buffer than
+            `y`, whose rows others may still read; None: nothing is to be sent.
+    Raises: ValueError: a multiplier without `p`, or `dots` or `second` without `before`.
+    """
+    if (dots is not None or second or coefficient != 0) and (p is None or ((dots is not None or second) and
+                                                                           before is None)):
+        raise ValueError("layer_float: a multiplier needs p, and its dots or second round need before")
+    rows, now, sums = slice(begin, end), np.empty_like(h), np.empty_like(h)
+    aggregate_float(indptr, indices, y, begin, end, sums)
+    propagated(sums, h, inv_sqrt_degree, begin, end, now)
+    old = h[rows].copy()
+    if dots is not None and before is not None and p is not None:
+        dots[rows] = 0
+        moved = old - before[rows]
+        for column in range(0 if first else h.shape[1]):
+            x, change = moved[:, column], now[rows, column] - p[rows, column]
+            dots[rows] += x.astype(np.float64) * (x - change).astype(np.float64)
+    if second and before is not None and p is not None:
+        h[rows] += F4(coefficient) * ((old - before[rows]) - (now[rows] - p[rows]))
+    else:
+        half = (F4(a) * old + F4(b) * now[rows]) + F4(c) * h0[rows]
+        if p is not None:
+            held = now[rows] if first else p[rows]
+            h[rows] = half + F4(coefficient) * ((half - old) - (now[rows] - held)) if coefficient != 0 else half
+            p[rows] = now[rows]
+        else:
+            h[rows] = half
+        if before is not None:
+            before[rows] = old
+    if next_y is not None:
+        next_y[rows] = inv_sqrt_degree[rows, None] * h[rows]
+
+
 @kernel(h="f4 N C", inv_sqrt_degree="f4 N", out="=f4 N+ C")
 def scale_rows(h: np.ndarray, inv_sqrt_degree: np.ndarray, begin: int, end: int, out: np.ndarray) -> None:
     """y = D̃^-½·h, into the first rows of `out`."""
@@ -283,7 +333,10 @@ def add_affine(sums: np.ndarray, degree: np.ndarray, low: float, step: float, ke
 
 @kernel(x="f4 N C", moments="=f8 N 3")
 def row_moments(x: np.ndarray, moments: np.ndarray) -> None:
-    """Per row [Σx², Σ|x|, max|x|] in double, in column order; what the running ranges follow."""
+    """Per row [Σx², Σ|x|, max|x|] in double; what the running ranges follow.
+
+    Column c is added to sum c mod 8, and the eight sums by halves: additions need not wait for each other.
+    """
     moments[:] = moments_by_row(x)
 
 
@@ -300,10 +353,16 @@ def _level(scaled: np.ndarray, half: np.float32) -> np.ndarray:
 
 def moments_by_row(x: np.ndarray) -> np.ndarray:
     """`row_moments` as a new array."""
-    result = np.zeros((len(x), 3))
-    for c in range(x.shape[1]):
+    rows, columns = x.shape
+    lanes = np.zeros((rows, 8, 3))
+    for c in range(columns):
         v = np.abs(x[:, c].astype(np.float64))
-        result[:, 0] += v * v
-        result[:, 1] += v
-        result[:, 2] = np.fmax(result[:, 2], v)
+        lane = lanes[:, c % 8]
+        lane[:, 0] += v * v
+        lane[:, 1] += v
+        lane[:, 2] = np.fmax(lane[:, 2], v)
+    for half in (4, 2, 1):
+        lanes[:, :half, :2] += lanes[:, half:2 * half, :2]
+    result = lanes[:, 0]
+    result[:, 2] = lanes[:, :, 2].max(1, initial=0.0)
     return result

@@ -207,9 +207,9 @@ struct Scratch {
 };
 
 QGNN_INLINE void moments_of(const float* e, i64 C, double* moments) {
-  double m[3] = {0.0, 0.0, 0.0};
-  for (i64 c = 0; c < C; ++c) add_moments(e[c], m);
-  std::memcpy(moments, m, sizeof m);
+  Moments m;
+  m.add(C, [&](i64 c) { return e[c]; });
+  m.store(moments);
 }
 
 // One row: `gradient`, a gradient step is taken; `corrected`, the multiplier's term is added, see ops.layer; `usual`,
