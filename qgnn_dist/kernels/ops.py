@@ -209,54 +209,51 @@ def fixed_start(h: np.ndarray, inv_sqrt_degree: np.ndarray, residual_step: float
         believed[rows, :columns] = (kept[rows] / F4(unit)).astype(np.int16)
 
 
-@kernel(indptr="i8 N+1", indices="i4 E", y="f4 M C", inv_sqrt_degree="f4 N", h0="f4 N C", h="=f4 N C", p="=?f4 N C",
-        before="=?f4 N C", dots="=?f8 N", next_y="=?f4 M C")
+@kernel(indptr="i8 N+1", indices="i4 E", y="f4 M C", inv_sqrt_degree="f4 N", h0="f4 N C", h="f4 N C", before="?f4 N C",
+        out="=f4 N C", p="=?f4 N C", next_y="=?f4 M C", dots="=?f8 N")
 def layer_float(indptr: np.ndarray, indices: np.ndarray, y: np.ndarray, inv_sqrt_degree: np.ndarray, h0: np.ndarray,
-                h: np.ndarray, p: np.ndarray | None, before: np.ndarray | None, dots: np.ndarray | None, first: bool,
-                second: bool, coefficient: float, a: float, b: float, c: float, next_y: np.ndarray | None, begin: int,
-                end: int) -> None:
+                h: np.ndarray, before: np.ndarray | None, out: np.ndarray, p: np.ndarray | None, first: bool,
+                second: bool, coefficient: float, a: float, b: float, c: float, next_y: np.ndarray | None,
+                dots: np.ndarray | None, begin: int, end: int) -> None:
     """A round of float messages and its layer, in one pass over rows begin ≤ i < end: what aggregate_float, propagated,
     half_step, apply_multiplier and scale_rows do one after the other, to the last bit.
 
-    P = D̃^-½·Σ y + D̃^-1·h over the neighbours; h becomes H½, plus `coefficient`·G where that is not 0, with
-    G = Δ − (P − P of the layer before, which `p` holds; in the `first` layer P itself); `p` becomes P and `before` the
-    old h. `dots` gets ⟨D, D − (P − p)⟩ of D = h − before, 0 in the first layer. Then next_y = D̃^-½·h.
+    P = D̃^-½·Σ y + D̃^-1·h over the neighbours; out = H½ of h, plus `coefficient`·G where that is not 0, with
+    G = Δ − (P − P of the layer before, which `p` holds; in the `first` layer P itself); then `p` becomes P. `dots` gets
+    ⟨D, D − (P − p)⟩ of D = h − before, 0 in the first layer. Then next_y = D̃^-½·out.
 
-    `second`: the other round of a layer. h is H½, `before` and `p` are H and P of the first round and stay; h becomes
-    h + coefficient·G, and `dots` gets ⟨Δ, G⟩, with Δ = h − before and G = Δ − (P − p).
+    `second`: the other round of a layer. h is H½, `before` and `p` are H and P of the first round, which stay;
+    out = h + coefficient·G and `dots` gets ⟨Δ, G⟩, with Δ = h − before and G = Δ − (P − p).
 
     Args:
-        y: D̃^-½·H of local and halo rows. p: None where no multiplier acts here or next. next_y: another buffer than
-            `y`, whose rows others may still read; None: nothing is to be sent.
-    Raises: ValueError: a multiplier without `p`, or `dots` or `second` without `before`.
+        y: D̃^-½·H of local and halo rows. out: may be `h` or `before`. p: None where no multiplier acts here or next.
+        next_y: another buffer than `y`, whose rows others may still read; None: nothing is to be sent.
+    Raises: ValueError: a multiplier without `p`, or `second` or `dots` past the first layer without `before`.
     """
-    if (dots is not None or second or coefficient != 0) and (p is None or ((dots is not None or second) and
-                                                                           before is None)):
+    looks_back = second or (dots is not None and not first)
+    if ((looks_back or coefficient != 0) and p is None) or (looks_back and before is None):
         raise ValueError("layer_float: a multiplier needs p, and its dots or second round need before")
     rows, now, sums = slice(begin, end), np.empty_like(h), np.empty_like(h)
     aggregate_float(indptr, indices, y, begin, end, sums)
     propagated(sums, h, inv_sqrt_degree, begin, end, now)
-    old = h[rows].copy()
-    if dots is not None and before is not None and p is not None:
-        dots[rows] = 0
-        moved = old - before[rows]
-        for column in range(0 if first else h.shape[1]):
-            x, change = moved[:, column], now[rows, column] - p[rows, column]
-            dots[rows] += x.astype(np.float64) * (x - change).astype(np.float64)
-    if second and before is not None and p is not None:
-        h[rows] += F4(coefficient) * ((old - before[rows]) - (now[rows] - p[rows]))
+    moved, gap = np.zeros_like(now[rows]), np.zeros_like(now[rows])
+    if looks_back and before is not None and p is not None:
+        moved = h[rows] - before[rows]
+        gap = moved - (now[rows] - p[rows])
+    if dots is not None:
+        dots[rows] = _products_by_row(moved, gap)
+    if second:
+        fresh = h[rows] + F4(coefficient) * gap
     else:
-        half = (F4(a) * old + F4(b) * now[rows]) + F4(c) * h0[rows]
-        if p is not None:
+        fresh = (F4(a) * h[rows] + F4(b) * now[rows]) + F4(c) * h0[rows]
+        if coefficient != 0 and p is not None:
             held = now[rows] if first else p[rows]
-            h[rows] = half + F4(coefficient) * ((half - old) - (now[rows] - held)) if coefficient != 0 else half
+            fresh = fresh + F4(coefficient) * ((fresh - h[rows]) - (now[rows] - held))
+        if p is not None:
             p[rows] = now[rows]
-        else:
-            h[rows] = half
-        if before is not None:
-            before[rows] = old
+    out[rows] = fresh
     if next_y is not None:
-        next_y[rows] = inv_sqrt_degree[rows, None] * h[rows]
+        next_y[rows] = inv_sqrt_degree[rows, None] * fresh
 
 
 @kernel(h="f4 N C", inv_sqrt_degree="f4 N", out="=f4 N+ C")
@@ -282,13 +279,14 @@ def half_step(h: np.ndarray, p: np.ndarray, h0: np.ndarray, a: float, b: float, 
 @kernel(h="f4 N C", half="f4 N C", p="f4 N C", p_next="f4 N C", out="=f4 N C", dots="=?f8 N")
 def apply_multiplier(h: np.ndarray, half: np.ndarray, p: np.ndarray, p_next: np.ndarray, coefficient: float,
                      out: np.ndarray, dots: np.ndarray | None) -> None:
-    """H = H½ + coefficient·G with Δ = H½ − H, G = Δ − (P' − P); dots[i] = ⟨Δ_i, G_i⟩. `out` may be `h`."""
+    """H = H½ + coefficient·G with Δ = H½ − H, G = Δ − (P' − P); dots[i] = ⟨Δ_i, G_i⟩, added as in `row_moments`.
+
+    `out` may be `h`.
+    """
     delta = half - h
     g = delta - (p_next - p)
     if dots is not None:
-        dots[:] = 0
-        for c in range(h.shape[1]):
-            dots += delta[:, c].astype(np.float64) * g[:, c].astype(np.float64)
+        dots[:] = _products_by_row(delta, g)
     out[:] = half + F4(coefficient) * g
 
 
@@ -353,16 +351,20 @@ def _level(scaled: np.ndarray, half: np.float32) -> np.ndarray:
 
 def moments_by_row(x: np.ndarray) -> np.ndarray:
     """`row_moments` as a new array."""
-    rows, columns = x.shape
-    lanes = np.zeros((rows, 8, 3))
-    for c in range(columns):
-        v = np.abs(x[:, c].astype(np.float64))
-        lane = lanes[:, c % 8]
-        lane[:, 0] += v * v
-        lane[:, 1] += v
-        lane[:, 2] = np.fmax(lane[:, 2], v)
+    size = np.abs(x.astype(np.float64))
+    largest = np.fmax.reduce(size, axis=1, initial=0.0)
+    return np.stack([_sum_by_row(size * size), _sum_by_row(size), largest], 1)
+
+
+def _products_by_row(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return _sum_by_row(x.astype(np.float64) * y.astype(np.float64))
+
+
+def _sum_by_row(x: np.ndarray) -> np.ndarray:
+    """Column c is added to sum c mod 8, and the eight sums by halves."""
+    lanes = np.zeros((len(x), 8))
+    for c in range(x.shape[1]):
+        lanes[:, c % 8] += x[:, c]
     for half in (4, 2, 1):
-        lanes[:, :half, :2] += lanes[:, half:2 * half, :2]
-    result = lanes[:, 0]
-    result[:, 2] = lanes[:, :, 2].max(1, initial=0.0)
-    return result
+        lanes[:, :half] += lanes[:, half:2 * half]
+    return lanes[:, 0]

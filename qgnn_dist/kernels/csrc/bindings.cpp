@@ -292,20 +292,20 @@ NB_MODULE(_kernels, m) {
      nb::arg(), nb::arg().noconvert(), nb::arg().noconvert().none(), nb::arg().noconvert(),
      nb::arg().noconvert().none());
 
-  m.def("layer_float", [](In64 indptr, In32 indices, InF y, InF1 d, InF h0, OutF h, std::optional<OutF> p,
-                          std::optional<OutF> before, std::optional<OutD1> dots, bool first, bool second,
-                          float coefficient, float a, float b_, float c, std::optional<OutF> next, i64 begin, i64 end) {
-    if (dots.has_value() || second || coefficient != 0.0f)
-      if (!p.has_value() || ((dots.has_value() || second) && !before.has_value()))
-        throw nb::value_error("layer_float: a multiplier needs p, and its dots or second round need before");
-    const FloatLayer work{indptr.data(), indices.data(), y.data(), d.data(), h0.data(), h.data(), data_or_null(p),
-                          data_or_null(before), data_or_null(next), data_or_null(dots), columns(h), a, b_, c,
-                          coefficient, first, second};
+  m.def("layer_float", [](In64 indptr, In32 indices, InF y, InF1 d, InF h0, InF h, std::optional<InF> before, OutF out,
+                          std::optional<OutF> p, bool first, bool second, float coefficient, float a, float b_, float c,
+                          std::optional<OutF> next, std::optional<OutD1> dots, i64 begin, i64 end) {
+    const bool looks_back = second || (dots.has_value() && !first);
+    if (((looks_back || coefficient != 0.0f) && !p.has_value()) || (looks_back && !before.has_value()))
+      throw nb::value_error("layer_float: a multiplier needs p, and its dots or second round need before");
+    const FloatLayer work{indptr.data(), indices.data(), y.data(), d.data(), h0.data(), h.data(),
+                          data_or_null(before), out.data(), data_or_null(p), data_or_null(next), data_or_null(dots),
+                          columns(h), a, b_, c, coefficient, first, second};
     RUN(begin, end, 32 * columns(h), k.layer_float(work, b, e))
   }, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(),
-     nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert().none(), nb::arg().noconvert().none(),
+     nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert().none(), nb::arg().noconvert(),
      nb::arg().noconvert().none(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
-     nb::arg().noconvert().none(), nb::arg(), nb::arg());
+     nb::arg().noconvert().none(), nb::arg().noconvert().none(), nb::arg(), nb::arg());
 
   m.def("scale_rows", [](InF h, InF1 d, i64 begin, i64 end, OutF out) {
     RUN(begin, end, columns(h), k.scale_rows(h.data(), d.data(), columns(h), out.data(), b, e))

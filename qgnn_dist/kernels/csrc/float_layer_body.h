@@ -65,19 +65,9 @@ static void aggregate_float(const i64* indptr, const std::int32_t* indices, cons
                     out + row * C + first);
 }
 
-// ⟨x, x - change⟩ where x = now - then and change = p - held, continued over a row's tiles.
-QGNN_INLINE double constraint(const float* now, const float* then, const float* p, const float* held, i64 n,
-                              double dot) {
-  for (i64 i = 0; i < n; ++i) {
-    const float x = now[i] - then[i];
-    dot += static_cast<double>(x) * static_cast<double>(x - (p[i] - held[i]));
-  }
-  return dot;
-}
-
 // n columns of a row: `p` holds P; `held` P of the round before and then this one's, or null where no multiplier acts.
 QGNN_INLINE void step_columns(const FloatLayer& s, const float* __restrict p, const float* __restrict h0,
-                              float* __restrict held, float* __restrict before, float* __restrict h, i64 n) {
+                              float* __restrict held, const float* h, float* out, i64 n) {
   for (i64 i = 0; i < n; ++i) {
     const float half = (s.a * h[i] + s.b * p[i]) + s.c * h0[i];
     float next = half;
@@ -86,36 +76,38 @@ QGNN_INLINE void step_columns(const FloatLayer& s, const float* __restrict p, co
       next = s.coefficient != 0.0f ? moved : half;
       held[i] = p[i];
     }
-    if (before != nullptr) before[i] = h[i];
-    h[i] = next;
+    out[i] = next;
   }
 }
 
 // The second round of a layer: h is H½, `before` the state before it, `held` its P.
 QGNN_INLINE void constrain_columns(const FloatLayer& s, const float* __restrict p, const float* __restrict held,
-                                   const float* __restrict before, float* __restrict h, i64 n) {
-  for (i64 i = 0; i < n; ++i) h[i] = h[i] + s.coefficient * ((h[i] - before[i]) - (p[i] - held[i]));
+                                   const float* before, const float* h, float* out, i64 n) {
+  for (i64 i = 0; i < n; ++i) out[i] = h[i] + s.coefficient * ((h[i] - before[i]) - (p[i] - held[i]));
 }
 
 static void layer_float(const FloatLayer& s, i64 begin, i64 end) {
   const i64 C = s.C, last_edge = s.indptr[end];
-  alignas(32) float p[kTile];
+  alignas(32) float p[kTile], fresh[kTile];
   for (i64 row = begin; row < end; ++row) {
     const float one = s.d[row], two = one * one;
-    double dot = 0.0;
+    Product dot;
     for (i64 first = 0; first < C; first += kTile) {
       const i64 n = C - first < kTile ? C - first : kTile, at = row * C + first;
-      float *h = s.h + at, *held = s.p == nullptr ? nullptr : s.p + at;
-      float* before = s.before == nullptr ? nullptr : s.before + at;
+      const float *h = s.h + at, *before = s.before == nullptr ? nullptr : s.before + at;
+      float* held = s.p == nullptr ? nullptr : s.p + at;
       sum_float_row(s.indptr, s.indices, s.y, C, row, last_edge, first, n, p);
       for (i64 i = 0; i < n; ++i) p[i] = one * p[i] + two * h[i];
-      if (s.dots != nullptr && !s.first) dot = constraint(h, before, p, held, n, dot);
-      if (s.second) constrain_columns(s, p, held, before, h, n);
-      else step_columns(s, p, s.h0 + at, held, before, h, n);
+      if (s.dots != nullptr && !s.first)
+        dot.add(n, [&](i64 i) { return h[i] - before[i]; },
+                [&](i64 i) { return (h[i] - before[i]) - (p[i] - held[i]); });
+      if (s.second) constrain_columns(s, p, held, before, h, fresh, n);
+      else step_columns(s, p, s.h0 + at, held, h, fresh, n);
+      std::memcpy(s.out + at, fresh, n * sizeof(float));  // `out` may be where `h` or `before` is
       if (s.next != nullptr)
-        for (i64 i = 0; i < n; ++i) s.next[at + i] = one * h[i];
+        for (i64 i = 0; i < n; ++i) s.next[at + i] = one * fresh[i];
     }
-    if (s.dots != nullptr) s.dots[row] = dot;
+    if (s.dots != nullptr) s.dots[row] = dot.total();
   }
 }
 

@@ -94,8 +94,8 @@ constexpr i64 kTileFeatures = 64, kTileColumns = 64;  // of add_transposed
 struct FloatLayer {
   const i64* indptr;
   const std::int32_t* indices;
-  const float *y, *d, *h0;
-  float *h, *p, *before, *next;
+  const float *y, *d, *h0, *h, *before;
+  float *out, *p, *next;
   double* dots;
   i64 C;
   float a, b, c, coefficient;

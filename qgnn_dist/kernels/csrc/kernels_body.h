@@ -35,34 +35,54 @@ QGNN_INLINE float round_small(float x) {  // half to even, |x| < 2^22
   return (x + magic) - magic;
 }
 
-// [Σe², Σ|e|, max|e|] of a row in double: column c is added in lane c mod 8, and the lanes by halves at the end, so that
-// additions need not wait for each other. Several calls may add one row, each but the last a multiple of 8 columns.
+// Sums of a row in double: column c is added in lane c mod 8, and the lanes by halves at the end, so that additions need
+// not wait for each other. Several calls may add one row, each but the last a multiple of 8 columns.
+constexpr int kSumLanes = 8, kSumWidth = 4, kSumParts = kSumLanes / kSumWidth;
+typedef double SumDoubles __attribute__((vector_size(8 * kSumWidth)));
+
+QGNN_INLINE SumDoubles wide(const float* x) {
+  float __attribute__((vector_size(4 * kSumWidth))) v;
+  std::memcpy(&v, x, sizeof v);
+  return __builtin_convertvector(v, SumDoubles);
+}
+
+// Calls add(eight values, ...) for n columns, zeros past the last.
+template <typename Value, typename Add>
+QGNN_INLINE void each_eight(i64 n, Value value, Add add) {
+  i64 c = 0;
+  for (; c + kSumLanes <= n; c += kSumLanes) {
+    float e[kSumLanes];
+    for (int k = 0; k < kSumLanes; ++k) e[k] = value(c + k);
+    add(e, c, kSumLanes);
+  }
+  if (c == n) return;
+  float e[kSumLanes] = {};
+  for (i64 k = 0; c + k < n; ++k) e[k] = value(c + k);
+  add(e, c, static_cast<int>(n - c));
+}
+
+// [Σe², Σ|e|, max|e|].
 struct Moments {
-  static constexpr int lanes = 8, width = 4, parts = lanes / width;
-  typedef double Doubles __attribute__((vector_size(8 * width)));
-  typedef float Floats __attribute__((vector_size(4 * width)));
-  Doubles squares[parts] = {}, sums[parts] = {}, most[parts] = {};
+  SumDoubles squares[kSumParts] = {}, sums[kSumParts] = {}, most[kSumParts] = {};
 
   template <typename Value>
-  __attribute__((always_inline)) void add(i64 n, Value value) {
-    i64 c = 0;
-    for (; c + lanes <= n; c += lanes) {
-      float e[lanes];
-      for (int k = 0; k < lanes; ++k) e[k] = value(c + k);
-      add_lanes(e);
-    }
-    if (c == n) return;
-    float e[lanes] = {};
-    for (i64 k = 0; c + k < n; ++k) e[k] = value(c + k);
-    add_lanes(e);
+  QGNN_MEMBER void add(i64 n, Value value) {
+    each_eight(n, value, [&](const float* e, i64, int) {
+      for (int k = 0; k < kSumParts; ++k) {
+        const SumDoubles x = wide(e + k * kSumWidth), v = x < 0.0 ? -x : x;
+        squares[k] = squares[k] + v * v;
+        sums[k] = sums[k] + v;
+        most[k] = v > most[k] ? v : most[k];
+      }
+    });
   }
 
-  __attribute__((always_inline)) void store(double* m) {
-    double s[lanes], a[lanes], t[lanes];
+  QGNN_MEMBER void store(double* m) const {
+    double s[kSumLanes], a[kSumLanes], t[kSumLanes];
     std::memcpy(s, squares, sizeof s);
     std::memcpy(a, sums, sizeof a);
     std::memcpy(t, most, sizeof t);
-    for (int half = lanes / 2; half > 0; half /= 2)
+    for (int half = kSumLanes / 2; half > 0; half /= 2)
       for (int k = 0; k < half; ++k) {
         s[k] += s[k + half];
         a[k] += a[k + half];
@@ -72,18 +92,30 @@ struct Moments {
     m[1] = a[0];
     m[2] = t[0];
   }
+};
 
- private:
-  __attribute__((always_inline)) void add_lanes(const float* e) {
-    for (int k = 0; k < parts; ++k) {
-      Floats x;
-      std::memcpy(&x, e + k * width, sizeof x);
-      const Doubles signed_x = __builtin_convertvector(x, Doubles);
-      const Doubles v = signed_x < 0.0 ? -signed_x : signed_x;
-      squares[k] = squares[k] + v * v;
-      sums[k] = sums[k] + v;
-      most[k] = v > most[k] ? v : most[k];
-    }
+// Σ x·y.
+struct Product {
+  SumDoubles sums[kSumParts] = {};
+
+  template <typename X, typename Y>
+  QGNN_MEMBER void add(i64 n, X x, Y y) {
+    each_eight(n, x, [&](const float* e, i64 c, int count) {
+      float f[kSumLanes] = {};
+      if (count == kSumLanes)
+        for (int k = 0; k < kSumLanes; ++k) f[k] = y(c + k);
+      else
+        for (int k = 0; k < count; ++k) f[k] = y(c + k);
+      for (int k = 0; k < kSumParts; ++k) sums[k] = sums[k] + wide(e + k * kSumWidth) * wide(f + k * kSumWidth);
+    });
+  }
+
+  QGNN_MEMBER double total() const {
+    double s[kSumLanes];
+    std::memcpy(s, sums, sizeof s);
+    for (int half = kSumLanes / 2; half > 0; half /= 2)
+      for (int k = 0; k < half; ++k) s[k] += s[k + half];
+    return s[0];
   }
 };
 
@@ -274,13 +306,12 @@ static void half_step(const float* h, const float* p, const float* h0, float a, 
 static void apply_multiplier(const float* h, const float* half, const float* p, const float* p_next, float coefficient,
                              i64 C, float* out, double* dots, i64 begin, i64 end) {
   for (i64 row = begin; row < end; ++row) {
-    double dot = 0.0;
     if (dots != nullptr) {  // before `out` is written: it may be `h`
-      for (i64 i = row * C; i < (row + 1) * C; ++i) {
-        const float delta = half[i] - h[i];
-        dot += static_cast<double>(delta) * static_cast<double>(delta - (p_next[i] - p[i]));
-      }
-      dots[row] = dot;
+      const i64 at = row * C;
+      Product product;
+      product.add(C, [&](i64 c) { return half[at + c] - h[at + c]; },
+                  [&](i64 c) { return (half[at + c] - h[at + c]) - (p_next[at + c] - p[at + c]); });
+      dots[row] = product.total();
     }
     for (i64 i = row * C; i < (row + 1) * C; ++i) {
       const float delta = half[i] - h[i];

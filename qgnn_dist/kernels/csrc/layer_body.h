@@ -247,9 +247,9 @@ QGNN_INLINE void layer_row(const Layer& a, i64 row, const Row received, const St
   for (i64 j = 0; j < whole; j += 8) block(j, 8);
   if (whole < C) block(whole, C - whole);
   if (dotted) {
-    double dot = 0.0;
-    for (i64 c = 0; c < C; ++c) dot += static_cast<double>(scratch.change[c]) * static_cast<double>(scratch.gap[c]);
-    a.dots[row] = dot;
+    Product dot;
+    dot.add(C, [&](i64 c) { return scratch.change[c]; }, [&](i64 c) { return scratch.gap[c]; });
+    a.dots[row] = dot.total();
   }
   if (sends && fresh != nullptr) moments_of(fresh, C, a.moments + row * 3);
 }
