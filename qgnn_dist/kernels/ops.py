@@ -13,8 +13,8 @@ from .dispatch import kernel
 
 __all__ = [
     "add_affine", "add_news", "affine_codes", "affine_values", "aggregate_codes", "aggregate_float", "apply_multiplier",
-    "check_csr", "code_news", "fixed_layer", "fixed_start", "gather_rows", "half_step", "layer", "level_histogram",
-    "midrise", "pack", "propagated", "row_moments", "scale_rows", "unpack",
+    "check_csr", "code_news", "fixed_layer", "fixed_start", "gather_rows", "half_step", "layer", "layer_float",
+    "level_histogram", "midrise", "pack", "propagated", "row_moments", "scale_rows", "unpack",
 ]
 F4 = np.float32
 LAYER_COLUMNS = 4096
@@ -209,6 +209,53 @@ def fixed_start(h: np.ndarray, inv_sqrt_degree: np.ndarray, residual_step: float
         believed[rows, :columns] = (kept[rows] / F4(unit)).astype(np.int16)
 
 
+@kernel(indptr="i8 N+1", indices="i4 E", y="f4 M C", inv_sqrt_degree="f4 N", h0="f4 N C", h="f4 N C", before="?f4 N C",
+        out="=f4 N C", p="=?f4 N C", next_y="=?f4 M C", dots="=?f8 N")
+def layer_float(indptr: np.ndarray, indices: np.ndarray, y: np.ndarray, inv_sqrt_degree: np.ndarray, h0: np.ndarray,
+                h: np.ndarray, before: np.ndarray | None, out: np.ndarray, p: np.ndarray | None, first: bool,
+                second: bool, coefficient: float, a: float, b: float, c: float, next_y: np.ndarray | None,
+                dots: np.ndarray | None, begin: int, end: int) -> None:
+    """A round of float messages and its layer, in one pass over rows begin ≤ i < end: what aggregate_float, propagated,
+    half_step, apply_multiplier and scale_rows do one after the other, to the last bit.
+
+    P = D̃^-½·Σ y + D̃^-1·h over the neighbours; out = H½ of h, plus `coefficient`·G where that is not 0, with
+    G = Δ − (P − P of the layer before, which `p` holds; in the `first` layer P itself); then `p` becomes P. `dots` gets
+    ⟨D, D − (P − p)⟩ of D = h − before, 0 in the first layer. Then next_y = D̃^-½·out.
+
+    `second`: the other round of a layer. h is H½, `before` and `p` are H and P of the first round, which stay;
+    out = h + coefficient·G and `dots` gets ⟨Δ, G⟩, with Δ = h − before and G = Δ − (P − p).
+
+    Args:
+        y: D̃^-½·H of local and halo rows. out: may be `h` or `before`. p: None where no multiplier acts here or next.
+        next_y: another buffer than `y`, whose rows others may still read; None: nothing is to be sent.
+    Raises: ValueError: a multiplier without `p`, or `second` or `dots` past the first layer without `before`.
+    """
+    looks_back = second or (dots is not None and not first)
+    if ((looks_back or coefficient != 0) and p is None) or (looks_back and before is None):
+        raise ValueError("layer_float: a multiplier needs p, and its dots or second round need before")
+    rows, now, sums = slice(begin, end), np.empty_like(h), np.empty_like(h)
+    aggregate_float(indptr, indices, y, begin, end, sums)
+    propagated(sums, h, inv_sqrt_degree, begin, end, now)
+    moved, gap = np.zeros_like(now[rows]), np.zeros_like(now[rows])
+    if looks_back and before is not None and p is not None:
+        moved = h[rows] - before[rows]
+        gap = moved - (now[rows] - p[rows])
+    if dots is not None:
+        dots[rows] = _products_by_row(moved, gap)
+    if second:
+        fresh = h[rows] + F4(coefficient) * gap
+    else:
+        fresh = (F4(a) * h[rows] + F4(b) * now[rows]) + F4(c) * h0[rows]
+        if coefficient != 0 and p is not None:
+            held = now[rows] if first else p[rows]
+            fresh = fresh + F4(coefficient) * ((fresh - h[rows]) - (now[rows] - held))
+        if p is not None:
+            p[rows] = now[rows]
+    out[rows] = fresh
+    if next_y is not None:
+        next_y[rows] = inv_sqrt_degree[rows, None] * fresh
+
+
 @kernel(h="f4 N C", inv_sqrt_degree="f4 N", out="=f4 N+ C")
 def scale_rows(h: np.ndarray, inv_sqrt_degree: np.ndarray, begin: int, end: int, out: np.ndarray) -> None:
     """y = D̃^-½·h, into the first rows of `out`."""
@@ -232,13 +279,14 @@ def half_step(h: np.ndarray, p: np.ndarray, h0: np.ndarray, a: float, b: float, 
 @kernel(h="f4 N C", half="f4 N C", p="f4 N C", p_next="f4 N C", out="=f4 N C", dots="=?f8 N")
 def apply_multiplier(h: np.ndarray, half: np.ndarray, p: np.ndarray, p_next: np.ndarray, coefficient: float,
                      out: np.ndarray, dots: np.ndarray | None) -> None:
-    """H = H½ + coefficient·G with Δ = H½ − H, G = Δ − (P' − P); dots[i] = ⟨Δ_i, G_i⟩. `out` may be `h`."""
+    """H = H½ + coefficient·G with Δ = H½ − H, G = Δ − (P' − P); dots[i] = ⟨Δ_i, G_i⟩, added as in `row_moments`.
+
+    `out` may be `h`.
+    """
     delta = half - h
     g = delta - (p_next - p)
     if dots is not None:
-        dots[:] = 0
-        for c in range(h.shape[1]):
-            dots += delta[:, c].astype(np.float64) * g[:, c].astype(np.float64)
+        dots[:] = _products_by_row(delta, g)
     out[:] = half + F4(coefficient) * g
 
 
@@ -283,7 +331,10 @@ def add_affine(sums: np.ndarray, degree: np.ndarray, low: float, step: float, ke
 
 @kernel(x="f4 N C", moments="=f8 N 3")
 def row_moments(x: np.ndarray, moments: np.ndarray) -> None:
-    """Per row [Σx², Σ|x|, max|x|] in double, in column order; what the running ranges follow."""
+    """Per row [Σx², Σ|x|, max|x|] in double; what the running ranges follow.
+
+    Column c is added to sum c mod 8, and the eight sums by halves: additions need not wait for each other.
+    """
     moments[:] = moments_by_row(x)
 
 
@@ -300,10 +351,20 @@ def _level(scaled: np.ndarray, half: np.float32) -> np.ndarray:
 
 def moments_by_row(x: np.ndarray) -> np.ndarray:
     """`row_moments` as a new array."""
-    result = np.zeros((len(x), 3))
+    size = np.abs(x.astype(np.float64))
+    largest = np.fmax.reduce(size, axis=1, initial=0.0)
+    return np.stack([_sum_by_row(size * size), _sum_by_row(size), largest], 1)
+
+
+def _products_by_row(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return _sum_by_row(x.astype(np.float64) * y.astype(np.float64))
+
+
+def _sum_by_row(x: np.ndarray) -> np.ndarray:
+    """Column c is added to sum c mod 8, and the eight sums by halves."""
+    lanes = np.zeros((len(x), 8))
     for c in range(x.shape[1]):
-        v = np.abs(x[:, c].astype(np.float64))
-        result[:, 0] += v * v
-        result[:, 1] += v
-        result[:, 2] = np.fmax(result[:, 2], v)
-    return result
+        lanes[:, c % 8] += x[:, c]
+    for half in (4, 2, 1):
+        lanes[:, :half] += lanes[:, half:2 * half]
+    return lanes[:, 0]

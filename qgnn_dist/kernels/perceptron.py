@@ -11,9 +11,10 @@ from .dispatch import kernel
 from .ops import moments_by_row
 
 __all__ = [
-    "dropout_csr", "dropout_dense", "feature_codes_csr", "feature_codes_dense", "hidden_codes", "keyed_bits",
-    "matmul_codes_csr", "matmul_codes_dense", "matmul_float_csr", "matmul_float_dense", "normalise_csr",
-    "normalise_dense", "perceptron_csr", "perceptron_dense", "scores_from_codes", "softmax",
+    "activate", "add_transposed", "add_transposed_csr", "dropout_csr", "dropout_dense", "feature_codes_csr",
+    "feature_codes_dense", "hidden_codes", "keyed_bits", "matmul_codes_csr", "matmul_codes_dense",
+    "matmul_float_csr", "matmul_float_dense", "matmul_thin", "normalise_csr", "normalise_dense", "perceptron_csr",
+    "perceptron_dense", "scores_from_codes", "softmax", "thin_codes", "thin_values",
 ]
 F4 = np.float32
 SIGNED_STEP = {2: 1.0, 4: 0.335, 8: 0.0308}
@@ -191,6 +192,90 @@ def _second_layer(sums: np.ndarray, scale: np.ndarray, step1: float, bias1: np.n
     scores = np.empty(out.shape, np.int32)
     matmul_codes_dense(codes, weight2, scores)
     scores_from_codes(scores, F4(hidden_step) * F4(step2), bias2, out)
+
+
+@kernel(rows="i8 N", x="i2 N F", out="=f4 N F")
+def thin_codes(seed: int, epoch: int, stage: int, layer: int, rows: np.ndarray, p: float, x: np.ndarray,
+               out: np.ndarray) -> None:
+    """x where `dropout_dense` of the same key keeps it, 0 elsewhere; the factor 1/(1 − p) is left to the caller."""
+    out[:] = np.where(_kept(seed, epoch, stage, layer, rows, x.shape[1], p), x, 0)
+
+
+@kernel(rows="i8 N", x="f4 N F", out="=f4 N F")
+def thin_values(seed: int, epoch: int, stage: int, layer: int, rows: np.ndarray, p: float, x: np.ndarray,
+                out: np.ndarray) -> None:
+    """`thin_codes` of floats; `out` may be `x`."""
+    out[:] = np.where(_kept(seed, epoch, stage, layer, rows, x.shape[1], p), x, F4(0))
+
+
+@kernel(x="f4 N F", weights="f4 F H", out="=f4 N H")
+def matmul_thin(x: np.ndarray, weights: np.ndarray, out: np.ndarray) -> None:
+    """`matmul_float_dense`, fast where x has many zeros: they are left out, whatever weights they would meet."""
+    out[:] = 0
+    for f in range(x.shape[1]):
+        out += np.where(x[:, f:f + 1] != 0, x[:, f:f + 1] * weights[f], F4(0))
+
+
+@kernel(x="f4 N F", row_scale="f4 N", grad="f4 N H", out="=f4 F H")
+def add_transposed(x: np.ndarray, row_scale: np.ndarray, grad: np.ndarray, out: np.ndarray) -> None:
+    """out += xᵀ·(row_scale·grad), zeros of x left out: all rows' products are added from 0 on in order, then to out."""
+    total = np.zeros_like(out)
+    for row, g in zip(x, row_scale[:, None] * grad):
+        total += np.where(row[:, None] != 0, row[:, None] * g, F4(0))
+    out += total
+
+
+@kernel(indices="i4 Z", values="f4 Z", row_scale="f4 N", grad="f4 N H", out="=f4 F H", indptr="i8 N+1")
+def add_transposed_csr(indptr: np.ndarray, indices: np.ndarray, values: np.ndarray, row_scale: np.ndarray,
+                       grad: np.ndarray, out: np.ndarray) -> None:
+    """out += Xᵀ·(row_scale·grad) of CSR rows, added to out in the order of the rows; the caller checks the indices."""
+    for row, g in enumerate(row_scale[:, None] * grad):
+        for e in range(indptr[row], indptr[row + 1]):
+            out[indices[e]] += values[e] * g
+
+
+@kernel(sums="f4 N H", row_scale="f4 N", bias="f4 H", rows="i8 N", out="=f4 N H", grad="=?f4 N H", errors="=?f8 N",
+        moments="=?f8 N 3")
+def activate(sums: np.ndarray, row_scale: np.ndarray, weight_step: float, bias: np.ndarray, step: float, bits: int,
+             seed: int, epoch: int, stage: int, layer: int, rows: np.ndarray, p: float, out: np.ndarray,
+             grad: np.ndarray | None, errors: np.ndarray | None, moments: np.ndarray | None) -> None:
+    """The hidden layer in training: relu, grid and dropout, and the gradient back through them.
+
+    v = max(sums·(row_scale·weight_step) + bias, 0); code = clip(round(v/step), 0, 2^b − 1), or v itself where step is
+    0; out = code where dropout of the key keeps it (p = 0: everywhere), else 0; the factor 1/(1 − p) is the caller's.
+
+    Args:
+        out: may be `sums`.
+        grad: ∂L/∂out on entry, times `step` becomes ∂L/∂v·step: 0 where dropped, at v ≤ 0, and past the highest code.
+        errors: Σ grad·(code − v/step) of a row over what was kept, v/step only where the gradient passes: the gradient
+            of a learned step (LSQ), in double and column order. moments: per row [Σv², Σv, max v].
+    Raises: ValueError: errors without grad.
+    """
+    if errors is not None and grad is None:
+        raise ValueError("activate: errors need grad")
+    value = sums * (row_scale * F4(weight_step))[:, None] + bias
+    value = np.where(value < 0, F4(0), value)
+    if moments is not None:
+        moments[:] = moments_by_row(value)
+    top = F4(2**bits - 1)
+    scaled = value / F4(step) if step else value
+    code = np.rint(np.fmin(np.fmax(scaled, F4(0)), top)) if step else value
+    keep = _kept(seed, epoch, stage, layer, rows, sums.shape[1], p) if p > 0 else np.ones(sums.shape, bool)
+    if grad is not None:
+        passes = (value > 0) & ((scaled <= top) if step else True)
+        if errors is not None:
+            errors[:] = 0
+            kept = keep.astype(F4) * grad
+            through = code - np.where(passes, scaled, F4(0))
+            for c in range(sums.shape[1]):
+                errors += kept[:, c].astype(np.float64) * through[:, c].astype(np.float64)
+        grad[:] = np.where(keep & passes, grad, F4(0))
+    out[:] = np.where(keep, code, F4(0))
+
+
+def _kept(seed: int, epoch: int, stage: int, layer: int, rows: np.ndarray, columns: int, p: float) -> np.ndarray:
+    bits = _philox(seed, epoch, stage, layer, 0, rows[:, None], np.arange(columns)[None])
+    return bits.astype(np.uint64) >= round(p * 2**32)
 
 
 def _mask(bits: np.ndarray, p: float, out: np.ndarray) -> None:

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The two-layer perceptron in training: H⁰ = MLP(X), quantised straight-through, dropped out by keyed random numbers.
 
+Its parameters and quantisers, its input, and the pass by autograd over all rows at once that the methods with affine
+grids take; row_blocks.py has the pass of all others.
+
 Legend: n local rows, F features, H hidden width, C classes.
 """
 from __future__ import annotations
@@ -19,10 +22,10 @@ from ..config import RunConfig
 from ..propagation.smp import Propagation
 from ..quant.grids import AFFINE_METHODS, AffineGrid, stage_names
 from ..quant.learned import AffineWeightQuantizer, StageRanges, affine_codes
-from ..quant.straight_through import WeightQuantizer, scale_gradient, unsigned_codes
+from ..quant.straight_through import WeightQuantizer
 from .features import FeatureBlock
 
-__all__ = ["AffineHidden", "DropoutKey", "FeatureMatrix", "Perceptron"]
+__all__ = ["AffineHidden", "DropoutKey", "FeatureMatrix", "Perceptron", "ThinnedRows"]
 
 STAGE_INPUT, STAGE_HIDDEN = 1, 2
 """Stage numbers of the random-number key."""
@@ -30,7 +33,10 @@ STAGE_INPUT, STAGE_HIDDEN = 1, 2
 
 @dataclass(frozen=True)
 class DropoutKey:
-    """Key of the dropout masks: they depend on the node's place in the source, never on the cut."""
+    """Key of the dropout masks: they depend on the node's place in the source, never on the cut.
+
+    Attributes: rows: int64 (n,), the places. share: of the values that are dropped; 0 drops nothing.
+    """
 
     seed: int
     epoch: int
@@ -53,64 +59,89 @@ class AffineHidden:
     protected: np.ndarray | None = None
 
 
+@dataclass(frozen=True)
+class ThinnedRows:
+    """Coded feature rows that dropout has thinned, unscaled, ready for products in both directions.
+
+    Attributes:
+        values: float32 (n, F), or (nnz,) beside `indptr` int64 (n+1,) and `indices` int32 (nnz,); 0 where dropped.
+    """
+
+    values: np.ndarray
+    indptr: np.ndarray | None = None
+    indices: np.ndarray | None = None
+
+    def times(self, weight: np.ndarray, out: np.ndarray) -> np.ndarray:
+        """X·weight, (F, H) to (n, H)."""
+        if self.indptr is None or self.indices is None:
+            kernels.matmul_thin(self.values, weight, out)
+        else:
+            kernels.matmul_float_csr(self.indptr, self.indices, self.values, weight, out)
+        return out
+
+    def add_transposed(self, row_scale: np.ndarray, grad: np.ndarray, out: np.ndarray) -> None:
+        """out += Xᵀ·(row_scale·grad), (n, H) to (F, H)."""
+        if self.indptr is None or self.indices is None:
+            kernels.add_transposed(self.values, row_scale, grad, out)
+        else:
+            kernels.add_transposed_csr(self.indptr, self.indices, self.values, row_scale, grad, out)
+
+
 class FeatureMatrix:
-    """All coded feature rows of one worker, ready for products in both directions."""
+    """All coded feature rows of one worker, as they are stored: floats are made of some rows at a time."""
 
     def __init__(self, block: FeatureBlock) -> None:
-        coded = block.as_float()
-        self.scale = torch.from_numpy(coded.scale)[:, None]
-        self.num_features = block.num_features
-        self._indptr, self._indices, self._values = coded.indptr, coded.indices, coded.values
-        if self._indptr is not None and self._indices is not None:
-            # The transpose, for the weights' gradient: by column, rows ascending inside.
-            self._order = np.argsort(self._indices, kind="stable")
-            counts = np.bincount(self._indices, minlength=block.num_features)
-            self._t_indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-            rows = np.repeat(np.arange(len(self._indptr) - 1, dtype=np.int32), np.diff(self._indptr))
-            self._t_indices = np.ascontiguousarray(rows[self._order])
+        self._block = block
+        self.scale, self.num_features = block.scale, block.num_features
+        self.is_sparse = block.indptr is not None
 
-    def times(self, weight: Tensor, key: DropoutKey | None) -> Tensor:
-        """(X ∘ mask)·weight, without the row scales. weight: (F, H)."""
-        if self._indptr is None or self._indices is None:
-            x = self._values
-            if key is not None and key.share > 0:
-                mask = np.empty_like(x)
-                kernels.dropout_dense(key.seed, key.epoch, STAGE_INPUT, 0, key.rows, x.shape[1], key.share, mask)
-                x = np.multiply(x, mask, out=mask)
-            return torch.from_numpy(x) @ weight
-        values = self._values
-        if key is not None and key.share > 0:
-            mask = np.empty_like(values)
-            kernels.dropout_csr(key.seed, key.epoch, STAGE_INPUT, 0, key.rows, self._indptr, self._indices, key.share,
-                                mask)
-            values = values * mask
-        return _SparseProduct.apply(weight, self, values)
+    @property
+    def num_rows(self) -> int:
+        """n."""
+        return len(self.scale)
 
-    def product(self, values: np.ndarray, weight: np.ndarray) -> np.ndarray:
-        """Sparse X·weight with the given stored values."""
-        assert self._indptr is not None
-        assert self._indices is not None
-        out = np.empty((len(self._indptr) - 1, weight.shape[1]), np.float32)
-        kernels.matmul_float_csr(self._indptr, self._indices, values, weight, out)
-        return out
+    def thinned(self, begin: int, end: int, key: DropoutKey, buffer: np.ndarray | None = None) -> ThinnedRows:
+        """Rows begin..end without what `key` drops; the factor 1/(1 − p) is the caller's.
 
-    def transposed_product(self, values: np.ndarray, grad: np.ndarray) -> np.ndarray:
-        """Sparse Xᵀ·grad with the given stored values."""
-        out = np.empty((self.num_features, grad.shape[1]), np.float32)
-        kernels.matmul_float_csr(self._t_indptr, self._t_indices, values[self._order], grad, out)
-        return out
+        Args: buffer: float32, at least end − begin rows of F, that dense values are written to.
+        """
+        block, rows = self._block, key.rows[begin:end]
+        if block.indptr is not None and block.indices is not None:
+            indptr = np.ascontiguousarray(block.indptr[begin:end + 1] - block.indptr[begin])
+            stored = slice(int(block.indptr[begin]), int(block.indptr[end]))
+            values, indices = block.values[stored].astype(np.float32), block.indices[stored]
+            if key.share > 0:
+                mask = np.empty_like(values)
+                kernels.dropout_csr(key.seed, key.epoch, STAGE_INPUT, 0, rows, indptr, indices, key.share, mask)
+                values[mask == 0] = 0
+            return ThinnedRows(values, indptr, indices)
+        codes = block.values[begin:end]
+        out = np.empty(codes.shape, np.float32) if buffer is None else buffer[:end - begin]
+        if key.share == 0:
+            out[:] = codes
+        else:
+            thin = kernels.thin_codes if codes.dtype == np.int16 else kernels.thin_values
+            thin(key.seed, key.epoch, STAGE_INPUT, 0, rows, key.share, codes, out)
+        return ThinnedRows(out)
+
+    def times(self, weight: Tensor, key: DropoutKey) -> Tensor:
+        """(X ∘ mask)·weight of all rows, without the row scales, by autograd. weight: (F, H)."""
+        return _Product.apply(weight, self.thinned(0, self.num_rows, key)) * (1 / (1 - key.share))
 
 
-class _SparseProduct(torch.autograd.Function):
+class _Product(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, matrix: FeatureMatrix, values: np.ndarray) -> Tensor:
-        ctx.matrix, ctx.values = matrix, values
-        return torch.from_numpy(matrix.product(values, np.ascontiguousarray(weight.detach().numpy())))
+    def forward(ctx: Any, weight: Tensor, rows: ThinnedRows) -> Tensor:
+        ctx.rows, ctx.shape = rows, weight.shape
+        num_rows = len(rows.values if rows.indptr is None else rows.indptr[1:])
+        out = np.empty((num_rows, weight.shape[1]), np.float32)
+        return torch.from_numpy(rows.times(np.ascontiguousarray(weight.detach().numpy()), out))
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        grad = np.ascontiguousarray(grads[0].numpy())
-        return torch.from_numpy(ctx.matrix.transposed_product(ctx.values, grad)), None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        grad, out = np.ascontiguousarray(grads[0].numpy()), np.zeros(tuple(ctx.shape), np.float32)
+        ctx.rows.add_transposed(np.ones(len(grad), np.float32), grad, out)
+        return torch.from_numpy(out), None
 
 
 class Perceptron(nn.Module):
@@ -150,29 +181,19 @@ class Perceptron(nn.Module):
         # Learned only by `lsq`; set by the calibration forward.
         self.hidden_step = nn.Parameter(torch.tensor(1.0), requires_grad=quant.method == "lsq")
 
-    def forward(self, x: FeatureMatrix, key: DropoutKey | None,
-                hidden_step: float | AffineHidden | None) -> tuple[Tensor, Tensor]:
-        """H⁰ and the hidden activations before their grid.
+    def forward(self, x: FeatureMatrix, key: DropoutKey, hidden_grid: AffineHidden | None) -> tuple[Tensor, Tensor]:
+        """H⁰ and the hidden activations before their grid; for the methods with affine grids.
 
-        Args:
-            key: the dropout masks, or None for none (evaluation).
-            hidden_step: step of the hidden grid, or an affine grid; None leaves hidden values float (32 bits,
-                calibration).
-        Returns:
-            float32 (n, C), and float32 (n, H) detached, for the running range.
+        Args: hidden_grid: None leaves hidden values float (32 bits, calibration).
+        Returns: float32 (n, C), and float32 (n, H) detached, for the running range.
         """
-        before = _weighted(self.quantizer1, self.weight1, lambda w: x.times(w, key), x.scale) + self.bias1
+        scale = torch.from_numpy(x.scale)[:, None]
+        before = _weighted(self.quantizer1, self.weight1, lambda w: x.times(w, key), scale) + self.bias1
         hidden, step = torch.relu(before), torch.ones(())
         activations = hidden.detach()
-        if isinstance(hidden_step, AffineHidden):
-            hidden, step = self._affine_hidden(hidden, hidden_step), torch.tensor(hidden_step.grid.step)
-        elif hidden_step is not None and self.bits_hidden < 32:
-            step = torch.tensor(hidden_step)
-            if self.method == "lsq":
-                share = 1 / math.sqrt(hidden.shape[1] * (2**self.bits_hidden - 1))
-                step = scale_gradient(self.hidden_step.abs(), share)
-            hidden = unsigned_codes(hidden, step, self.bits_hidden)
-        if key is not None and key.share > 0:
+        if hidden_grid is not None:
+            hidden, step = self._affine_hidden(hidden, hidden_grid), torch.tensor(hidden_grid.grid.step)
+        if key.share > 0:
             mask = np.empty(tuple(hidden.shape), np.float32)
             kernels.dropout_dense(key.seed, key.epoch, STAGE_HIDDEN, 0, key.rows, mask.shape[1], key.share, mask)
             hidden = hidden * torch.from_numpy(mask)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .ranges import LEAST_STEP
 
-__all__ = ["WeightQuantizer", "round_through", "scale_gradient", "unsigned_codes", "weight_levels"]
+__all__ = ["WeightQuantizer", "round_through", "scale_gradient", "weight_levels"]
 
 
 def round_through(x: Tensor) -> Tensor:
@@ -77,11 +77,6 @@ class WeightQuantizer(nn.Module):
         step = self.current_step(weight)
         codes = (weight / step).round().clamp(self.low, self.high)
         return codes.to(torch.int8).numpy(), float(step)
-
-
-def unsigned_codes(x: Tensor, step: Tensor | float, bits: int) -> Tensor:
-    """Codes 0 … 2^bits − 1 of x on the grid of `step`; clipped elements pass no gradient."""
-    return round_through((x / step).clamp(0, 2**bits - 1))
 
 
 def _best_step(weight: Tensor, bits: int) -> float:

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["accuracy", "cross_entropy", "figures", "macro_f1", "roc_auc", "valid_loss"]
+__all__ = ["accuracy", "cross_entropy", "figures", "loss_gradient", "macro_f1", "roc_auc", "valid_loss"]
 
+LOSS_ROWS = 4096
+"""Rows that the loss is computed of at a time."""
 LARGEST_LOSS = 1e30
 """Stands for a loss that is no number: metrics.jsonl stays JSON, and such an epoch wins no tie."""
 
@@ -64,6 +66,29 @@ def cross_entropy(scores: np.ndarray, labels: np.ndarray) -> tuple[float, int]:
         x -= x.max(axis=1, keepdims=True, initial=-math.inf)
         own = x[np.arange(len(x)), labels]
         return float((np.log(np.exp(x).sum(1)) - own).sum()), len(x)
+
+
+def loss_gradient(scores: np.ndarray, rows: np.ndarray, labels: np.ndarray,
+                  count: int) -> tuple[float, np.ndarray]:
+    """Σ over `rows` of −log softmax(scores)[label] over `count`, and its gradient, float32 of the shape of `scores`.
+
+    Args: rows int64 (m,), each once; labels int64 (m,), theirs. count: training nodes of all workers.
+    """
+    grad = np.zeros_like(scores)
+    total = 0.0
+    for begin in range(0, len(rows), LOSS_ROWS):
+        some, own = rows[begin:begin + LOSS_ROWS], labels[begin:begin + LOSS_ROWS]
+        x = scores[some]
+        x -= x.max(axis=1, keepdims=True)
+        at = np.arange(len(x)), own
+        right = x[at].astype(np.float64)
+        np.exp(x, out=x)
+        sums = x.sum(axis=1, keepdims=True)
+        total += float((np.log(sums[:, 0].astype(np.float64)) - right).sum())
+        x *= np.float32(1 / count) / sums
+        x[at] -= np.float32(1 / count)
+        grad[some] = x
+    return total / count, grad
 
 
 def valid_loss(evaluations: Iterable[dict[str, Any]]) -> float:

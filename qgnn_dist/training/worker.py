@@ -22,8 +22,10 @@ from ..memory import MemoryWatch
 from ..model.features import FeatureScheme, feature_level, feature_statistics, read_block
 from ..model.forward import PackedForward
 from ..model.packed import ModelInfo, PackedModel
-from ..model.perceptron import AffineHidden, DropoutKey, FeatureMatrix, Perceptron
-from ..propagation.affine import AffineMessenger
+from ..model.perceptron import DropoutKey, FeatureMatrix, Perceptron
+from ..model.row_blocks import RowBlocks
+from ..propagation.fused import FusedLayers
+from ..propagation.fused_float import FusedFloatLayers
 from ..propagation.messages import CodedMessenger, FloatMessenger
 from ..propagation.multiplier import MultiplierRule
 from ..propagation.neighbourhood import Neighbourhood
@@ -40,7 +42,7 @@ from ..quant.ranges import (
 )
 from ..store.reader import Store
 from .affine import AffineTraining
-from .metrics import cross_entropy
+from .metrics import cross_entropy, loss_gradient
 
 if TYPE_CHECKING:
     from ..comm.pool import WorkerContext
@@ -104,6 +106,7 @@ class TrainWorker:
         self._network = Perceptron(config, self._store.num_features, self._store.num_classes)
         self._optimizer = torch.optim.Adam(
             self._network.parameter_groups(config.train.weight_decay), lr=config.train.lr)
+        self._blocks = RowBlocks(self._network, self._matrix)
         self._propagation = Propagation.of(config)
         self._exchange = Exchange(part.peers, part.num_local, part.num_halo, self._context.group,
                                   self._context.run_id, config.timeouts.exchange_s)
@@ -115,18 +118,24 @@ class TrainWorker:
     def calibrate(self) -> dict[str, int]:
         """One forward with float messages and hidden values sets the first ranges; returns the bytes it sent."""
         before = self._wire()
-        h0, hidden = self._network(self._matrix, self._dropout(CALIBRATION_EPOCH), None)
-        state = h0.detach().numpy()
+        key = self._dropout(CALIBRATION_EPOCH)
+        hidden = np.zeros((0, 0), np.float32)
+        if self._affine is not None:
+            with torch.no_grad():
+                state, hidden = (t.numpy() for t in self._network(self._matrix, key, None))
+            figures: list[float] = []
+        else:
+            state, figures = self._blocks.forward(key, None)
         messenger = FloatMessenger(self._graph, self._exchange, state.shape[1], "forward", record=True,
                                    innovation=self._config.messages.coding == "innovation",
                                    keep=self._affine is not None)
         self._propagation.run(self._graph, state, state, messenger, FrozenMultipliers([]), all_rounds=True)
         if self._affine is not None:
-            values = {**messenger.news, "residual": state, "hidden": hidden.numpy()}
+            values = {**messenger.news, "residual": state, "hidden": hidden}
             self._follow(CALIBRATION_EPOCH, self._affine.moments(values))
             self._affine.start(values, self._ranges)
             return self._sent_since(before)
-        moments = {**messenger.moments, "residual": _moments(state), "hidden": _moments(hidden.numpy())}
+        moments = {**messenger.moments, "residual": _moments(state), "hidden": figures}
         self._follow(CALIBRATION_EPOCH, moments)
         if self._config.quant.method == "lsq":
             levels = 2 ** int(self._config.quant.hidden or 32) - 1
@@ -188,9 +197,14 @@ class TrainWorker:
 
     def training_scores(self) -> dict[str, np.ndarray]:
         """Scores of the training forward's float arithmetic, without dropout, at the frozen ranges; for comparison."""
-        with torch.no_grad():
-            h0, _ = self._network(self._matrix, None, self._hidden_grid(None, self._packed_ranges()))
-        out, _ = self._propagate(h0.numpy(), FrozenMultipliers(self._multipliers), self._packed_ranges(), record=False)
+        ranges = self._packed_ranges()
+        key = dataclasses.replace(self._dropout(CALIBRATION_EPOCH), share=0.0)
+        if self._affine is not None:
+            with torch.no_grad():
+                state = self._network(self._matrix, key, self._affine.hidden(ranges, None))[0].numpy()
+        else:
+            state, _ = self._blocks.forward(key, self._hidden_step(ranges))
+        out, _ = self._propagate(state, FrozenMultipliers(self._multipliers), ranges, record=False)
         return {"source_index": np.asarray(self._part.source_index), "scores": out}
 
     def packed_scores(self) -> dict[str, np.ndarray]:
@@ -208,62 +222,72 @@ class TrainWorker:
         self._memory.close()
 
     def _step(self, epoch: int) -> tuple[float, dict[str, Any]]:
-        network = self._network
-        protected = self._affine.protected(epoch) if self._affine is not None else None
-        h0, hidden = network(self._matrix, self._dropout(epoch), self._hidden_grid(protected, self._ranges))
-        state = np.ascontiguousarray(h0.detach().numpy())
+        key, affine = self._dropout(epoch), self._affine
+        self._optimizer.zero_grad()
+        protected = affine.protected(epoch) if affine is not None else None
+        if affine is not None:
+            h0, hidden = self._network(self._matrix, key, affine.hidden(self._ranges, protected))
+            state = np.ascontiguousarray(h0.detach().numpy())
+            figures = affine.moments({"hidden": hidden.numpy()})["hidden"]
+        else:
+            state, figures = self._blocks.forward(key, self._hidden_step(self._ranges))
         multipliers = self._live_multipliers(epoch, state)
         out, moments = self._propagate(state, multipliers, self._ranges, record=True, protected=protected)
+        del state
         if isinstance(multipliers, LiveMultipliers):
             self._multipliers = multipliers.values
-        logits = torch.from_numpy(out).requires_grad_()
-        rows = torch.from_numpy(self._split_rows["train"])
-        targets = torch.from_numpy(self._labels)[rows]
-        loss = torch.nn.functional.cross_entropy(logits[rows], targets, reduction="sum") / self._num_train
-        loss.backward()
-        assert logits.grad is not None
-        grad = np.ascontiguousarray(logits.grad.numpy())
-        self._optimizer.zero_grad()
-        if self._affine is not None:
-            grad, factors = self._affine.backward(grad, self._multipliers, self._ranges,
-                                                  self._affine.grids(self._ranges))
-            self._affine.add_gradients(factors)
+        rows = self._split_rows["train"]
+        loss, grad = loss_gradient(out, rows, self._labels[rows], self._num_train)
+        del out
+        if affine is not None:
+            grad, factors = affine.backward(grad, self._multipliers, self._ranges, affine.grids(self._ranges))
+            affine.add_gradients(factors)
+            h0.backward(torch.from_numpy(grad))
         else:
-            back = FloatMessenger(self._graph, self._exchange, grad.shape[1], "backward")
-            grad = self._propagation.run(self._graph, grad, grad, back, FrozenMultipliers(self._multipliers))
-        h0.backward(torch.from_numpy(grad))
+            layers = FusedFloatLayers(self._propagation, self._graph, self._exchange, "backward")
+            self._blocks.backward(layers.run(grad, grad, FrozenMultipliers(self._multipliers)))
         self._reduce_gradients()
         self._optimizer.step()
-        moments["hidden"] = self._moments_of("hidden", hidden.numpy())
-        return float(loss.detach()), self._follow(epoch, moments)
+        return loss, self._follow(epoch, {**moments, "hidden": figures})
 
     def _propagate(self, state: np.ndarray, multipliers: Multipliers, ranges: dict[str, Range], *, record: bool,
                    protected: np.ndarray | None = None) -> tuple[np.ndarray, dict[str, list[float]]]:
-        """The training forward's layers at fixed ranges; the moments of what was coded.
+        """The training forward's layers at fixed ranges, and the moments of what was coded; `state` is used up.
 
         Args: protected: of AffineTraining.protected.
         """
         quant, columns = self._config.quant, state.shape[1]
         innovation = self._config.messages.coding == "innovation"
+        bits, residual_bits = int(quant.messages or 32), int(quant.residual or 32)
         moments: dict[str, list[float]] = {}
-        residual, bits = state, int(quant.residual or 32)
-        grids = self._affine.grids(ranges) if self._affine is not None else {}
         if self._affine is not None:
-            residual = self._affine.residual(state, grids, train=record)
             moments["residual"] = self._moments_of("residual", state)
-        elif bits < 32:
-            residual = np.empty_like(state)
-            step = residual_step(ranges["residual"], bits, quant.method)
-            kernels.midrise(state, np.float32(step), bits, residual)
+            grids = self._affine.grids(ranges)
+            residual = self._affine.residual(state, grids, train=record)
+            if bits < 32:
+                affine = self._affine.messenger(columns, grids, train=record, protected=protected)
+                out = self._propagation.run(self._graph, state, residual, affine, multipliers)
+                return out, {**moments, **affine.moments}
+            float_layers = FusedFloatLayers(self._propagation, self._graph, self._exchange, "forward")
+            return float_layers.run(state, residual, multipliers), moments
+        step = 1.0
+        if residual_bits < 32:
             moments["residual"] = _moments(state)
-        messenger: FloatMessenger | CodedMessenger | AffineMessenger
-        if int(quant.messages or 32) == 32:
-            messenger = FloatMessenger(self._graph, self._exchange, columns, "forward")
-        elif self._affine is not None:
-            messenger = self._affine.messenger(columns, grids, train=record, protected=protected)
-        else:
-            messenger = CodedMessenger(self._graph, self._exchange, columns, "forward", bits=int(quant.messages or 32),
-                                       steps=self._message_steps(ranges), innovation=innovation, record=record)
+            step = residual_step(ranges["residual"], residual_bits, quant.method)
+        if bits < 32 and FusedLayers.can_run(self._propagation, columns):
+            layers = FusedLayers(self._propagation, self._graph, self._exchange, "forward", bits=bits,
+                                 steps=self._message_steps(ranges), innovation=innovation, residual_bits=residual_bits,
+                                 residual_step=step, multipliers=multipliers, record=record)
+            return layers.run(state), {**moments, **layers.moments}
+        residual = state
+        if residual_bits < 32:
+            residual = np.empty_like(state)
+            kernels.midrise(state, np.float32(step), residual_bits, residual)
+        float_layers = FusedFloatLayers(self._propagation, self._graph, self._exchange, "forward")
+        if bits == 32:
+            return float_layers.run(state, residual, multipliers), moments
+        messenger = CodedMessenger(self._graph, self._exchange, columns, "forward", bits=bits,
+                                   steps=self._message_steps(ranges), innovation=innovation, record=record)
         out = self._propagation.run(self._graph, state, residual, messenger, multipliers)
         return out, {**moments, **messenger.moments}
 
@@ -349,11 +373,6 @@ class TrainWorker:
             return float(self._network.hidden_step.detach().abs())
         return hidden_step(ranges["hidden"], int(quant.hidden or 32), quant.method)
 
-    def _hidden_grid(self, protected: np.ndarray | None, ranges: dict[str, Range]) -> float | AffineHidden | None:
-        if self._affine is not None:
-            return self._affine.hidden(ranges, protected)
-        return self._hidden_step(ranges)
-
     def _moments_of(self, stage: str, x: np.ndarray) -> list[float]:
         return self._affine.moments({stage: x})[stage] if self._affine is not None else _moments(x)
 
@@ -366,7 +385,7 @@ class TrainWorker:
         if self._config.propagation.kind != "smp":
             return FrozenMultipliers([])
         rule = MultiplierRule.of(self._config, self._store.num_edges)
-        energy = float((state.astype(np.float64) ** 2).sum())
+        energy = _moments(state)[0]
         assert self._context.server is not None
         return LiveMultipliers(self._context.server, epoch, rule.start()[0], energy, self._config.timeouts.server_s)
 

@@ -8,38 +8,34 @@ import numpy as np
 import pytest
 
 from qgnn_dist import kernels
-from qgnn_dist.propagation import messages
+from qgnn_dist.comm.exchange import Exchange
 from qgnn_dist.quant.ranges import hidden_step
 from tests.helpers import by_source, make_store, settings, small_graph, train_pool
 
 
-class _Recorder(messages.CodedMessenger):
-    """Keeps the payload of every round, by part."""
-
-    seen: dict[tuple[int, int], tuple[np.ndarray, int]] = {}  # noqa: RUF012
-
-    def gather(self, h: np.ndarray, layer: int) -> np.ndarray:
-        result = super().gather(h, layer)
-        if self._direction == "forward":
-            _Recorder.seen[(id(self._graph), self._round - 1)] = (self._payload[:len(h)].copy(), h.shape[1])
-        return result
-
-
 def _first_epoch_codes(monkeypatch: pytest.MonkeyPatch, store, config, bits: int) -> np.ndarray:
     """Codes of all rounds of the first epoch: (rounds, nodes, columns) in source order."""
-    _Recorder.seen = {}
-    monkeypatch.setattr("qgnn_dist.training.worker.CodedMessenger", _Recorder)
+    seen: dict[tuple[int, int], tuple[np.ndarray, int]] = {}
+    begin = Exchange.begin
+
+    def record(self: Exchange, buffer: np.ndarray, width: int, columns: int, direction: str, layer: int,
+               round: int) -> None:
+        if direction == "forward" and width == bits:
+            seen[id(self), round] = buffer[:self._num_local].copy(), columns
+        begin(self, buffer, width, columns, direction, layer, round)
+
+    monkeypatch.setattr(Exchange, "begin", record)
     with train_pool(store, config) as pool:
+        order = np.argsort(np.concatenate([w._part.source_index for w in pool.workers]))
         pool.call("train_epoch", 1, False, timeout_s=60)
-        order = np.argsort(np.concatenate(
-            [r["source_index"] for r in pool.call("training_scores", timeout_s=60)]))
-        graphs = [w._graph for w in pool.workers]
-    rounds = 1 + max(r for _, r in _Recorder.seen)
+        exchanges = [w._exchange for w in pool.workers]
+    monkeypatch.setattr(Exchange, "begin", begin)
+    rounds = 1 + max(r for _, r in seen)
     out = []
     for k in range(rounds):
         rows = []
-        for graph in graphs:
-            payload, columns = _Recorder.seen[(id(graph), k)]
+        for exchange in exchanges:
+            payload, columns = seen[id(exchange), k]
             codes = np.empty((len(payload), columns), np.uint8)
             kernels.unpack(payload, bits, codes)
             rows.append(codes)

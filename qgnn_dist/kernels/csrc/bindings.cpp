@@ -329,6 +329,21 @@ NB_MODULE(_kernels, m) {
      nb::arg(), nb::arg().noconvert(), nb::arg().noconvert().none(), nb::arg().noconvert(),
      nb::arg().noconvert().none());
 
+  m.def("layer_float", [](In64 indptr, In32 indices, InF y, InF1 d, InF h0, InF h, std::optional<InF> before, OutF out,
+                          std::optional<OutF> p, bool first, bool second, float coefficient, float a, float b_, float c,
+                          std::optional<OutF> next, std::optional<OutD1> dots, i64 begin, i64 end) {
+    const bool looks_back = second || (dots.has_value() && !first);
+    if (((looks_back || coefficient != 0.0f) && !p.has_value()) || (looks_back && !before.has_value()))
+      throw nb::value_error("layer_float: a multiplier needs p, and its dots or second round need before");
+    const FloatLayer work{indptr.data(), indices.data(), y.data(), d.data(), h0.data(), h.data(),
+                          data_or_null(before), out.data(), data_or_null(p), data_or_null(next), data_or_null(dots),
+                          columns(h), a, b_, c, coefficient, first, second};
+    RUN(begin, end, 32 * columns(h), k.layer_float(work, b, e))
+  }, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(),
+     nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert().none(), nb::arg().noconvert(),
+     nb::arg().noconvert().none(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
+     nb::arg().noconvert().none(), nb::arg().noconvert().none(), nb::arg(), nb::arg());
+
   m.def("scale_rows", [](InF h, InF1 d, i64 begin, i64 end, OutF out) {
     RUN(begin, end, columns(h), k.scale_rows(h.data(), d.data(), columns(h), out.data(), b, e))
   }, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg().noconvert());
@@ -513,4 +528,55 @@ NB_MODULE(_kernels, m) {
                                            out.data(), b, e))
   }, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().noconvert(), nb::arg().noconvert(),
      nb::arg().noconvert(), nb::arg(), nb::arg().noconvert());
+
+  const auto thin = [&m](const char* name, auto example, auto which) {
+    using Values = decltype(example);
+    m.def(name, [which](std::uint64_t seed, std::uint32_t epoch, std::uint32_t stage, std::uint32_t layer, In64 index,
+                        double p, Values x, OutF out) {
+      const Key key{seed, epoch, stage, layer, 0};
+      RUN(0, rows(index), 8 * columns(x),
+          (k.*which)(key, index.data(), columns(x), threshold(p), x.data(), out.data(), b, e))
+    }, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().noconvert(), nb::arg(), nb::arg().noconvert(),
+       nb::arg().noconvert());
+  };
+  thin("thin_codes", In16{}, &Kernels::thin_codes);
+  thin("thin_values", InF{}, &Kernels::thin_values);
+
+  m.def("matmul_thin", [](InF x, InF weights, OutF out) {
+    const i64 F = columns(x), H = columns(weights);
+    const auto blocks = blocked<float>(weights.data(), F, H);
+    RUN(0, rows(x), F * H / 16, k.matmul_thin(x.data(), blocks.get(), F, H, out.data(), b, e))
+  }, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert());
+
+  m.def("add_transposed", [](InF x, InF1 scale, InF grad, OutF out) {
+    const i64 F = columns(x), H = columns(grad);
+    const i64 tiles = (F + kTileFeatures - 1) / kTileFeatures * ((H + kTileColumns - 1) / kTileColumns);
+    const Kernels& k = active();
+    nb::gil_scoped_release free_threads;
+    parallel(0, tiles, 1, [&](i64 b, i64 e) {
+      k.add_transposed(x.data(), scale.data(), grad.data(), rows(x), F, H, out.data(), b, e);
+    });
+  }, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert());
+
+  m.def("add_transposed_csr", [](In64 indptr, In32 indices, InF1 values, InF1 scale, InF grad, OutF out) {
+    const Kernels& k = active();
+    nb::gil_scoped_release free_threads;
+    parallel(0, columns(grad), kBlock, [&](i64 b, i64 e) {
+      k.add_transposed_csr(indptr.data(), indices.data(), values.data(), scale.data(), grad.data(), rows(grad),
+                           columns(grad), out.data(), b, e);
+    });
+  }, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(),
+     nb::arg().noconvert());
+
+  m.def("activate", [](InF sums, InF1 row_scale, float weight_step, InF1 bias, float step, int bits, std::uint64_t seed,
+                       std::uint32_t epoch, std::uint32_t stage, std::uint32_t layer, In64 index, double p, OutF out,
+                       std::optional<OutF> grad, std::optional<OutD1> errors, std::optional<OutD> moments) {
+    if (errors.has_value() && !grad.has_value()) throw nb::value_error("activate: errors need grad");
+    const Activation work{sums.data(), row_scale.data(), bias.data(), index.data(), out.data(), data_or_null(grad),
+                          data_or_null(errors), data_or_null(moments), {seed, epoch, stage, layer, 0}, threshold(p),
+                          columns(sums), bits, weight_step, step, p > 0.0};
+    RUN(0, rows(sums), 8 * columns(sums), k.activate(work, b, e))
+  }, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg(),
+     nb::arg(), nb::arg(), nb::arg(), nb::arg().noconvert(), nb::arg(), nb::arg().noconvert(),
+     nb::arg().noconvert().none(), nb::arg().noconvert().none(), nb::arg().noconvert().none());
 }

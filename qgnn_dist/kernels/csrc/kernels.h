@@ -104,6 +104,34 @@ struct Layer {
 };
 constexpr i64 kLayerColumns = 4096;  // at most: a row's sums lie on the stack
 constexpr i64 kSlack = 32;           // and are stored in whole registers
+constexpr i64 kTileFeatures = 64, kTileColumns = 64;  // of add_transposed
+
+// The same with float messages: `y` are the folded rows of all, `next` the own ones of the next round, or null.
+struct FloatLayer {
+  const i64* indptr;
+  const std::int32_t* indices;
+  const float *y, *d, *h0, *h, *before;
+  float *out, *p, *next;
+  double* dots;
+  i64 C;
+  float a, b, c, coefficient;
+  bool first, second;
+};
+
+// The hidden layer: relu(sums·(row_scale·weight_step) + bias), the grid of `step` (0: none), dropout. `out` may be
+// `sums`; grad, errors, moments may be null, and errors need grad.
+struct Activation {
+  const float *sums, *row_scale, *bias;
+  const i64* rows;
+  float *out, *grad;
+  double *errors, *moments;
+  Key key;
+  std::uint64_t threshold;
+  i64 H;
+  int bits;
+  float weight_step, step;
+  bool dropped;
+};
 
 // One entry a kernel; `kernels_body.h` is the only implementation, compiled once for each instruction set.
 struct Kernels {
@@ -123,6 +151,7 @@ struct Kernels {
                    float* r, i64 begin, i64 end);
   void (*layer)(const Layer& layer, i64 begin, i64 end);
   void (*fixed_start)(const Layer& layer, int residual_bits, i64 begin, i64 end);
+  void (*layer_float)(const FloatLayer& layer, i64 begin, i64 end);
   void (*scale_rows)(const float* h, const float* d, i64 C, float* out, i64 begin, i64 end);
   void (*propagated)(const float* r, const float* h, const float* d, i64 C, float* out, i64 begin, i64 end);
   void (*half_step)(const float* h, const float* p, const float* h0, float a, float b, float c, i64 C, float* out,
@@ -164,7 +193,18 @@ struct Kernels {
                         i64 begin, i64 end);
   void (*dropout_csr)(Key key, const i64* rows, const i64* indptr, const std::int32_t* indices,
                       std::uint64_t threshold, float kept, float* out, i64 begin, i64 end);
+  void (*thin_codes)(Key key, const i64* rows, i64 columns, std::uint64_t threshold, const std::int16_t* x, float* out,
+                     i64 begin, i64 end);
+  void (*thin_values)(Key key, const i64* rows, i64 columns, std::uint64_t threshold, const float* x, float* out,
+                      i64 begin, i64 end);
+  void (*matmul_thin)(const float* x, const float* blocks, i64 F, i64 H, float* out, i64 begin, i64 end);
+  void (*add_transposed)(const float* x, const float* scale, const float* g, i64 N, i64 F, i64 H, float* out, i64 begin,
+                         i64 end);
+  void (*add_transposed_csr)(const i64* indptr, const std::int32_t* indices, const float* values, const float* scale,
+                             const float* g, i64 N, i64 H, float* out, i64 begin, i64 end);
+  void (*activate)(const Activation& activation, i64 begin, i64 end);
 };
+
 
 extern const Kernels kernels_scalar;
 #ifdef QGNN_HAVE_AVX2

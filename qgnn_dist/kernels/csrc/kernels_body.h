@@ -58,14 +58,89 @@ QGNN_INLINE float round_small(float x) {  // half to even, |x| < 2^22
   return (x + magic) - magic;
 }
 
-QGNN_INLINE float absolute(float x) { return x < 0.0f ? -x : x; }
+// Sums of a row in double: column c is added in lane c mod 8, and the lanes by halves at the end, so that additions need
+// not wait for each other. Several calls may add one row, each but the last a multiple of 8 columns.
+constexpr int kSumLanes = 8, kSumWidth = 4, kSumParts = kSumLanes / kSumWidth;
+typedef double SumDoubles __attribute__((vector_size(8 * kSumWidth)));
 
-QGNN_INLINE void add_moments(const float e, double* m) {
-  const double v = static_cast<double>(absolute(e));
-  m[0] += v * v;
-  m[1] += v;
-  m[2] = v > m[2] ? v : m[2];
+QGNN_INLINE SumDoubles wide(const float* x) {
+  float __attribute__((vector_size(4 * kSumWidth))) v;
+  std::memcpy(&v, x, sizeof v);
+  return __builtin_convertvector(v, SumDoubles);
 }
+
+// Calls add(eight values, ...) for n columns, zeros past the last.
+template <typename Value, typename Add>
+QGNN_INLINE void each_eight(i64 n, Value value, Add add) {
+  i64 c = 0;
+  for (; c + kSumLanes <= n; c += kSumLanes) {
+    float e[kSumLanes];
+    for (int k = 0; k < kSumLanes; ++k) e[k] = value(c + k);
+    add(e, c, kSumLanes);
+  }
+  if (c == n) return;
+  float e[kSumLanes] = {};
+  for (i64 k = 0; c + k < n; ++k) e[k] = value(c + k);
+  add(e, c, static_cast<int>(n - c));
+}
+
+// [Σe², Σ|e|, max|e|].
+struct Moments {
+  SumDoubles squares[kSumParts] = {}, sums[kSumParts] = {}, most[kSumParts] = {};
+
+  template <typename Value>
+  QGNN_MEMBER void add(i64 n, Value value) {
+    each_eight(n, value, [&](const float* e, i64, int) {
+      for (int k = 0; k < kSumParts; ++k) {
+        const SumDoubles x = wide(e + k * kSumWidth), v = x < 0.0 ? -x : x;
+        squares[k] = squares[k] + v * v;
+        sums[k] = sums[k] + v;
+        most[k] = v > most[k] ? v : most[k];
+      }
+    });
+  }
+
+  QGNN_MEMBER void store(double* m) const {
+    double s[kSumLanes], a[kSumLanes], t[kSumLanes];
+    std::memcpy(s, squares, sizeof s);
+    std::memcpy(a, sums, sizeof a);
+    std::memcpy(t, most, sizeof t);
+    for (int half = kSumLanes / 2; half > 0; half /= 2)
+      for (int k = 0; k < half; ++k) {
+        s[k] += s[k + half];
+        a[k] += a[k + half];
+        t[k] = t[k + half] > t[k] ? t[k + half] : t[k];
+      }
+    m[0] = s[0];
+    m[1] = a[0];
+    m[2] = t[0];
+  }
+};
+
+// Σ x·y.
+struct Product {
+  SumDoubles sums[kSumParts] = {};
+
+  template <typename X, typename Y>
+  QGNN_MEMBER void add(i64 n, X x, Y y) {
+    each_eight(n, x, [&](const float* e, i64 c, int count) {
+      float f[kSumLanes] = {};
+      if (count == kSumLanes)
+        for (int k = 0; k < kSumLanes; ++k) f[k] = y(c + k);
+      else
+        for (int k = 0; k < count; ++k) f[k] = y(c + k);
+      for (int k = 0; k < kSumParts; ++k) sums[k] = sums[k] + wide(e + k * kSumWidth) * wide(f + k * kSumWidth);
+    });
+  }
+
+  QGNN_MEMBER double total() const {
+    double s[kSumLanes];
+    std::memcpy(s, sums, sizeof s);
+    for (int half = kSumLanes / 2; half > 0; half /= 2)
+      for (int k = 0; k < half; ++k) s[k] += s[k + half];
+    return s[0];
+  }
+};
 
 static void pack(const std::uint8_t* codes, i64 C, int bits, std::uint8_t* out, i64 begin, i64 end) {
   const i64 B = row_bytes(C, bits);
@@ -105,19 +180,6 @@ static void sum_planes(const std::int32_t* indices, const std::uint8_t* payload,
     for (i64 first = 0, shift = 0; first < C; first += B, shift += bits) {
       const i64 n = C - first < B ? C - first : B;
       for (i64 i = 0; i < n; ++i) sum[first + i] = static_cast<Sum>(sum[first + i] + ((packed[i] >> shift) & mask));
-    }
-  }
-}
-
-static void aggregate_float(const i64* indptr, const std::int32_t* indices, const float* x, i64 C, float* out,
-                            i64 begin, i64 end) {
-  for (i64 row = begin; row < end; ++row) {
-    float* sum = out + row * C;
-    std::memset(sum, 0, C * sizeof(float));
-    for (i64 e = indptr[row]; e < indptr[row + 1]; ++e) {
-      __builtin_prefetch(x + indices[e + 8 < indptr[end] ? e + 8 : e] * C);
-      const float* in = x + indices[e] * C;
-      for (i64 c = 0; c < C; ++c) sum[c] += in[c];
     }
   }
 }
@@ -204,9 +266,10 @@ QGNN_INLINE void code_news_row(const float* in, float scale, float* known, float
 }
 
 QGNN_INLINE void news_moments(const float* in, float scale, const float* known, i64 C, double* moments) {
-  double m[3] = {0.0, 0.0, 0.0};
-  for (i64 c = 0; c < C; ++c) add_moments(scale * in[c] - (known == nullptr ? 0.0f : known[c]), m);
-  std::memcpy(moments, m, sizeof m);
+  Moments m;
+  if (known == nullptr) m.add(C, [&](i64 c) { return scale * in[c]; });
+  else m.add(C, [&](i64 c) { return scale * in[c] - known[c]; });
+  m.store(moments);
 }
 
 static void code_news(const float* h, const float* d, float* believed, float step, int bits, i64 C,
@@ -222,9 +285,9 @@ static void code_news(const float* h, const float* d, float* believed, float ste
 
 static void row_moments(const float* x, i64 C, double* moments, i64 begin, i64 end) {
   for (i64 row = begin; row < end; ++row) {
-    double m[3] = {0.0, 0.0, 0.0};
-    for (i64 c = 0; c < C; ++c) add_moments(x[row * C + c], m);
-    std::memcpy(moments + row * 3, m, sizeof m);
+    Moments m;
+    m.add(C, [&](i64 c) { return x[row * C + c]; });
+    m.store(moments + row * 3);
   }
 }
 
@@ -266,13 +329,12 @@ static void half_step(const float* h, const float* p, const float* h0, float a, 
 static void apply_multiplier(const float* h, const float* half, const float* p, const float* p_next, float coefficient,
                              i64 C, float* out, double* dots, i64 begin, i64 end) {
   for (i64 row = begin; row < end; ++row) {
-    double dot = 0.0;
     if (dots != nullptr) {  // before `out` is written: it may be `h`
-      for (i64 i = row * C; i < (row + 1) * C; ++i) {
-        const float delta = half[i] - h[i];
-        dot += static_cast<double>(delta) * static_cast<double>(delta - (p_next[i] - p[i]));
-      }
-      dots[row] = dot;
+      const i64 at = row * C;
+      Product product;
+      product.add(C, [&](i64 c) { return half[at + c] - h[at + c]; },
+                  [&](i64 c) { return (half[at + c] - h[at + c]) - (p_next[at + c] - p[at + c]); });
+      dots[row] = product.total();
     }
     for (i64 i = row * C; i < (row + 1) * C; ++i) {
       const float delta = half[i] - h[i];
@@ -330,12 +392,15 @@ static void add_affine(const std::int32_t* sums, const std::int32_t* degree, flo
 }  // namespace qgnn
 
 #include "perceptron_body.h"
+#include "float_layer_body.h"
 #include "random_body.h"
+#include "training_body.h"
 
 #define QGNN_TABLE(NAME, ISA)                                                                                         \
-  const Kernels NAME = {ISA, pack, unpack, aggregate_codes, sum_edges, aggregate_float, code_news, add_news, layer, fixed_start,  \
-                        scale_rows, propagated, half_step, apply_multiplier, midrise, affine_codes, affine_values, add_affine,    \
-                        row_moments, softmax, normalise_dense, normalise_csr,                                         \
+  const Kernels NAME = {ISA, pack, unpack, aggregate_codes, sum_edges, aggregate_float, code_news, add_news, layer,   \
+                        fixed_start, layer_float, scale_rows, propagated, half_step, apply_multiplier, midrise,       \
+                        affine_codes, affine_values, add_affine, row_moments, softmax, normalise_dense, normalise_csr,\
                         feature_codes_dense, feature_codes_csr, matmul_codes_dense, matmul_codes_csr,                 \
                         matmul_float_dense, matmul_float_csr, hidden_codes, perceptron, scores_from_codes,            \
-                        philox_one, keyed_bits, dropout_dense, dropout_csr}
+                        philox_one, keyed_bits, dropout_dense, dropout_csr, thin_codes, thin_values, matmul_thin,     \
+                        add_transposed, add_transposed_csr, activate}

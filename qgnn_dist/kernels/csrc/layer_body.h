@@ -191,9 +191,9 @@ struct Scratch {
 };
 
 QGNN_INLINE void moments_of(const float* e, i64 C, double* moments) {
-  double m[3] = {0.0, 0.0, 0.0};
-  for (i64 c = 0; c < C; ++c) add_moments(e[c], m);
-  std::memcpy(moments, m, sizeof m);
+  Moments m;
+  m.add(C, [&](i64 c) { return e[c]; });
+  m.store(moments);
 }
 
 // One row: `gradient`, a gradient step is taken; `corrected`, the multiplier's term is added, see ops.layer; `usual`,
@@ -231,9 +231,9 @@ QGNN_INLINE void layer_row(const Layer& a, i64 row, const Row received, const St
   for (i64 j = 0; j < whole; j += 8) block(j, 8);
   if (whole < C) block(whole, C - whole);
   if (dotted) {
-    double dot = 0.0;
-    for (i64 c = 0; c < C; ++c) dot += static_cast<double>(scratch.change[c]) * static_cast<double>(scratch.gap[c]);
-    a.dots[row] = dot;
+    Product dot;
+    dot.add(C, [&](i64 c) { return scratch.change[c]; }, [&](i64 c) { return scratch.gap[c]; });
+    a.dots[row] = dot.total();
   }
   if (sends && fresh != nullptr) moments_of(fresh, C, a.moments + row * 3);
 }

@@ -234,12 +234,12 @@ static void hidden_codes(const std::int32_t* acc, const float* row_scale, float 
       codes[row * H + j] = static_cast<std::int16_t>(round_small(clamp(v / hidden_step, 0.0f, top)));
     }
     if (moments == nullptr) continue;
-    double m[3] = {0.0, 0.0, 0.0};
-    for (i64 j = 0; j < H; ++j) {
+    Moments m;
+    m.add(H, [&](i64 j) {
       const float v = static_cast<float>(acc[row * H + j]) * scale + bias[j];
-      add_moments(v < 0.0f ? 0.0f : v, m);
-    }
-    std::memcpy(moments + row * 3, m, sizeof m);
+      return v < 0.0f ? 0.0f : v;
+    });
+    m.store(moments + row * 3);
   }
 }
 

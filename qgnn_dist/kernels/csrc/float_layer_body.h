@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+// Float messages: sums over the neighbours in registers, and a whole round in one pass over the rows. Each operation is
+// rounded as in the kernels that do one of these things each. Included by kernels_body.h, once for each instruction set.
+
+namespace qgnn {
+namespace QGNN_ISA {
+
+constexpr i64 kFloatAhead = 12;             // neighbours: far enough to hide a cache miss
+constexpr int kMostParts = 8;               // registers that hold sums
+constexpr i64 kTile = kMostParts * kLanes;  // columns that are summed at a time
+
+QGNN_INLINE Lanes load_lanes(const float* at) { return *reinterpret_cast<const LooseLanes*>(at); }
+QGNN_INLINE void store_lanes(float* at, Lanes v) { *reinterpret_cast<LooseLanes*>(at) = v; }
+
+// `parts` registers of columns of the neighbours begin..end; the last one starts at column `last`, where it may overlap
+// the one before. `x` points at the first column of the first row.
+template <int parts>
+QGNN_INLINE void sum_parts(const std::int32_t* indices, i64 begin, i64 end, i64 last_edge, const float* x, i64 C,
+                           i64 last, float* sum) {
+  Lanes acc[parts] = {};
+  for (i64 e = begin; e < end; ++e) {
+    const float* later = x + static_cast<i64>(indices[e + kFloatAhead < last_edge ? e + kFloatAhead : e]) * C;
+    for (i64 i = 0; i < parts * kLanes; i += 16) __builtin_prefetch(later + i);
+    __builtin_prefetch(later + last + kLanes - 1);
+    const float* in = x + static_cast<i64>(indices[e]) * C;
+    for (int k = 0; k + 1 < parts; ++k) acc[k] = acc[k] + load_lanes(in + k * kLanes);
+    acc[parts - 1] = acc[parts - 1] + load_lanes(in + last);
+  }
+  for (int k = 0; k + 1 < parts; ++k) store_lanes(sum + k * kLanes, acc[k]);
+  store_lanes(sum + last, acc[parts - 1]);
+}
+
+// Columns first..first+n of a row's sum, n at most kTile, in the order of the row.
+QGNN_INLINE void sum_float_row(const i64* indptr, const std::int32_t* indices, const float* x, i64 C, i64 row,
+                               i64 last_edge, i64 first, i64 n, float* sum) {
+  const i64 begin = indptr[row], end = indptr[row + 1];
+  if (n < kLanes) {
+    for (i64 i = 0; i < n; ++i) sum[i] = 0.0f;
+    for (i64 e = begin; e < end; ++e) {
+      const float* in = x + static_cast<i64>(indices[e]) * C + first;
+      for (i64 i = 0; i < n; ++i) sum[i] += in[i];
+    }
+    return;
+  }
+  switch ((n + kLanes - 1) / kLanes) {
+#define QGNN_PARTS(K) \
+  case K: return sum_parts<K>(indices, begin, end, last_edge, x + first, C, n - kLanes, sum)
+    QGNN_PARTS(1);
+    QGNN_PARTS(2);
+    QGNN_PARTS(3);
+    QGNN_PARTS(4);
+    QGNN_PARTS(5);
+    QGNN_PARTS(6);
+    QGNN_PARTS(7);
+    default: return sum_parts<kMostParts>(indices, begin, end, last_edge, x + first, C, n - kLanes, sum);
+#undef QGNN_PARTS
+  }
+}
+
+static void aggregate_float(const i64* indptr, const std::int32_t* indices, const float* x, i64 C, float* out,
+                            i64 begin, i64 end) {
+  for (i64 row = begin; row < end; ++row)
+    for (i64 first = 0; first < C; first += kTile)
+      sum_float_row(indptr, indices, x, C, row, indptr[end], first, C - first < kTile ? C - first : kTile,
+                    out + row * C + first);
+}
+
+// n columns of a row: `p` holds P; `held` P of the round before and then this one's, or null where no multiplier acts.
+QGNN_INLINE void step_columns(const FloatLayer& s, const float* __restrict p, const float* __restrict h0,
+                              float* __restrict held, const float* h, float* out, i64 n) {
+  for (i64 i = 0; i < n; ++i) {
+    const float half = (s.a * h[i] + s.b * p[i]) + s.c * h0[i];
+    float next = half;
+    if (held != nullptr) {
+      const float moved = half + s.coefficient * ((half - h[i]) - (p[i] - (s.first ? p[i] : held[i])));
+      next = s.coefficient != 0.0f ? moved : half;
+      held[i] = p[i];
+    }
+    out[i] = next;
+  }
+}
+
+// The second round of a layer: h is H½, `before` the state before it, `held` its P.
+QGNN_INLINE void constrain_columns(const FloatLayer& s, const float* __restrict p, const float* __restrict held,
+                                   const float* before, const float* h, float* out, i64 n) {
+  for (i64 i = 0; i < n; ++i) out[i] = h[i] + s.coefficient * ((h[i] - before[i]) - (p[i] - held[i]));
+}
+
+static void layer_float(const FloatLayer& s, i64 begin, i64 end) {
+  const i64 C = s.C, last_edge = s.indptr[end];
+  alignas(32) float p[kTile], fresh[kTile];
+  for (i64 row = begin; row < end; ++row) {
+    const float one = s.d[row], two = one * one;
+    Product dot;
+    for (i64 first = 0; first < C; first += kTile) {
+      const i64 n = C - first < kTile ? C - first : kTile, at = row * C + first;
+      const float *h = s.h + at, *before = s.before == nullptr ? nullptr : s.before + at;
+      float* held = s.p == nullptr ? nullptr : s.p + at;
+      sum_float_row(s.indptr, s.indices, s.y, C, row, last_edge, first, n, p);
+      for (i64 i = 0; i < n; ++i) p[i] = one * p[i] + two * h[i];
+      if (s.dots != nullptr && !s.first)
+        dot.add(n, [&](i64 i) { return h[i] - before[i]; },
+                [&](i64 i) { return (h[i] - before[i]) - (p[i] - held[i]); });
+      if (s.second) constrain_columns(s, p, held, before, h, fresh, n);
+      else step_columns(s, p, s.h0 + at, held, h, fresh, n);
+      std::memcpy(s.out + at, fresh, n * sizeof(float));  // `out` may be where `h` or `before` is
+      if (s.next != nullptr)
+        for (i64 i = 0; i < n; ++i) s.next[at + i] = one * fresh[i];
+    }
+    if (s.dots != nullptr) s.dots[row] = dot.total();
+  }
+}
+
+}  // namespace QGNN_ISA
+}  // namespace qgnn

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The perceptron's training pass a block of rows at a time: nothing of (n, F) or (n, H) is kept for all rows.
+
+The backward draws the same dropout masks again and computes the hidden layer anew, which costs less than reading it
+from memory. Blocks have a fixed size, so a part's gradients are the same whatever the threads. For the methods without
+affine grids. Legend: n local rows, F features, H hidden width, C classes.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import kernels
+from ..quant.learned import AffineWeightQuantizer
+from ..quant.ranges import moments_of
+from ..quant.straight_through import WeightQuantizer, scale_gradient
+from .perceptron import STAGE_HIDDEN, DropoutKey, FeatureMatrix, Perceptron, ThinnedRows
+
+__all__ = ["RowBlocks"]
+
+BLOCK_VALUES = 2**18
+"""Values of a block's widest array: it stays in the second level of a core's memory."""
+LEAST_ROWS, MOST_ROWS = 64, 4096
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """A weight matrix as the products see it, and the way back to its parameters."""
+
+    codes: np.ndarray
+    step: np.float32
+    tensors: tuple[Tensor, Tensor] | None
+    parameter: Tensor
+
+    @classmethod
+    def of(cls, quantizer: WeightQuantizer | AffineWeightQuantizer | None, parameter: Tensor) -> _Weights:
+        assert not isinstance(quantizer, AffineWeightQuantizer)
+        if quantizer is None:
+            return cls(np.ascontiguousarray(parameter.detach().numpy()), np.float32(1), None, parameter)
+        codes, step = quantizer(parameter)
+        return cls(np.ascontiguousarray(codes.detach().numpy()), np.float32(step.detach()), (codes, step), parameter)
+
+    def backward(self, grad: np.ndarray, factor: np.float32) -> None:
+        """From Xᵀ·grad, where the product was factor·step·(X·codes)."""
+        if self.tensors is None:
+            self.parameter.grad = torch.from_numpy(grad * factor)
+            return
+        codes, step = self.tensors
+        of_codes = torch.from_numpy(grad * (factor * self.step))
+        of_step = torch.tensor(float((grad.astype(np.float64) * self.codes).sum()) * float(factor))
+        pairs = [(codes, of_codes), (step, of_step.to(step.dtype))]
+        learned = [(tensor, value) for tensor, value in pairs if tensor.requires_grad]
+        torch.autograd.backward([tensor for tensor, _ in learned], [value for _, value in learned])
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """What a forward leaves for its backward: the weights in use, never anything by row."""
+
+    key: DropoutKey
+    first: _Weights
+    second: _Weights
+    hidden_step: np.float32
+    kept: np.float32
+
+
+class RowBlocks:
+    """H⁰ = MLP(X) of one worker's rows, and the gradients of the network's parameters."""
+
+    def __init__(self, network: Perceptron, matrix: FeatureMatrix) -> None:
+        self._network, self._matrix = network, matrix
+        num_features, width = network.weight1.shape
+        widest = max(width, 0 if matrix.is_sparse else num_features, 1)
+        self._rows = min(max(BLOCK_VALUES // widest, LEAST_ROWS), MOST_ROWS)
+        rows = min(self._rows, matrix.num_rows)
+        self._input = None if matrix.is_sparse else np.empty((rows, num_features), np.float32)
+        self._hidden, self._grad = np.empty((rows, width), np.float32), np.empty((rows, width), np.float32)
+        self._pass: _Pass | None = None
+
+    def forward(self, key: DropoutKey, hidden_step: float | None) -> tuple[np.ndarray, list[float]]:
+        """H⁰, float32 (n, C), a new array, and the moments of the hidden activations before their grid.
+
+        Args: hidden_step: step of the hidden grid; None leaves hidden values float (32 bits, calibration).
+        """
+        network, n = self._network, self._matrix.num_rows
+        step = np.float32(0 if hidden_step is None or network.bits_hidden == 32 else hidden_step)
+        now = self._pass = _Pass(key, _Weights.of(network.quantizer1, network.weight1),
+                                 _Weights.of(network.quantizer2, network.weight2), step,
+                                 np.float32(1 / (1 - key.share)))
+        scale, bias = (step or np.float32(1)) * now.second.step * now.kept, network.bias2.detach().numpy()
+        h0, moments = np.empty((n, len(bias)), np.float32), np.empty((n, 3), np.float64)
+        for begin, end in self._blocks():
+            _, hidden = self._hidden_rows(now, begin, end, moments=moments[begin:end])
+            out = h0[begin:end]
+            kernels.matmul_thin(hidden, now.second.codes, out)
+            out *= scale
+            out += bias
+        return h0, [*moments_of(moments), float(n * self._hidden.shape[1])]
+
+    def backward(self, grad: np.ndarray) -> None:
+        """Set the parameters' gradients. grad: ∂L/∂H⁰ of the last forward, float32 (n, C)."""
+        now, network = self._pass, self._network
+        assert now is not None
+        self._pass = None
+        back = np.ascontiguousarray(now.second.codes.T * (now.second.step * now.kept))
+        ones = np.ones(len(self._hidden), np.float32)
+        of_first = np.zeros(now.first.codes.shape, np.float32)
+        of_second = np.zeros(now.second.codes.shape, np.float32)
+        of_bias1, of_bias2 = (np.zeros(len(bias), np.float64) for bias in (network.bias1, network.bias2))
+        learned = network.hidden_step.requires_grad and now.hidden_step != 0
+        errors = np.zeros(self._matrix.num_rows if learned else 0, np.float64)
+        for begin, end in self._blocks():
+            scores, through = grad[begin:end], self._grad[:end - begin]
+            kernels.matmul_thin(scores, back, through)
+            rows, hidden = self._hidden_rows(now, begin, end, grad=through,
+                                             errors=errors[begin:end] if learned else None)
+            kernels.add_transposed(hidden, ones[:end - begin], scores, of_second)
+            rows.add_transposed(self._matrix.scale[begin:end], through, of_first)
+            of_bias1 += through.sum(0)
+            of_bias2 += scores.sum(0)
+        now.first.backward(of_first, now.kept)
+        now.second.backward(of_second, now.kept * (now.hidden_step or np.float32(1)))
+        for bias, value in ((network.bias1, of_bias1), (network.bias2, of_bias2)):
+            bias.grad = torch.from_numpy(value.astype(np.float32))
+        if learned:
+            share = 1 / math.sqrt(self._hidden.shape[1] * (2**network.bits_hidden - 1))
+            step = scale_gradient(network.hidden_step.abs(), share)
+            step.backward(torch.tensor(float(errors.sum()), dtype=step.dtype))
+
+    def _blocks(self) -> Iterator[tuple[int, int]]:
+        n = self._matrix.num_rows
+        return ((begin, min(begin + self._rows, n)) for begin in range(0, n, self._rows))
+
+    def _hidden_rows(self, now: _Pass, begin: int, end: int, *, moments: np.ndarray | None = None,
+                     grad: np.ndarray | None = None,
+                     errors: np.ndarray | None = None) -> tuple[ThinnedRows, np.ndarray]:
+        """Features and hidden codes of some rows, both thinned; `grad` of the codes becomes that of the sums."""
+        key, network = now.key, self._network
+        bias = network.bias1.detach().numpy()
+        rows = self._matrix.thinned(begin, end, key, self._input)
+        hidden = self._hidden[:end - begin]
+        rows.times(now.first.codes, hidden)
+        bits = min(network.bits_hidden, 8)  # unread without a grid
+        kernels.activate(hidden, self._matrix.scale[begin:end], float(now.first.step * now.kept), bias,
+                         float(now.hidden_step), bits, key.seed, key.epoch, STAGE_HIDDEN, 0, key.rows[begin:end],
+                         key.share, hidden, grad, errors, moments)
+        return rows, hidden
