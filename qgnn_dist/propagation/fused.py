@@ -7,7 +7,7 @@ what the diagnosis takes. n local rows, H halo rows, C columns.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -31,7 +31,6 @@ FAR_SHARE = 0.5
 class _Round(NamedTuple):
     """A round of messages, and what its layer does once they are there; see kernels.layer."""
 
-    layer: int
     gradient: bool
     coefficient: float
     last: bool
@@ -69,27 +68,31 @@ class FusedLayers:
         storage = self._storage(h0)
         storage.start(h0, now[:n], rows)
         state, other = h0, np.empty_like(h0) if self._keeps_two else h0
-        for number, current in enumerate(self._rounds()):
-            step = self._steps[number]
-            following = 0.0 if current.last else self._steps[number + 1]
+        for number in range(self._spec.num_rounds):
+            step, layer, second = self._steps[number], *self._place(number)
             self._note(number, step, rows, h0.size)
             if step != 0.0:
-                self._exchange.begin(now, self._bits, columns, self._direction, current.layer, number)
-            compares = self._keeps_two and number > 0 and (self._merged or not current.gradient)
+                self._exchange.begin(now, self._bits, columns, self._direction, layer, number)
+            # λ is asked for while rows are on the wire: the answer to the layer before may be on its way, too.
+            current = self._round(number, layer, second)
+            following = 0.0 if current.last else self._steps[number + 1]
+            compares = self._keeps_two and number > 0 and (self._merged or second)
             before = other if compares else None
             for interior in (True, False):
                 begin, end = (g.num_boundary, n) if interior else (0, g.num_boundary)
                 what = "interior rows" if interior else "boundary rows"
-                with span(self._exchange.trace, COMPUTE, what, current.layer, number):
+                with span(self._exchange.trace, COMPUTE, what, layer, number):
                     storage.layer(now, step, state, before, other, current, following, then[:n], rows,
                                   dots if compares else None, begin, end)
                 if interior and step != 0.0:
                     self._exchange.finish()
-            if dots is not None and (self._merged or not current.gradient) and current.layer < self._spec.layers - 1:
-                self._multipliers.post(current.layer, float(dots.sum()))
+            if dots is not None and (self._merged or second) and layer < self._spec.layers - 1:
+                self._multipliers.post(layer, float(dots.sum()))
             if following != 0.0:
                 now, then = then, now
             state, other = other, state
+            if current.last:
+                break
         return state
 
     @property
@@ -101,18 +104,17 @@ class FusedLayers:
         """Whether a layer looks back at the state before."""
         return not self._merged or self._multipliers.live or self._multipliers.any
 
-    def _rounds(self) -> Iterator[_Round]:
-        layers, eta = self._spec.layers, self._spec.eta
-        for layer in range(layers):
-            multiplier, end = self._multipliers.value(layer), layer == layers - 1
-            coefficient = float(np.float32(2.0 * eta * multiplier))
-            if self._merged:
-                yield _Round(layer, True, coefficient, end)
-                continue
-            needless = end and multiplier == 0.0
-            yield _Round(layer, True, 0.0, needless)
-            if not needless:
-                yield _Round(layer, False, coefficient, end)
+    def _place(self, number: int) -> tuple[int, bool]:
+        """A round's layer, and whether it is the layer's second."""
+        return (number, False) if self._merged else (number // 2, number % 2 == 1)
+
+    def _round(self, number: int, layer: int, second: bool) -> _Round:
+        last = number == self._spec.num_rounds - 1
+        if self._merged or second:
+            multiplier = self._multipliers.value(layer)
+            return _Round(not second, float(np.float32(2.0 * self._spec.eta * multiplier)), last)
+        needless = layer == self._spec.layers - 1 and self._multipliers.value(layer) == 0.0
+        return _Round(True, 0.0, needless)
 
     def _storage(self, h0: np.ndarray) -> _Storage:
         fixed = fixed_point(self._steps, self._bits, innovation=self._innovation)
