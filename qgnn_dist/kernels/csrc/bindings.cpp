@@ -252,6 +252,13 @@ NB_MODULE(_kernels, m) {
   }, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg(),
      nb::arg().noconvert());
 
+  m.def("aggregate_scaled", [](In64 indptr, In32 indices, In8 payload, Array<const std::int8_t, 1> exponents, int bits,
+                               i64 begin, i64 end, OutF out) {
+    RUN(begin, end, 32 * columns(out), k.aggregate_scaled(indptr.data(), indices.data(), payload.data(),
+                                                          exponents.data(), columns(out), bits, out.data(), b, e))
+  }, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg(),
+     nb::arg(), nb::arg().noconvert());
+
   m.def("aggregate_float", [](In64 indptr, In32 indices, InF x, i64 begin, i64 end, OutF out) {
     RUN(begin, end, 16 * columns(out),
         k.aggregate_float(indptr.data(), indices.data(), x.data(), columns(x), out.data(), b, e))

@@ -143,6 +143,8 @@ struct Kernels {
   // Of the neighbours `begin`..`end` among all edges; C at most kLayerColumns, `out` has kSlack more.
   void (*sum_edges)(const std::int32_t* indices, const std::uint8_t* payload, i64 M, i64 C, int bits, i64 begin,
                     i64 end, std::int32_t* out);
+  void (*aggregate_scaled)(const i64* indptr, const std::int32_t* indices, const std::uint8_t* payload,
+                           const std::int8_t* exponents, i64 C, int bits, float* out, i64 begin, i64 end);
   void (*aggregate_float)(const i64* indptr, const std::int32_t* indices, const float* x, i64 C, float* out, i64 begin,
                           i64 end);
   void (*code_news)(const float* h, const float* d, float* believed, float step, int bits, i64 C,
