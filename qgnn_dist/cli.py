@@ -236,6 +236,28 @@ def inference(
     return result, show.inference
 
 
+@_command("qgnn bench order synthetic:mid --out order", bench)
+def order(
+    source: Annotated[str, typer.Argument(help="A graph; its edges are used.")],
+    out: Annotated[Path, typer.Option(help="Folder of the table.")],
+    order: Annotated[list[str] | None, typer.Option(
+        help="source, degree, rcm, community or random; again for more; default: all.")] = None,
+    columns: Annotated[int, typer.Option(min=1, help="Of the states, as many as classes.")] = 40,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed turns of all orders.")] = 10,
+    threads: Annotated[int, typer.Option(min=0, help="Of every kernel; 0: all cores.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier table.")] = False,
+    as_json: Json = False, debug: Debug = False,
+) -> Outcome:
+    """Time what gathers neighbours, torch's CSR product too, with rows in each order."""
+    from .bench import order as bench_order
+    from .bench import show
+
+    with show.steps() as step:
+        result = bench_order.order(source, out=out, orders=order, columns=columns, repeats=repeats, threads=threads,
+                                   overwrite=overwrite, on_step=step)
+    return result, show.order
+
+
 @app.callback(invoke_without_command=True)
 def _global(
     version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,

@@ -20,7 +20,7 @@ LEAST_NODES = 1 << 16
 LEAST_GAIN = 1.0
 """Drop of the mean log2 distance below which `auto` leaves the nodes as they come: 1 halves the typical distance."""
 BYTES_PER_EDGE = 35
-"""Directed, beside the graph, that `community` takes. Measured: 30 with 12.5 M undirected edges."""
+"""Directed, beside the graph, that `community` takes. Measured: 26 to 30 with 12.5 M undirected edges."""
 SAMPLED_EDGES = 1 << 20
 
 
@@ -29,9 +29,9 @@ def choose_order(order: str, indptr: np.ndarray, indices: np.ndarray, seed: int,
     """The nodes in their order (N,), the order's name and why it was taken.
 
     `auto` tries `community` from LEAST_NODES nodes on, and takes it where it lowers the mean log2 distance of
-    neighbours by LEAST_GAIN or more; else nodes stay as they come. Measured (docs/order.md): that figure foretells the
-    time of every gather; `rcm` and `degree` never beat `community` by more than the noise, and crawls, whose
-    source order is as local as the best, gain nothing.
+    neighbours by LEAST_GAIN or more; else nodes stay as they come. Measured (docs/order.md): where that figure falls,
+    every kernel gains, float ones most; `rcm` and `degree` beat `community` by no more than the noise; a crawl, whose
+    own order is as local, gains nothing.
 
     Args:
         order: `auto` or one of ORDERS. indptr int64 (N+1,), indices int32 (2E,): the whole graph, both directions.
@@ -79,7 +79,7 @@ def _source(indptr: np.ndarray, indices: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _random(indptr: np.ndarray, indices: np.ndarray, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).permutation(len(indptr) - 1)
+    return np.random.default_rng([seed, 5]).permutation(len(indptr) - 1)  # not the stream of a source that was drawn
 
 
 def _degree(indptr: np.ndarray, indices: np.ndarray, seed: int) -> np.ndarray:

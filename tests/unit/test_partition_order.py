@@ -57,9 +57,10 @@ def test_what_each_order_is() -> None:
     assert distances["random"] == pytest.approx(np.log2(n) - 1.5 / np.log(2), abs=0.05)
     assert distances["community"] < 3.5, "cliques lie together, and next to those they are tied to"
     assert distances["rcm"] < 6
-    star = clean(small_graph())
-    degrees = np.diff(star.indptr)[ORDERS["degree"](star.indptr, star.indices, 0)]
-    assert (np.diff(degrees) <= 0).all()
+    edges = np.array([[0, 0, 1, 2, 3, 5], [1, 2, 3, 3, 4, 6]])  # two groups, of 5 nodes and of 2, and a lonely node
+    small = clean(Graph("small", 8, lambda: iter([edges])))
+    assert ORDERS["degree"](small.indptr, small.indices, 0).tolist() == [3, 0, 1, 2, 4, 5, 6, 7]
+    assert ORDERS["community"](small.indptr, small.indices, 0).tolist() == [3, 0, 1, 2, 4, 5, 6, 7]
 
 
 def test_the_sample_of_distances_is_regular(monkeypatch: pytest.MonkeyPatch) -> None:
