@@ -91,8 +91,10 @@ def partition(
     parts: Annotated[int, typer.Option(help="Number of parts: one worker each.")],
     out: Annotated[Path, typer.Option(help="Folder of the new store.")],
     method: Annotated[str, typer.Option(help="auto, metis, stream or random.")] = "auto",
-    seed: Annotated[int, typer.Option(help="Seed of the partitioner.")] = 0,
-    memory: Annotated[float | None, typer.Option(help="Memory in GB that `auto` may count on.")] = None,
+    order: Annotated[str, typer.Option(
+        help="Of rows inside a part, for speed alone: auto, source, degree, rcm, community or random.")] = "auto",
+    seed: Annotated[int, typer.Option(help="Seed of the partitioner, and of a random order.")] = 0,
+    memory: Annotated[float | None, typer.Option(help="Memory in GB that each `auto` may count on.")] = None,
     root: Annotated[Path | None, typer.Option(help="Folder that holds OGB data sets.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Agree to a download whose size was shown.")] = False,
     node_id: Annotated[str, typer.Option("--node-id", help="Parquet: column of the node's id.")] = "node_id",
@@ -108,7 +110,7 @@ def partition(
 
     with render.Status("reading the graph") as status:
         result = api.partition(
-            source, parts=parts, out=out, method=method, seed=seed, memory_gb=memory, root=root, yes=yes,
+            source, parts=parts, out=out, method=method, order=order, seed=seed, memory_gb=memory, root=root, yes=yes,
             columns=ColumnNames(node_id=node_id, src=src, dst=dst, label=label, split=split),
             overwrite=overwrite, ray_address=ray_address, progress=status.update)
     return result, render.partition
@@ -234,6 +236,28 @@ def inference(
             source, out=out, kinds=kind, repeats=repeats, threads=threads, hidden=hidden, layers=layers,
             overwrite=overwrite, on_step=step)
     return result, show.inference
+
+
+@_command("qgnn bench order synthetic:mid --out order", bench)
+def order(
+    source: Annotated[str, typer.Argument(help="A graph; its edges are used.")],
+    out: Annotated[Path, typer.Option(help="Folder of the table.")],
+    order: Annotated[list[str] | None, typer.Option(
+        help="source, degree, rcm, community or random; again for more; default: all.")] = None,
+    columns: Annotated[int, typer.Option(min=1, help="Of the states, as many as classes.")] = 40,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed turns of all orders.")] = 10,
+    threads: Annotated[int, typer.Option(min=0, help="Of every kernel; 0: all cores.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier table.")] = False,
+    as_json: Json = False, debug: Debug = False,
+) -> Outcome:
+    """Time what gathers neighbours, torch's CSR product too, with rows in each order."""
+    from .bench import order as bench_order
+    from .bench import show
+
+    with show.steps() as step:
+        result = bench_order.order(source, out=out, orders=order, columns=columns, repeats=repeats, threads=threads,
+                                   overwrite=overwrite, on_step=step)
+    return result, show.order
 
 
 @app.callback(invoke_without_command=True)

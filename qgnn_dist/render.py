@@ -193,11 +193,13 @@ def _store(result: dict[str, Any], console: Console) -> None:
         ("features, classes", f"{features}, {result['num_classes'] or 'none'}"),
         ("cleaned", ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in cleaned.items())),
         ("partitioner", f"{how['method']}, seed {how['seed']} ({how['reason']})"),
+        ("order", _order(result)),
         ("cut", f"{_percent(result['cut_fraction'])} of the edges; {result['halo_rows']:,} halo rows"),
         ("balance", f"largest part {balance['rows']:.3f} of the mean in rows, {balance['edges']:.3f} in edges"),
         ("bytes a round", ", ".join(f"{byte_size(count)} at {b} bits" for b, count in
                                     result["bytes_per_round"].items())),
         ("peak memory", f"{byte_size(result['peak']['peak_rss_bytes'])} while partitioning"),
+        ("seconds", ", ".join(f"{name} {value:.2f}" for name, value in result.get("seconds", {}).items()) or "-"),
         ("fingerprint", result["fingerprint"][:16]),
     ]
     if "verified_files" in result:
@@ -210,6 +212,12 @@ def _store(result: dict[str, Any], console: Console) -> None:
     for entry in result["parts"]:
         table.add_row(*(f"{entry[key]:,}" for key in shown))
     console.print(table, highlight=False)
+
+
+def _order(result: dict[str, Any]) -> str:
+    if "order" not in result:  # stores of earlier programs
+        return "source"
+    return f"{result['order']['method']} ({result['order']['reason']})"
 
 
 def _model(result: dict[str, Any], console: Console) -> None:

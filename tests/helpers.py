@@ -47,9 +47,10 @@ def small_graph(nodes: int = 300, classes: int = 5, features: int = 24, *, spars
                  labels=labels, num_classes=classes, split=split)
 
 
-def make_store(graph: Graph, path: Path, parts: int, method: str = "random", seed: int = 0) -> Store:
+def make_store(graph: Graph, path: Path, parts: int, method: str = "random", seed: int = 0,
+               order: str = "source") -> Store:
     """Partition in this process."""
-    partition_graph(graph, parts=parts, out=path, method=method, seed=seed)
+    partition_graph(graph, parts=parts, out=path, method=method, order=order, seed=seed)
     return Store.open(path)
 
 

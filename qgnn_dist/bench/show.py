@@ -15,7 +15,7 @@ from rich.table import Table
 
 from .table import METRIC_NAMES, failure_lines, headings, is_text, line
 
-__all__ = ["CellProgress", "accuracy", "inference", "steps"]
+__all__ = ["CellProgress", "accuracy", "inference", "order", "steps"]
 
 _QUIET_S = 5.0
 """Where stderr is no terminal: least seconds between two lines."""
@@ -100,6 +100,23 @@ def inference(result: dict[str, Any], console: Console) -> None:
                           str(row.get("model_bytes", "–")), str(row.get("message_bytes_per_node", "–")))
         console.print(table, highlight=False)
         console.print()
+    console.print(f"Written: {', '.join(result['files'])}", highlight=False, markup=False, soft_wrap=True)
+
+
+def order(result: dict[str, Any], console: Console) -> None:
+    """A line for each order: what it costs, and each kernel's milliseconds in it."""
+    first = result["rows"][0]
+    systems = list(dict.fromkeys(row["system"] for row in result["rows"]))
+    table = Table(title=f"{first['shape']}, {first['columns']} columns, {first['threads']} threads: ms (x source)",
+                  title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_edge=False)
+    for column in ("order", "seconds", "log2\ndistance", *(system.replace("-", "\n", 1) for system in systems)):
+        table.add_column(column, justify="left" if column == "order" else "right", no_wrap=True)
+    for name in dict.fromkeys(row["order"] for row in result["rows"]):
+        rows = [row for row in result["rows"] if row["order"] == name]
+        table.add_row(name, f"{rows[0]['order_s']:.2f}", f"{rows[0]['distance']:.1f}",
+                      *(f"{row['ms_median']:.1f} ({row['speedup']:.2f})" for row in rows))
+    console.print(table, highlight=False)
+    console.print()
     console.print(f"Written: {', '.join(result['files'])}", highlight=False, markup=False, soft_wrap=True)
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,12 @@ from ..errors import InputError
 from ..memory import MemoryWatch
 from ..quant.packed import row_bytes
 from ..store.describe import summarise
-from ..store.manifest import FORMAT_VERSION, MANIFEST
+from ..store.manifest import FORMAT_VERSION, MANIFEST, ORDERED_VERSION, SOURCE_ORDER
 from ..store.writer import new_store
 from . import metis, random, stream
 from .build import build_part, remove_spool, spool
 from .clean import CleanGraph, check_arrays, clean, fingerprint
+from .order import ORDERS, choose_order
 
 __all__ = ["METHODS", "partition_graph"]
 
@@ -34,13 +37,16 @@ METIS_BYTES_PER_EDGE = 150
 Builders = Callable[[Callable[[str, int], dict[str, Any]], str, list[int]], list[dict[str, Any]]]
 
 
-def partition_graph(graph: Graph, *, parts: int, out: str | Path, method: str = "auto", seed: int = 0,
-                    memory_gb: float | None = None, overwrite: bool = False, run_builders: Builders | None = None,
-                    progress: Callable[[str], None] | None = None) -> dict[str, Any]:
+def partition_graph(graph: Graph, *, parts: int, out: str | Path, method: str = "auto", order: str = "auto",
+                    seed: int = 0, memory_gb: float | None = None, overwrite: bool = False,
+                    run_builders: Builders | None = None, progress: Callable[[str], None] | None = None
+                    ) -> dict[str, Any]:
     """Write a store of `parts` parts.
 
     Args:
-        method: `auto`, `metis`, `stream`, `random`; equal graph, method, parts and seed give equal part files.
+        method: `auto`, `metis`, `stream`, `random`: who owns a node. order: `auto`, `source`, `degree`, `rcm`,
+            `community`, `random`: how rows lie inside a part (order.choose_order says how `auto` chooses). Equal graph,
+            method, order, parts and seed give equal part files.
         memory_gb: what `auto` may count on. run_builders: runs `build_part` for all parts, e.g. on Ray actors; None
             builds them one after the other here.
     Returns: the manifest without its file list.
@@ -51,41 +57,61 @@ def partition_graph(graph: Graph, *, parts: int, out: str | Path, method: str = 
         raise InputError("output exists; add --overwrite to replace it", file=str(out))
     if target.exists() and not (target / MANIFEST).exists():
         raise InputError("output exists and is not a store; choose another --out", file=str(out))
-    if method not in ("auto", *METHODS):
-        near = difflib.get_close_matches(method, ["auto", *METHODS], 1)
-        raise InputError(f"--method {method}: expected auto, {', '.join(METHODS)}"
-                         + (f"; did you mean {near[0]}?" if near else ""))
+    _check_word("--method", method, METHODS)
+    _check_word("--order", order, ORDERS)
     if not 1 <= parts <= graph.num_nodes:
         raise InputError(f"--parts {parts}: expected 1 to {graph.num_nodes}, the number of nodes")
     if not 0 <= seed < 2**31:
         raise InputError(f"--seed {seed}: expected 0 to {2**31 - 1}")
     check_arrays(graph)
-    say = progress or (lambda _: None)
+    seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(name: str, text: str) -> Iterator[None]:
+        if progress is not None:
+            progress(text)
+        start = time.perf_counter()
+        yield
+        seconds[name] = round(time.perf_counter() - start, 3)
+
     watch = MemoryWatch()
     try:
-        say("reading and sorting the edges")
-        cleaned = clean(graph)
+        with stage("read", "reading and sorting the edges"):
+            cleaned = clean(graph)
         chosen, reason = _choose(method, cleaned, parts, memory_gb)
-        say(f"partitioning into {parts} by {chosen}")
         owners = np.zeros(cleaned.num_nodes, np.int32)
-        if parts > 1:
-            owners = METHODS[chosen](cleaned.indptr, cleaned.indices, parts, seed)
-        say("building the parts")
+        with stage("cut", f"partitioning into {parts} by {chosen}"):
+            if parts > 1:
+                owners = METHODS[chosen](cleaned.indptr, cleaned.indices, parts, seed)
+        with stage("order", "ordering the nodes" + (f" by {order}" if order != "auto" else "")):
+            nodes, found, why = choose_order(order, cleaned.indptr, cleaned.indices, seed, memory_gb)
         try:
             with new_store(target) as building:
-                spool(graph, cleaned, owners, parts, building.folder)
-                run = run_builders or (lambda build, scratch, wanted: [build(scratch, part) for part in wanted])
-                entries = run(build_part, str(building.folder), list(range(parts)))
-                remove_spool(building.folder)
-                partitioner = {"method": chosen, "requested": method, "reason": reason, "seed": seed}
-                manifest = _manifest(graph, cleaned, entries, partitioner)
-                manifest["peak"] = watch.peaks()
+                with stage("build", "building the parts"):
+                    spool(graph, cleaned, owners, parts, nodes, building.folder)
+                    run = run_builders or (lambda build, scratch, wanted: [build(scratch, part) for part in wanted])
+                    entries = run(build_part, str(building.folder), list(range(parts)))
+                    remove_spool(building.folder)
+                manifest = _manifest(graph, cleaned, entries)
+                manifest |= {
+                    "format_version": FORMAT_VERSION if found == SOURCE_ORDER else ORDERED_VERSION,
+                    "partitioner": {"method": chosen, "requested": method, "reason": reason, "seed": seed},
+                    "order": {"method": found, "requested": order, "reason": why},
+                    "seconds": seconds, "peak": watch.peaks()}
                 building.commit(manifest)
         except OSError as error:
             raise InputError(f"cannot write the store: {error.strerror or error}", file=str(out)) from error
     finally:
         watch.close()
     return summarise(manifest)
+
+
+def _check_word(option: str, word: str, known: Iterable[str]) -> None:
+    words = ["auto", *known]
+    if word not in words:
+        near = difflib.get_close_matches(word, words, 1)
+        raise InputError(f"{option} {word}: expected {', '.join(words)}"
+                         + (f"; did you mean {near[0]}?" if near else ""))
 
 
 def _choose(method: str, cleaned: CleanGraph, parts: int, memory_gb: float | None) -> tuple[str, str]:
@@ -105,8 +131,7 @@ def _choose(method: str, cleaned: CleanGraph, parts: int, memory_gb: float | Non
     return "metis", f"{directed} directed edges: METIS has the better cut and takes seconds"
 
 
-def _manifest(graph: Graph, cleaned: CleanGraph, entries: list[dict[str, Any]],
-              partitioner: dict[str, Any]) -> dict[str, Any]:
+def _manifest(graph: Graph, cleaned: CleanGraph, entries: list[dict[str, Any]]) -> dict[str, Any]:
     sizes = np.array([e["rows"] for e in entries])
     edges = np.array([e["directed_edges"] for e in entries])
     sends = sum(e["sends"] for e in entries)
@@ -115,7 +140,6 @@ def _manifest(graph: Graph, cleaned: CleanGraph, entries: list[dict[str, Any]],
     if graph.features is not None:
         kind = "sparse" if isinstance(graph.features, SparseFeatures) else "dense"
     return {
-        "format_version": FORMAT_VERSION,
         "name": graph.name,
         "fingerprint": fingerprint(cleaned, graph),
         "num_nodes": cleaned.num_nodes,
@@ -126,7 +150,6 @@ def _manifest(graph: Graph, cleaned: CleanGraph, entries: list[dict[str, Any]],
         "class_names": graph.class_names,
         "has_labels": graph.labels is not None,
         "has_split": graph.split is not None,
-        "partitioner": partitioner,
         "cleaned": cleaned.counts,
         "cut_fraction": sum(e["cut"] for e in entries) / max(len(cleaned.indices), 1),
         "balance": {"rows": float(sizes.max() / sizes.mean()), "edges": float(edges.max() / max(edges.mean(), 1e-9))},

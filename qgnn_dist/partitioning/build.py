@@ -25,11 +25,11 @@ SCAN_ROWS = 65536
 """Rows whose edges are looked at together."""
 
 
-def spool(graph: Graph, cleaned: CleanGraph, owners: np.ndarray, parts: int, scratch: Path) -> None:
+def spool(graph: Graph, cleaned: CleanGraph, owners: np.ndarray, parts: int, nodes: np.ndarray, scratch: Path) -> None:
     """Write what the builders need as plain arrays that they memory-map.
 
-    Local order is decided here: a part's rows with remote neighbours come first, then its interior rows, each ascending
-    by source index.
+    Local order is decided here: a part's rows with remote neighbours come first, then its interior rows, each as they
+    follow one another in `nodes`, which holds every node once.
     """
     n = cleaned.num_nodes
     interior = np.ones(n, bool)
@@ -37,7 +37,7 @@ def spool(graph: Graph, cleaned: CleanGraph, owners: np.ndarray, parts: int, scr
         bounds = cleaned.indptr[start:start + SCAN_ROWS + 1]
         rows = np.repeat(np.arange(start, start + len(bounds) - 1), np.diff(bounds))
         interior[rows[owners[rows] != owners[cleaned.indices[bounds[0]:bounds[-1]]]]] = False
-    order = np.lexsort((np.arange(n), interior, owners))
+    order = nodes[np.lexsort((interior[nodes], owners[nodes]))]
     sizes = np.bincount(owners, minlength=parts)
     starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
     local = np.empty(n, np.int32)
@@ -122,10 +122,11 @@ def _spool_dense(graph: Graph, path: Path) -> None:
 def _edges(source: Path, part: int, nodes: np.ndarray, parts: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The part's rows in local numbering, and its exchange plan.
 
-    Halo slots are ordered by (owner, source index). The graph is undirected, so the rows that a peer reads of us are
+    Halo slots are ordered by (owner, the owner's row). The graph is undirected, so the rows that a peer reads of us are
     exactly those of ours that have a neighbour there: both sides derive the same order without talking.
     """
-    all_indptr, owners, local = (_load(source, name) for name in ("indptr", "owners", "local"))
+    all_indptr, owners, local, starts, order = (
+        _load(source, name) for name in ("indptr", "owners", "local", "starts", "order"))
     begins = np.asarray(all_indptr[nodes], np.int64)
     counts = np.asarray(all_indptr[nodes + 1], np.int64) - begins
     indptr = np.zeros(len(nodes) + 1, np.int64)
@@ -135,19 +136,20 @@ def _edges(source: Path, part: int, nodes: np.ndarray, parts: int) -> tuple[dict
     owner = np.asarray(owners[columns], np.int64)
     remote = owner != part
     total = len(all_indptr) - 1
-    remote_keys = owner[remote] * total + columns[remote]
-    halo = np.unique(remote_keys)
     indices = np.asarray(local[columns], np.int32)
-    indices[remote] = (len(nodes) + np.searchsorted(halo, remote_keys)).astype(np.int32)
-    rows = np.repeat(nodes, counts)[remote]
+    remote_places = starts[owner[remote]] + indices[remote]
+    places = np.unique(remote_places)
+    halo = np.asarray(order[places], np.int64)
+    indices[remote] = (len(nodes) + np.searchsorted(places, remote_places)).astype(np.int32)
+    rows = np.repeat(np.arange(len(nodes)), counts)[remote]
     sends = np.unique(owner[remote] * total + rows)
-    received = np.bincount(halo // total, minlength=parts)
+    received = np.bincount(owners[halo], minlength=parts)
     sent = np.bincount(sends // total, minlength=parts)
     peers = np.flatnonzero(received + sent)
     plan = {"peer": peers.astype(np.int32), "send_begin": (np.cumsum(sent) - sent)[peers], "send_count": sent[peers],
             "recv_begin": (np.cumsum(received) - received)[peers], "recv_count": received[peers],
-            "send_rows": np.asarray(local[sends % total], np.int32)}
-    return {"indptr": indptr, "indices": indices, "halo": halo % total}, plan
+            "send_rows": (sends % total).astype(np.int32)}
+    return {"indptr": indptr, "indices": indices, "halo": halo}, plan
 
 
 def _node_ids(source: Path, nodes: np.ndarray) -> pa.Array:

@@ -38,9 +38,15 @@ def check_range(values: np.ndarray, low: int, high: int, what: str, file: Path) 
         raise StoreError(f"{what} {at} is {values[at]}, expected {low} to {high - 1}{AGAIN}", file=str(file))
 
 
-def check_order(source_index: np.ndarray, num_boundary: int, num_nodes: int, file: Path) -> None:
-    """Source indices lie in the graph and rise, boundary rows first, then interior ones."""
+def check_order(source_index: np.ndarray, num_boundary: int, num_nodes: int, rising: bool, file: Path) -> None:
+    """Source indices lie in the graph, each once; where they are `rising`, boundary rows do and then interior ones."""
     check_range(source_index, 0, num_nodes, "source_index", file)
+    if not rising:
+        ascending = np.sort(source_index)
+        twice = np.flatnonzero(ascending[1:] == ascending[:-1])
+        if len(twice):
+            raise StoreError(f"source_index holds {ascending[twice[0]]} twice{AGAIN}", file=str(file))
+        return
     steps = np.diff(source_index) <= 0
     if 0 < num_boundary < len(source_index):
         steps[num_boundary - 1] = False
@@ -48,8 +54,8 @@ def check_order(source_index: np.ndarray, num_boundary: int, num_nodes: int, fil
         raise StoreError(f"source_index does not rise after row {int(np.argmax(steps))}{AGAIN}", file=str(file))
 
 
-def check_peers(peers: Sequence[PeerPlan], part: int, num_parts: int, source_index: np.ndarray, num_boundary: int,
-                num_halo: int, num_sends: int, folder: Path) -> None:
+def check_peers(peers: Sequence[PeerPlan], part: int, num_parts: int, num_boundary: int, num_halo: int, num_sends: int,
+                folder: Path) -> None:
     """Peers rise, their halo slots fill the halo one after the other, rows to send are boundary rows in order."""
     file, expected, before, sent = str(folder / "peers.arrow"), 0, -1, 0
     for plan in peers:
@@ -60,8 +66,8 @@ def check_peers(peers: Sequence[PeerPlan], part: int, num_parts: int, source_ind
             raise StoreError(f"peer {plan.peer}: {plan.recv_count} halo slots begin at {plan.recv_begin}, expected "
                              f"{expected}{AGAIN}", file=file)
         check_range(plan.send_rows, 0, num_boundary, f"peer {plan.peer}: row to send", folder / "send.arrow")
-        if (np.diff(source_index[plan.send_rows]) <= 0).any():
-            raise StoreError(f"peer {plan.peer}: rows to send do not rise by source index{AGAIN}",
+        if (np.diff(plan.send_rows) <= 0).any():
+            raise StoreError(f"peer {plan.peer}: rows to send do not rise{AGAIN}",
                              file=str(folder / "send.arrow"))
         before, expected, sent = plan.peer, expected + plan.recv_count, sent + len(plan.send_rows)
     if expected != num_halo or sent != num_sends:

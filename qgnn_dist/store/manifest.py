@@ -9,9 +9,11 @@ from typing import Any
 
 from ..errors import StoreError
 
-__all__ = ["FORMAT_VERSION", "MANIFEST", "part_folder", "read_manifest"]
+__all__ = ["FORMAT_VERSION", "MANIFEST", "ORDERED_VERSION", "SOURCE_ORDER", "part_folder", "read_manifest"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION, ORDERED_VERSION = 1, 2
+"""Of a store whose rows lie in the order of the source, which every reader knows, and in another order."""
+SOURCE_ORDER = "source"
 MANIFEST = "manifest.json"
 LARGEST_MANIFEST = 256 << 20
 _FILE_NAME = re.compile(r"[a-z_]+\.arrow")
@@ -52,11 +54,12 @@ def read_manifest(store: Path) -> dict[str, Any]:
         words = getattr(error, "strerror", None) or str(error)
         raise StoreError(f"manifest cannot be read: {words}; partition the graph again", file=str(file)) from None
     version = manifest.get("format_version") if isinstance(manifest, dict) else None
-    if version != FORMAT_VERSION:
-        raise StoreError(f"store format {version}, this program reads {FORMAT_VERSION}; partition the graph again",
-                         file=str(file))
+    if version not in (FORMAT_VERSION, ORDERED_VERSION):
+        raise StoreError(f"store format {version}, this program reads {FORMAT_VERSION} and {ORDERED_VERSION}; "
+                         "partition the graph again", file=str(file))
     _demand(manifest, _TOP, file, "manifest")
     _check_top(manifest, file)
+    _check_order(manifest, file)
     for part, entry in enumerate(manifest["parts"]):
         if not isinstance(entry, dict):
             raise StoreError(f"part {part} is no object", file=str(file))
@@ -78,6 +81,17 @@ def _check_top(manifest: dict[str, Any], file: Path) -> None:
         raise StoreError(f"fingerprint is {manifest['fingerprint'][:80]!r}, expected 64 hex digits", file=str(file))
     if not 0 <= manifest["cut_fraction"] <= 1:
         raise StoreError(f"cut_fraction is {manifest['cut_fraction']}, expected 0 to 1", file=str(file))
+
+
+def _check_order(manifest: dict[str, Any], file: Path) -> None:
+    """Version 1 means the order of the source, said or not; another order is named, and is version 2."""
+    if "order" in manifest or manifest["format_version"] == ORDERED_VERSION:
+        _demand(manifest, {"order": dict}, file, "manifest")
+        _demand(manifest["order"], {"method": str}, file, "order")
+        if (manifest["order"]["method"] != SOURCE_ORDER) != (manifest["format_version"] == ORDERED_VERSION):
+            raise StoreError(f"order is {manifest['order']['method'][:80]!r} in store format "
+                             f"{manifest['format_version']}; expected {SOURCE_ORDER!r} in {FORMAT_VERSION} alone",
+                             file=str(file))
 
 
 def _check_sums(manifest: dict[str, Any], file: Path) -> None:

@@ -17,7 +17,7 @@ from ..data.graph import NO_SPLIT, TEST, SparseFeatures
 from ..errors import StoreError
 from .checks import check_order, check_peers, check_range, check_row_pointer
 from .columns import check_values, checksum, open_batches, read_batch, read_columns
-from .manifest import part_folder, read_manifest
+from .manifest import SOURCE_ORDER, part_folder, read_manifest
 
 __all__ = ["FEATURE_BLOCK_ROWS", "Part", "PeerPlan", "Store"]
 
@@ -30,7 +30,7 @@ class PeerPlan:
     """What a part exchanges with one other part.
 
     Attributes:
-        peer: the other part. send_rows: int32, our local rows that it reads, ascending source index.
+        peer: the other part. send_rows: int32, our local rows that it reads, ascending.
         recv_begin, recv_count: our halo slots that hold its rows, in the same order as its `send_rows`.
     """
 
@@ -47,6 +47,7 @@ class Store:
         self.path, self.manifest = path, manifest
         self.fingerprint: str = manifest["fingerprint"]
         self.name: str = manifest["name"]
+        self.order: str = manifest["order"]["method"] if "order" in manifest else SOURCE_ORDER
         self.num_parts = len(manifest["parts"])
         self.num_nodes: int = manifest["num_nodes"]
         self.num_edges: int = manifest["num_edges"]
@@ -100,7 +101,8 @@ class Part:
     Attributes:
         indptr: int64 (n+1,). indices: int32, below n a local row, from n on a halo slot; each row's neighbours in the
             order of their source index, whatever the cut. degree: int32 (n,).
-        source_index: int64 (n,), the row's place in the source; boundary rows first, then interior, each ascending.
+        source_index: int64 (n,), the row's place in the source; boundary rows first, then interior, each in the
+            store's order.
         labels: int32 (n,) or None. split: int8 (n,) or None. node_ids: Arrow array (n,).
         peers: plans of all parts that it exchanges rows with, ascending.
     """
@@ -127,7 +129,7 @@ class Part:
 
     @cached_property
     def halo_source_index(self) -> np.ndarray:
-        """int64 (H,): the source index of every halo slot, ascending within a peer."""
+        """int64 (H,): the source index of every halo slot, within a peer in the order of its rows."""
         return self._column("halo.arrow", "source_index", np.int64, self.num_halo)
 
     def features_dense(self, begin: int, end: int) -> np.ndarray:
@@ -172,7 +174,7 @@ class Part:
     def _check(self, store: Store) -> None:
         """Refuse what would be read out of bounds, or in another order than the other parts expect."""
         nodes = self.folder / "nodes.arrow"
-        check_order(self.source_index, self.num_boundary, store.num_nodes, nodes)
+        check_order(self.source_index, self.num_boundary, store.num_nodes, store.order == SOURCE_ORDER, nodes)
         check_row_pointer(self.indptr, len(self.indices), self.folder / "rows.arrow")
         check_range(self.indices, 0, self.num_local + self.num_halo, "neighbour", self.folder / "neighbours.arrow")
         if not np.array_equal(np.diff(self.indptr), self.degree):
@@ -194,8 +196,7 @@ class Part:
             raise StoreError("rows to send do not follow one another; partition the graph again", file=str(file))
         peers = [PeerPlan(int(peer), send[sb:sb + sc], int(rb), int(rc)) for peer, sb, sc, rb, rc in zip(
             table["peer"], table["send_begin"], table["send_count"], table["recv_begin"], table["recv_count"])]
-        check_peers(peers, self.index, store.num_parts, self.source_index, self.num_boundary, self.num_halo, total,
-                    self.folder)
+        check_peers(peers, self.index, store.num_parts, self.num_boundary, self.num_halo, total, self.folder)
         return peers
 
     def _column(self, file: str, name: str, dtype: type, count: int) -> np.ndarray:

@@ -22,6 +22,7 @@ from ..config import RunConfig
 from ..errors import InputError, QgnnError
 from ..model.features import FeatureStatistics, choose_norm
 from ..model.packed import PackedModel
+from ..store.manifest import SOURCE_ORDER
 from ..store.reader import Store
 from .checkpoint import Progress, RunFolder, write_atomically
 from .metrics import figures, valid_loss
@@ -185,12 +186,14 @@ def _restore(pool: WorkerPool, server_call: ServerCall, found: tuple[Any, ...]) 
 def _identity(store: Store, config: RunConfig) -> dict[str, Any]:
     """What a run is about: the same store, parts and settings give the same numbers."""
     return {"config": config.digest(), "fingerprint": store.fingerprint, "parts": store.num_parts,
-            "partitioner": store.manifest["partitioner"]}
+            "partitioner": store.manifest["partitioner"], "order": store.order}
 
 
 def _check_identity(there: dict[str, Any], here: dict[str, Any], run: RunFolder) -> None:
+    there = {"order": SOURCE_ORDER, **there}  # older runs knew no other
     for key, name in (("fingerprint", "another graph"), ("parts", "another number of parts"),
-                      ("partitioner", "another partition"), ("config", "other settings")):
+                      ("partitioner", "another partition"), ("order", "another order of rows"),
+                      ("config", "other settings")):
         if there.get(key) != here[key]:
             raise InputError(f"cannot resume: the run was started with {name} ({key}: {there.get(key)}, now "
                              f"{here[key]}); use the same ones, or --overwrite", file=str(run.path))

@@ -78,6 +78,7 @@ def test_bad_partition_options(tmp_path: Path) -> None:
     _refused(_run("partition", file, "--parts", 41, "--out", store), "--parts 41: expected 1 to 40")
     _refused(_run("partition", file, "--parts", 0, "--out", store), "--parts 0")
     _refused(_run("partition", file, "--parts", 1, "--out", store, "--method", "metiss"), "did you mean metis?")
+    _refused(_run("partition", file, "--parts", 1, "--out", store, "--order", "rmc"), "--order rmc", "did you mean rcm?")
     _refused(_run("partition", "ogbn-arxiv", "--root", tmp_path, "--parts", 1, "--out", store), "ogbn-arxiv", "--yes")
     _refused(_run("partition", "ogbn-arxivv", "--root", tmp_path, "--parts", 1, "--out", store), "ogbn-arxiv")
     _refused(_run("partition", "synthetic:arxif", "--parts", 1, "--out", store), "arxiv")

@@ -55,12 +55,14 @@ def store(tmp_path: Path) -> Path:
 def test_manifest_and_bytes(store: Path) -> None:
     manifest = json.loads((store / "manifest.json").read_text())
     del manifest["peak"]
+    assert set(manifest.pop("seconds")) == {"read", "cut", "order", "build"}
     parts = manifest.pop("parts")
     assert manifest == {
         "format_version": 1, "name": "tiny", "fingerprint": FINGERPRINT, "num_nodes": 6, "num_edges": 7,
         "num_features": 2, "feature_kind": "dense", "num_classes": 2, "class_names": ["no", "yes"],
         "has_labels": True, "has_split": True,
         "partitioner": {"method": "random", "requested": "random", "reason": "asked for", "seed": 1},
+        "order": {"method": "source", "requested": "auto", "reason": "6 nodes lie in the caches together"},
         "cleaned": {"self_loops": 1, "duplicates": 0, "one_way": 6, "isolated": 0}, "cut_fraction": 3 / 7,
         "balance": {"rows": 1.0, "edges": 1.0}, "halo_rows": 4, "bytes_per_round": {"2": 4, "4": 4, "32": 32}}
     assert [{k: v for k, v in p.items() if k != "files"} for p in parts] == [
@@ -105,7 +107,11 @@ def _edit(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
 
 
 @pytest.mark.parametrize(("damage", "text"), [
-    (_edit(lambda m: m.update(format_version=2)), "store format 2, this program reads 1"),
+    (_edit(lambda m: m.update(format_version=3)), "store format 3, this program reads 1 and 2"),
+    (_edit(lambda m: m.update(format_version=2)), "order is 'source' in store format 2"),
+    (_edit(lambda m: m.update(order={"method": "rcm"})), "order is 'rcm' in store format 1"),
+    (_edit(lambda m: (m.update(format_version=2), m.pop("order"))), "order is None"),
+    (_edit(lambda m: m.update(format_version=2, order={})), "order: method is None"),
     (_edit(lambda m: m.pop("num_nodes")), "num_nodes is None"),
     (_edit(lambda m: m.update(num_nodes=7)), "the 2 parts hold 6 nodes, the manifest counts 7"),
     (_edit(lambda m: m.update(num_features=-1)), "num_features=-1 is out of range"),

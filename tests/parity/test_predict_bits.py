@@ -87,6 +87,23 @@ def test_bits_do_not_depend_on_how_it_is_run(tmp_path: Path, words: tuple[str, .
     print(f"law 2, {words} sparse={sparse}: no bit differs over parts, partitioners, levels and threads")
 
 
+@pytest.mark.parametrize("words", [("quant.bits=2",), ("quant.bits=32",), ("quant.method=bt_star",)])
+def test_bits_do_not_depend_on_the_order_of_rows(tmp_path: Path, words: tuple[str, ...]) -> None:
+    """Float ones too: every row adds up its neighbours by rising source index, wherever they lie."""
+    graph = small_graph(nodes=700)
+    one = make_store(graph, tmp_path / "1", 1)
+    model = trained_model(one, *words, "propagation.alpha=0.001", "model.feature_norm=l2")
+    want = bits_of(predictions(one, model, tmp_path / "want")[0])
+    assert len(np.unique(want["class"])) > 1
+    for order in ("degree", "rcm", "community", "random"):
+        for parts in (1, 2, 4):
+            store = make_store(graph, tmp_path / f"{order}{parts}", parts, "metis", order=order)
+            assert (store.part(0).source_index[1:] < store.part(0).source_index[:-1]).any()
+            got = bits_of(predictions(store, model, tmp_path / f"out-{order}{parts}")[0])
+            for column, values in want.items():
+                np.testing.assert_array_equal(got[column], values, err_msg=f"{order}, {parts} parts, {column}")
+
+
 @pytest.mark.parametrize("method", ["recipe", "bt_star", "percentile"])
 def test_no_float_product_of_torch_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
     store = make_store(small_graph(), tmp_path / "s", 2)

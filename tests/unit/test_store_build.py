@@ -289,4 +289,5 @@ def test_summary_is_the_manifest_without_files(tmp_path: Path) -> None:
     for entry in manifest["parts"]:
         del entry["files"]
     assert {**manifest, "num_parts": 2, "parts": [{"part": i, **e} for i, e in enumerate(manifest["parts"])]} == summary
-    assert steps == ["reading and sorting the edges", "partitioning into 2 by random", "building the parts"]
+    assert steps == ["reading and sorting the edges", "partitioning into 2 by random", "ordering the nodes",
+                     "building the parts"]
