@@ -101,7 +101,10 @@ class _States:
     def __init__(self, n: int, columns: int) -> None:
         rng = np.random.default_rng(0)
         self.x = rng.normal(size=(n, columns)).astype(np.float32)
-        self.h, self.r, self.believed, self.sums = self.x.copy(), *(np.zeros_like(self.x) for _ in range(3))
+        self.h, self.sums = self.x.copy(), np.zeros_like(self.x)
+        stride = -(-columns // 8) * 8
+        self.r, self.believed = (np.zeros((n, stride), np.int16) for _ in range(2))
+        self.residual = np.zeros((n, stride), np.int8)
         self.payload, self.following = (rng.integers(0, 256, (n, row_bytes(columns, BITS)), np.uint8) for _ in range(2))
 
 
@@ -114,13 +117,13 @@ def _systems(graph: Neighbourhood, states: _States, threads: int) -> dict[str, C
     torch.set_num_threads(threads)
     kernels.set_threads(threads)
     n, d, s = graph.num_local, graph.inv_sqrt_degree, states
-    a, b, c = (np.float32(v) for v in (0.05, 0.9, 0.1))
+    a, b, c = 0.05, 0.9, 0.1
     weights = np.repeat(d, np.diff(graph.indptr)) * d[graph.indices]
     product = STOCK["torch-csr"][1](graph.indptr, graph.indices.astype(np.int64), weights)
     features = torch.from_numpy(s.x)
     return {
-        "qgnn-int2-layer": lambda: kernels.layer(
-            graph.indptr, graph.indices, s.payload, BITS, STEP, graph.degree, d, s.x, s.r, s.h, None, False, 0.0, a, b,
-            c, s.believed, STEP, s.following, None, 0, n),
+        "qgnn-int2-layer": lambda: kernels.fixed_layer(
+            graph.indptr, graph.indices, s.payload, BITS, STEP, graph.degree, d, s.residual, STEP, STEP / 2, s.r, None,
+            None, s.h, None, s.h, True, 0.0, a, b, c, s.believed, STEP, s.following, None, None, 0, n),
         "qgnn-float-sum": lambda: kernels.aggregate_float(graph.indptr, graph.indices, s.x, 0, n, s.sums),
         "torch-csr": lambda: product(features)}
