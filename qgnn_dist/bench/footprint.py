@@ -21,7 +21,7 @@ from typing import Any
 from ..errors import QgnnError
 from ..memory import status_bytes
 
-__all__ = ["Need", "Sizes", "available_bytes", "measure", "measure_apart", "misfits", "modules_of", "need"]
+__all__ = ["Need", "Sizes", "available_bytes", "failure", "measure", "measure_apart", "misfits", "modules_of", "need"]
 
 Prepare = Callable[..., Callable[[], Any]]
 _LIBRARIES = {"torch-sparse": "torch_sparse", "pyg": "torch_geometric.nn"}
@@ -117,13 +117,20 @@ def modules_of(system: str) -> list[str]:
 def measure_apart(prepare: Prepare, *args: Any, modules: Sequence[str] = ()) -> dict[str, Any]:
     """`measure` in a new process.
 
-    Raises: QgnnError: the process died, most likely for memory. Whatever `prepare` and what it returns raise.
+    Raises: QgnnError: the process died, most likely for memory, or raised something.
     """
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
             return pool.submit(measure, prepare, *args, modules=modules).result()
         except BrokenProcessPool:
-            raise QgnnError("the measured process died, perhaps out of memory") from None
+            raise QgnnError("failed: the measured process died, perhaps out of memory") from None
+        except Exception as error:
+            raise QgnnError(failure(error)) from error
+
+
+def failure(error: Exception) -> str:
+    """One line of what went wrong, most likely in somebody else's library."""
+    return f"failed: {(str(error).strip() or type(error).__name__).splitlines()[0][:200]}"
 
 
 def measure(prepare: Prepare, *args: Any, modules: Sequence[str] = ()) -> dict[str, Any]:

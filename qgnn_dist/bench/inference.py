@@ -24,7 +24,7 @@ from ..propagation.smp import Propagation
 from ..quant.packed import row_bytes
 from ..store.reader import Part, Store
 from .beside import KINDS, SETTINGS, check_bench, compare, finish, head
-from .footprint import Sizes, available_bytes, measure_apart, misfits, modules_of, need
+from .footprint import Sizes, available_bytes, failure, measure_apart, misfits, modules_of, need
 from .source import dense_features, drawn_store, open_source
 from .stock import COMPILED, STOCK, Operator, StockForward, is_there, operator, product_of
 from .turns import spread, stream_copy, take_turns
@@ -167,10 +167,6 @@ class _Bench:
                                                 modules=modules)
                 except QgnnError as error:
                     figures = {"memory_why": error.message}
-                except Exception as error:
-                    if width in models:
-                        raise
-                    figures = {"memory_why": _failure(error)}
                 found[kind, name] = figures
         return found
 
@@ -202,7 +198,7 @@ class _Bench:
                 try:
                     first_s[name] = stock[name].first()
                 except Exception as error:  # a compiler that is not there, or memory: this row's fault alone
-                    reasons[name] = _failure(error)
+                    reasons[name] = failure(error)
                     del stock[name]
             runs: dict[str, Callable[[], np.ndarray]] = {name: forward.classes for name, forward in stock.items()}
             runs |= {name: forward.run for name, forward in own.items()}
@@ -244,11 +240,6 @@ class _Bench:
         test = (part.split == SPLITS["test"]) & (part.labels >= 0)
         return {"agreement": None if float_classes is None else float((classes == float_classes).mean()),
                 "accuracy": float((classes[test] == part.labels[test]).mean()) if test.any() else None}
-
-
-def _failure(error: Exception) -> str:
-    """One line of what went wrong in somebody else's library."""
-    return f"failed: {(str(error).strip() or type(error).__name__).splitlines()[0][:200]}"
 
 
 def _rounds(info: ModelInfo) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,8 +64,12 @@ def test_the_multiplier_matters_there(tmp_path: Path) -> None:
 
 
 def test_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qgnn_dist.bench.training.measure_apart",
-                        lambda prepare, *args, modules: footprint.measure(prepare, *args))
+    def run_here(prepare: footprint.Prepare, *args: Any, modules: list[str]) -> dict[str, Any]:
+        assert modules[0] == "torch"
+        prepare(*args)()
+        return {"input_bytes": args[2].propagation.layers << 20, "peak_bytes": 10 << 20}
+
+    monkeypatch.setattr("qgnn_dist.bench.training.measure_apart", run_here)
     sizes = footprint.Sizes(nodes=400, edges=16000, features=16, hidden=8, classes=4)
     available = footprint.need("pyg", sizes, training=True).total - 1
     monkeypatch.setattr("qgnn_dist.bench.training.available_bytes", lambda: available)
@@ -83,12 +88,12 @@ def test_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert row["stock"] == fastest
         assert row["speedup"] == pytest.approx(timed[fastest]["ms_median"] / row["ms_median"])
         assert row["repeats"] == 2
-        for depth in ("2", "5"):
-            assert row["memory"][depth]["peak_bytes"] >= row["memory"][depth]["input_bytes"]
+        assert {depth: found["input_bytes"] >> 20 for depth, found in row["memory"].items()} == {"2": 2, "5": 5}
     assert "pyg" not in timed
     assert rows["pyg"]["why"].startswith("does not fit")
     assert rows["pyg"]["memory"]["5"]["why"].startswith("does not fit")
     assert rows["pyg"]["estimate_bytes"] == available + 1
     text = (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
     assert "K = 5: inputs" in text
+    assert "| qgnn-int2 | 2.0 | 10.0 | 1.00 | 5.0 | 10.0 | 1.00 |" in text
     assert "| pyg | does not fit" in text

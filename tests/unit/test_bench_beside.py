@@ -2,10 +2,12 @@
 """What the benches of ours beside stock share: the graph, what fits in memory, what is compared with what."""
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from qgnn_dist.bench.bars import draw_bars
 from qgnn_dist.bench.beside import compare, tables
@@ -13,6 +15,7 @@ from qgnn_dist.bench.footprint import Need, Sizes, measure_apart, misfits, need
 from qgnn_dist.bench.source import dense_features, drawn_store, write_npz
 from qgnn_dist.bench.turns import spread, take_turns
 from qgnn_dist.cluster import api
+from qgnn_dist.errors import QgnnError
 from qgnn_dist.store.reader import Store
 from tests.helpers import make_store, small_graph
 
@@ -76,6 +79,17 @@ def test_memory_of_a_process() -> None:
     assert found["sum"] == 4
     assert 40 << 20 <= found["input_bytes"] < 45 << 20
     assert 110 << 20 <= found["peak_bytes"] < 118 << 20
+
+
+def _refuse() -> Any:
+    raise ValueError("too narrow\nby far")
+
+
+def test_what_fails_in_a_process_is_one_line() -> None:
+    with pytest.raises(QgnnError, match=r"^failed: too narrow$"):
+        measure_apart(_refuse)
+    with pytest.raises(QgnnError, match="process died"):
+        measure_apart(os._exit, 9)
 
 
 def test_turns_alternate_and_the_first_warms_up() -> None:
