@@ -31,8 +31,8 @@ def test_stock_trains_as_we_do(tmp_path: Path, kind: str, system: str) -> None:
         pytest.skip(f"{stock} is not installed")
     store = make_store(small_graph(signed=True), tmp_path / "s", 1)
     part = store.part(0)
-    # The multiplier at work from the second layer on, no dropout, and steps small enough for Adam to follow in float.
-    config = settings(*SETTINGS, *KINDS[kind], "propagation.alpha=0.0", "propagation.eta_lambda=20.0",
+    # The multiplier at work and free of its bounds, no dropout, and steps small enough for Adam to follow in float.
+    config = settings(*SETTINGS, *KINDS[kind], "propagation.alpha=0.0", "propagation.eta_lambda=3.0",
                       "quant.bits=32", "model.dropout=0.0", "train.lr=0.01")
     ours = OwnTraining(store, config, 1)
     try:
@@ -42,7 +42,7 @@ def test_stock_trains_as_we_do(tmp_path: Path, kind: str, system: str) -> None:
                                dense_features(part), part.labels.astype(np.int64), rows, ours.weights(),
                                symmetric=symmetric)
         for _ in range(3):
-            assert theirs.epoch() == pytest.approx(ours.epoch(), rel=1e-4)
+            assert theirs.epoch() == pytest.approx(ours.epoch(), rel=2e-5)
         found = ours.weights()
     finally:
         ours.close()
@@ -56,11 +56,11 @@ def test_the_multiplier_matters_there(tmp_path: Path) -> None:
     store = make_store(small_graph(signed=True), tmp_path / "s", 1)
     losses = []
     for alpha in ("0.0", "1000.0"):
-        ours = OwnTraining(store, settings(*SETTINGS, f"propagation.alpha={alpha}", "propagation.eta_lambda=20.0",
+        ours = OwnTraining(store, settings(*SETTINGS, f"propagation.alpha={alpha}", "propagation.eta_lambda=3.0",
                                            "quant.bits=32", "model.dropout=0.0"), 1)
         losses.append(ours.epoch())
         ours.close()
-    assert abs(losses[0] - losses[1]) > 3e-4 * losses[1]  # three times what the comparison allows
+    assert abs(losses[0] - losses[1]) > 1e-4 * losses[1]  # five times what the comparison allows
 
 
 def test_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
