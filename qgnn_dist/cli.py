@@ -37,7 +37,8 @@ RayAddress = Annotated[str | None, typer.Option(
     "--ray-address", help="Join this Ray cluster; default: RAY_ADDRESS, else a local Ray for this command.")]
 
 
-def _command(epilog: str, group: typer.Typer = app) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def _command(epilog: str, group: typer.Typer = app,
+             name: str | None = None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a command whose errors are one line on stderr and whose example stands under its help."""
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
@@ -67,7 +68,7 @@ def _command(epilog: str, group: typer.Typer = app) -> Callable[[Callable[..., A
                 show(result, Console())
             if result.get("failed"):  # a table of which some rows could not be measured
                 raise typer.Exit(1)
-        return group.command(epilog=f"Example: {epilog}")(guarded)
+        return group.command(name, epilog=f"Example: {epilog}")(guarded)
     return register
 
 
@@ -214,16 +215,28 @@ def accuracy(
     return result, show.accuracy
 
 
-@_command("qgnn bench inference synthetic:arxiv --out inference", bench)
+_Source = Annotated[str, typer.Argument(
+    help="arxiv, mid, products, a source of dense features, or a store of one part.")]
+_Kinds = Annotated[list[str] | None, typer.Option(
+    "--kind", help="appnp, smp-merged, smp-two; again for more; default: all.")]
+_Threads = Annotated[int, typer.Option(min=0, help="Of every system; 0: all cores.")]
+_NoMemory = Annotated[bool, typer.Option("--no-memory", help="Time only; measure nobody's memory.")]
+_NoPictures = Annotated[bool, typer.Option("--no-pictures", help="Draw nothing; needs no matplotlib.")]
+_Keep = Annotated[Path | None, typer.Option(help="Folder that gets the graph as graph.npz.")]
+
+
+@_command("qgnn bench inference arxiv --out inference", bench)
 def inference(
-    source: Annotated[str, typer.Argument(help="A graph with dense features, or a store of one part.")],
-    out: Annotated[Path, typer.Option(help="Folder of the table.")],
-    kind: Annotated[list[str] | None, typer.Option(help="appnp, smp-merged, smp-two; again for more; default: all.")
-                    ] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Timed turns of all systems.")] = 10,
-    threads: Annotated[int, typer.Option(min=0, help="Of every system; 0: all cores.")] = 0,
+    source: _Source,
+    out: Annotated[Path, typer.Option(help="Folder of the table and the picture.")],
+    kind: _Kinds = None,
+    repeats: Annotated[int | None, typer.Option(
+        min=1, help="Timed turns of all systems; default: 10, 3 from 2 million nodes on.")] = None,
+    threads: _Threads = 0,
     hidden: Annotated[int, typer.Option(min=1, help="Width of the perceptron.")] = 256,
     layers: Annotated[int, typer.Option(min=1, help="K.")] = 10,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs that the models are trained before.")] = 5,
+    keep: _Keep = None, no_memory: _NoMemory = False, no_pictures: _NoPictures = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier table.")] = False,
     as_json: Json = False, debug: Debug = False,
 ) -> Outcome:
@@ -233,9 +246,35 @@ def inference(
 
     with show.steps() as step:
         result = bench_inference.inference(
+            source, out=out, kinds=kind, repeats=repeats, threads=threads, hidden=hidden, layers=layers, epochs=epochs,
+            memory=not no_memory, pictures=not no_pictures, keep=keep, overwrite=overwrite, on_step=step)
+    return result, show.beside
+
+
+@_command("qgnn bench train arxiv --out training --kind smp-merged", bench, "train")
+def bench_train(
+    source: _Source,
+    out: Annotated[Path, typer.Option(help="Folder of the table and the picture.")],
+    kind: _Kinds = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed epochs of all systems.")] = 10,
+    threads: _Threads = 0,
+    hidden: Annotated[int, typer.Option(min=1, help="Width of the perceptron.")] = 256,
+    layers: Annotated[int, typer.Option(min=1, help="K of the times.")] = 10,
+    depth: Annotated[list[int] | None, typer.Option(
+        min=1, help="K of the memory rows; again for more; default: 10 and 64.")] = None,
+    keep: _Keep = None, no_memory: _NoMemory = False, no_pictures: _NoPictures = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier table.")] = False,
+    as_json: Json = False, debug: Debug = False,
+) -> Outcome:
+    """Time training epochs of one worker at every width beside full-batch PyG, torch and torch_sparse."""
+    from .bench import show, training
+
+    with show.steps() as step:
+        result = training.training(
             source, out=out, kinds=kind, repeats=repeats, threads=threads, hidden=hidden, layers=layers,
-            overwrite=overwrite, on_step=step)
-    return result, show.inference
+            depths=depth or (10, 64), memory=not no_memory, pictures=not no_pictures, keep=keep, overwrite=overwrite,
+            on_step=step)
+    return result, show.beside
 
 
 @_command("qgnn bench order synthetic:mid --out order", bench)

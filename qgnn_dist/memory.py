@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 
-__all__ = ["MemoryWatch"]
+__all__ = ["MemoryWatch", "status_bytes"]
 
 
-def _status_bytes(field: str) -> int:
+def status_bytes(field: str) -> int:
+    """A figure of /proc/self/status (VmRSS, VmHWM, RssAnon) in bytes; 0 where there is none."""
     try:
         with open("/proc/self/status", encoding="ascii") as status:
             for line in status:
@@ -34,7 +35,7 @@ class MemoryWatch:
             self._sample()
 
     def _sample(self) -> None:
-        self._peak_anon = max(self._peak_anon, _status_bytes("RssAnon"))
+        self._peak_anon = max(self._peak_anon, status_bytes("RssAnon"))
 
     def peaks(self) -> dict[str, int]:
         """`peak_anon_bytes`, sampled since this watch began, and `peak_rss_bytes`, the system's mark of the process.
@@ -42,7 +43,7 @@ class MemoryWatch:
         Sampling can miss a peak of a few milliseconds; the mark cannot.
         """
         self._sample()
-        return {"peak_anon_bytes": self._peak_anon, "peak_rss_bytes": _status_bytes("VmHWM")}
+        return {"peak_anon_bytes": self._peak_anon, "peak_rss_bytes": status_bytes("VmHWM")}
 
     def close(self) -> None:
         """End the thread."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["check_pictures", "draw", "write_pictures"]
+__all__ = ["check_pictures", "draw", "save_figure", "write_pictures"]
 
 PICTURES = {"accuracy_by_bits": ("width", "layers"), "accuracy_by_depth": ("layers", "width")}
 """File → what stands on the x axis, and what tells lines of one method apart."""
@@ -23,6 +23,7 @@ PICTURES = {"accuracy_by_bits": ("width", "layers"), "accuracy_by_depth": ("laye
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _DASHES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 3)))
+_ENDINGS = ("svg", "png")
 _SPREAD = 0.64
 """Share of a category's width over which the points of different lines are set apart."""
 
@@ -38,20 +39,26 @@ def check_pictures() -> None:
 
 def write_pictures(rows: Sequence[dict[str, Any]], out: Path) -> list[Path]:
     """Draw what the table's rows allow as .svg and .png in `out`; an older picture that no longer applies goes."""
-    import matplotlib
-
     written = []
     for name, (across, apart) in PICTURES.items():
         figure = draw(rows, across, apart)
-        for ending in ("svg", "png"):
-            file = out / f"{name}.{ending}"
-            if figure is None:
-                file.unlink(missing_ok=True)
-                continue
-            with matplotlib.rc_context({"svg.hashsalt": "qgnn", "svg.fonttype": "none"}):
-                # No date: equal tables give equal files.
-                figure.savefig(file, dpi=150, metadata={"Date": None} if ending == "svg" else None)
-            written.append(file)
+        if figure is None:
+            for ending in _ENDINGS:
+                (out / f"{name}.{ending}").unlink(missing_ok=True)
+        else:
+            written += save_figure(figure, out / name)
+    return written
+
+
+def save_figure(figure: Figure, file: Path) -> list[Path]:
+    """Write `file`.svg and `file`.png; equal figures give equal files."""
+    import matplotlib
+
+    written = []
+    for ending in _ENDINGS:
+        written.append(file.with_name(f"{file.name}.{ending}"))
+        with matplotlib.rc_context({"svg.hashsalt": "qgnn", "svg.fonttype": "none"}):
+            figure.savefig(written[-1], dpi=150, metadata={"Date": None} if ending == "svg" else None)
     return written
 
 

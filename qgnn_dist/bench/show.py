@@ -13,9 +13,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from .beside import tables
 from .table import METRIC_NAMES, failure_lines, headings, is_text, line
 
-__all__ = ["CellProgress", "accuracy", "inference", "order", "steps"]
+__all__ = ["CellProgress", "accuracy", "beside", "order", "steps"]
 
 _QUIET_S = 5.0
 """Where stderr is no terminal: least seconds between two lines."""
@@ -84,20 +85,15 @@ def steps() -> Iterator[Callable[[str], None]]:
         yield lambda text: status.update(escape(text))
 
 
-def inference(result: dict[str, Any], console: Console) -> None:
-    """A table for each kind of propagation, times in milliseconds."""
-    for kind in dict.fromkeys(row["kind"] for row in result["rows"]):
-        rows = [row for row in result["rows"] if row["kind"] == kind]
-        table = Table(title=f"{rows[0]['shape']}, {kind}, {rows[0]['threads']} threads: features to classes",
-                      title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_edge=False)
-        over_two = any("speedup_over_two" in row for row in rows)
-        for column in ("system", "ms", "10-90 %", "x stock", *(("x stock, two rounds",) if over_two else ()),
-                       "model bytes", "bytes sent a node"):
+def beside(result: dict[str, Any], console: Console) -> None:
+    """The tables of ours beside stock."""
+    _widen(console)
+    for title, columns, lines in tables(result):
+        table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_edge=False)
+        for column in columns:
             table.add_column(column, justify="left" if column == "system" else "right")
-        for row in rows:
-            table.add_row(row["system"], f"{row['ms_median']:.1f}", f"{row['ms_p10']:.1f}-{row['ms_p90']:.1f}",
-                          f"{row['speedup']:.2f}", *((f"{row['speedup_over_two']:.2f}",) if over_two else ()),
-                          str(row.get("model_bytes", "–")), str(row.get("message_bytes_per_node", "–")))
+        for words in lines:
+            table.add_row(*(escape(word) for word in words))
         console.print(table, highlight=False)
         console.print()
     console.print(f"Written: {', '.join(result['files'])}", highlight=False, markup=False, soft_wrap=True)
@@ -120,10 +116,15 @@ def order(result: dict[str, Any], console: Console) -> None:
     console.print(f"Written: {', '.join(result['files'])}", highlight=False, markup=False, soft_wrap=True)
 
 
+def _widen(console: Console) -> None:
+    """A file or pipe has no width of its own, and nothing in it should be cut to 80 columns."""
+    if not console.is_terminal:
+        console.width = 200
+
+
 def accuracy(result: dict[str, Any], console: Console) -> None:
     """The table, a part for each dataset."""
-    if not console.is_terminal:
-        console.width = 200  # a file or pipe has no width of its own, and nothing in it should be cut to 80 columns
+    _widen(console)
     for dataset in dict.fromkeys(row["shape"] for row in result["rows"]):
         rows = [row for row in result["rows"] if row["shape"] == dataset]
         table = Table(title=f"{dataset}: {METRIC_NAMES[rows[0]['metric']]}", title_justify="left", title_style="bold",
