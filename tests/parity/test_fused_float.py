@@ -129,3 +129,18 @@ def test_layers_are_the_messengers(tmp_path: Path, kind: str, rounds: str, value
     if isinstance(ones, LiveMultipliers) and isinstance(others, LiveMultipliers):
         assert others.values == ones.values
         assert min(ones.values) < -0.1
+
+
+@pytest.mark.parametrize("innovation", [True, False])
+@pytest.mark.parametrize("rounds", ["merged", "two"])
+def test_moments_are_the_messengers(tmp_path: Path, rounds: str, innovation: bool) -> None:
+    part = make_store(small_graph(), tmp_path / "s", 1).part(0)
+    graph, spec = Neighbourhood.of(part), Propagation("smp", 4, 9.0, 0.1, rounds)
+    h0 = np.random.default_rng(0).normal(size=(graph.num_local, 5)).astype(np.float32)
+    exchange = Exchange(part.peers, graph.num_local, part.num_halo, None, 0, 5.0)
+    messenger = FloatMessenger(graph, exchange, 5, "forward", record=True, innovation=innovation)
+    want = spec.run(graph, h0, h0, messenger, FrozenMultipliers([]), all_rounds=True)
+    layers = FusedFloatLayers(spec, graph, exchange, "forward", record=True, innovation=innovation)
+    np.testing.assert_array_equal(layers.run(h0, h0, FrozenMultipliers([])), want)
+    assert layers.moments == messenger.moments
+    assert len(layers.moments) == spec.num_rounds
