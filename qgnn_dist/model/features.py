@@ -177,14 +177,16 @@ def read_block(part: Part, scheme: FeatureScheme, begin: int, end: int) -> Featu
             kernels.feature_codes_csr(rows.indptr, rows.values, rows.shape[1], norm, scheme.bits, scheme.signed,
                                       values, scale)
         return FeatureBlock(values, scale, rows.shape[1], rows.indptr, np.ascontiguousarray(rows.indices))
-    x = part.features_dense(begin, end)
-    if scheme.bits == 32:
-        values = np.empty_like(x)
-        kernels.normalise_dense(x, norm, values)
-    else:
-        values = np.empty(x.shape, np.int16)
-        kernels.feature_codes_dense(x, norm, scheme.bits, scheme.signed, values, scale)
-    return FeatureBlock(values, scale, x.shape[1])
+    num_features = part.features_dense(begin, begin).shape[1]
+    values = np.empty((n, num_features), np.float32 if scheme.bits == 32 else np.int16)
+    for first in range(0, n, BLOCK_ROWS):  # what is read is larger than what is kept
+        some = slice(first, min(first + BLOCK_ROWS, n))
+        x = part.features_dense(begin + some.start, begin + some.stop)
+        if scheme.bits == 32:
+            kernels.normalise_dense(x, norm, values[some])
+        else:
+            kernels.feature_codes_dense(x, norm, scheme.bits, scheme.signed, values[some], scale[some])
+    return FeatureBlock(values, scale, num_features)
 
 
 def count_negative(part: Part) -> int:

@@ -18,6 +18,7 @@ from ..comm.exchange import Exchange
 from ..comm.group import Group
 from ..propagation.affine import AffineMessenger
 from ..propagation.fused import FusedLayers
+from ..propagation.fused_float import FusedFloatLayers
 from ..propagation.messages import CodedMessenger, FloatMessenger, Messenger
 from ..propagation.neighbourhood import Neighbourhood
 from ..propagation.smp import FrozenMultipliers, Propagation
@@ -150,6 +151,9 @@ class PackedForward:
         elif bits["residual"] < 32:
             residual = np.empty_like(h0)
             kernels.midrise(h0, np.float32(residual_step), bits["residual"], residual)
+        if bits["messages"] == 32 and self._observer is None:
+            float_layers = FusedFloatLayers(propagation, self._graph, self._exchange, self._direction)
+            return float_layers.run(h0, residual, FrozenMultipliers(info.multipliers))
         messenger: Messenger
         if bits["messages"] == 32:
             messenger = FloatMessenger(self._graph, self._exchange, info.num_classes, self._direction)

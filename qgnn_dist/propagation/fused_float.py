@@ -10,20 +10,32 @@ import numpy as np
 
 from .. import kernels
 from ..comm.exchange import Exchange
+from ..quant.ranges import moments_of
 from .neighbourhood import Neighbourhood
 from .smp import Multipliers, Propagation
 
 __all__ = ["FusedFloatLayers"]
 
+NOTE_ROWS = 4096
+"""Rows whose change is looked at at a time."""
+
 
 class FusedFloatLayers:
-    """One forward or backward over one part's rows; all workers run it together."""
+    """One forward or backward over one part's rows; all workers run it together.
 
-    def __init__(self, spec: Propagation, graph: Neighbourhood, exchange: Exchange, direction: str) -> None:
+    Args:
+        record: collect, in `moments`, what a coder without error would have to code in every round, the last one too:
+            the change of y since the round before (`innovation`), or y itself; see FloatMessenger.
+    """
+
+    def __init__(self, spec: Propagation, graph: Neighbourhood, exchange: Exchange, direction: str, *,
+                 record: bool = False, innovation: bool = True) -> None:
         self._spec, self._graph, self._exchange, self._direction = spec, graph, exchange, direction
+        self._record, self._innovation = record, innovation
+        self.moments: dict[str, list[float]] = {}
 
     def run(self, state: np.ndarray, residual: np.ndarray, multipliers: Multipliers) -> np.ndarray:
-        """H^K of the local rows, see Propagation.run; it takes the place of `state`, unless that is `residual` too."""
+        """H^K of the local rows, see Propagation.run; `state` is used up, unless it is `residual` too."""
         if state is residual:
             state = state.copy()
         if self._spec.kind == "none":
@@ -40,8 +52,10 @@ class FusedFloatLayers:
         for number in range(spec.num_rounds):
             layer, second = (number // 2, number % 2 == 1) if two else (number, False)
             last, closes = number == spec.num_rounds - 1, second or not two
-            if two and last and multipliers.value(layer) == 0.0:
+            if two and last and multipliers.value(layer) == 0.0 and not self._record:
                 return other
+            if self._record:
+                self._note(number, now[:n], then[:n] if number and self._innovation else None)
             self._exchange.begin(now.view(np.uint8), 32, columns, self._direction, layer, number)
             # Asked for while rows are on the wire: the answer to the layer before may still be on its way, too.
             value = multipliers.value(layer) if closes else 0.0
@@ -59,3 +73,10 @@ class FusedFloatLayers:
             if closes:
                 state, other = other, state
         return state
+
+    def _note(self, number: int, y: np.ndarray, before: np.ndarray | None) -> None:
+        rows = np.empty((len(y), 3), np.float64)
+        for begin in range(0, len(y), NOTE_ROWS):
+            some = slice(begin, begin + NOTE_ROWS)
+            kernels.row_moments(y[some] if before is None else y[some] - before[some], rows[some])
+        self.moments[f"news/{number}"] = [*moments_of(rows), float(y.size)]

@@ -114,29 +114,28 @@ class TrainWorker:
         if self._network.ranges is not None:
             self._affine = AffineTraining(config, self._network, self._graph, self._exchange, self._context.group,
                                           source_index=part.source_index, num_nodes=self._store.num_nodes)
+        else:  # nothing large is left to torch, whose threads would wait for work where the kernels' should run
+            torch.set_num_threads(1)
 
     def calibrate(self) -> dict[str, int]:
         """One forward with float messages and hidden values sets the first ranges; returns the bytes it sent."""
         before = self._wire()
-        key = self._dropout(CALIBRATION_EPOCH)
-        hidden = np.zeros((0, 0), np.float32)
+        key, innovation = self._dropout(CALIBRATION_EPOCH), self._config.messages.coding == "innovation"
         if self._affine is not None:
             with torch.no_grad():
                 state, hidden = (t.numpy() for t in self._network(self._matrix, key, None))
-            figures: list[float] = []
-        else:
-            state, figures = self._blocks.forward(key, None)
-        messenger = FloatMessenger(self._graph, self._exchange, state.shape[1], "forward", record=True,
-                                   innovation=self._config.messages.coding == "innovation",
-                                   keep=self._affine is not None)
-        self._propagation.run(self._graph, state, state, messenger, FrozenMultipliers([]), all_rounds=True)
-        if self._affine is not None:
+            messenger = FloatMessenger(self._graph, self._exchange, state.shape[1], "forward", record=True,
+                                       innovation=innovation, keep=True)
+            self._propagation.run(self._graph, state, state, messenger, FrozenMultipliers([]), all_rounds=True)
             values = {**messenger.news, "residual": state, "hidden": hidden}
             self._follow(CALIBRATION_EPOCH, self._affine.moments(values))
             self._affine.start(values, self._ranges)
             return self._sent_since(before)
-        moments = {**messenger.moments, "residual": _moments(state), "hidden": figures}
-        self._follow(CALIBRATION_EPOCH, moments)
+        state, figures = self._blocks.forward(key, None)
+        layers = FusedFloatLayers(self._propagation, self._graph, self._exchange, "forward", record=True,
+                                  innovation=innovation)
+        layers.run(state, state, FrozenMultipliers([]))
+        self._follow(CALIBRATION_EPOCH, {**layers.moments, "residual": _moments(state), "hidden": figures})
         if self._config.quant.method == "lsq":
             levels = 2 ** int(self._config.quant.hidden or 32) - 1
             with torch.no_grad():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +15,9 @@ from qgnn_dist.propagation.messages import FloatMessenger
 from qgnn_dist.propagation.multiplier import InProcessServer, MultiplierRule, MultiplierServer
 from qgnn_dist.propagation.neighbourhood import Neighbourhood
 from qgnn_dist.propagation.smp import FrozenMultipliers, LiveMultipliers, Multipliers, Propagation
-from tests.helpers import make_store, settings, small_graph
+from tests.helpers import make_store, settings, small_graph, untrained_model
 from tests.parity.test_kernels_levels import _everywhere, _graph
+from tests.parity.test_predict_bits import bits_of, predictions
 
 COLUMNS = (1, 3, 4, 7, 8, 9, 16, 33, 40, 64, 65, 100, 130)
 
@@ -129,3 +131,43 @@ def test_layers_are_the_messengers(tmp_path: Path, kind: str, rounds: str, value
     if isinstance(ones, LiveMultipliers) and isinstance(others, LiveMultipliers):
         assert others.values == ones.values
         assert min(ones.values) < -0.1
+
+
+@pytest.mark.parametrize("innovation", [True, False])
+@pytest.mark.parametrize("rounds", ["merged", "two"])
+def test_moments_are_the_messengers(tmp_path: Path, rounds: str, innovation: bool) -> None:
+    part = make_store(small_graph(), tmp_path / "s", 1).part(0)
+    graph, spec = Neighbourhood.of(part), Propagation("smp", 4, 9.0, 0.1, rounds)
+    h0 = np.random.default_rng(0).normal(size=(graph.num_local, 5)).astype(np.float32)
+    exchange = Exchange(part.peers, graph.num_local, part.num_halo, None, 0, 5.0)
+    messenger = FloatMessenger(graph, exchange, 5, "forward", record=True, innovation=innovation)
+    want = spec.run(graph, h0, h0, messenger, FrozenMultipliers([]), all_rounds=True)
+    layers = FusedFloatLayers(spec, graph, exchange, "forward", record=True, innovation=innovation)
+    np.testing.assert_array_equal(layers.run(h0, h0, FrozenMultipliers([])), want)
+    assert layers.moments == messenger.moments
+    assert len(layers.moments) == spec.num_rounds
+
+
+@pytest.mark.parametrize("words", [{"bits": 32}, {"bits": 32, "rounds": "two"}, {"bits": 32, "kind": "appnp"}], ids=str)
+def test_the_float_models_prediction_takes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                              words: dict[str, Any]) -> None:
+    """And gives the bits of the kernels in turn, on two parts."""
+    store = make_store(small_graph(), tmp_path / "s", 2)
+    model, runs = untrained_model(store, **words), []
+    original = FusedFloatLayers.run
+
+    def watch(self: FusedFloatLayers, state: np.ndarray, *rest: Any) -> np.ndarray:
+        runs.append(state.shape)
+        return original(self, state, *rest)
+
+    def in_turn(self: FusedFloatLayers, state: np.ndarray, residual: np.ndarray, multipliers: Any) -> np.ndarray:
+        messenger = FloatMessenger(self._graph, self._exchange, state.shape[1], self._direction)
+        return self._spec.run(self._graph, state, residual, messenger, multipliers)
+
+    monkeypatch.setattr(FusedFloatLayers, "run", watch)
+    got = bits_of(predictions(store, model, tmp_path / "fused")[0])
+    assert len(runs) == 2
+    monkeypatch.setattr(FusedFloatLayers, "run", in_turn)
+    want = bits_of(predictions(store, model, tmp_path / "turn")[0])
+    for name, value in want.items():
+        np.testing.assert_array_equal(got[name], value)
