@@ -133,7 +133,7 @@ class _Symmetric(torch.autograd.Function):
 class _RuleMultipliers:
     """λ by the rule at once, as a training forward of one process finds them; no gradient flows through them."""
 
-    live = True
+    live = any = True
 
     def __init__(self, rule: MultiplierRule, energy: float) -> None:
         start, self._slack = rule.start()
