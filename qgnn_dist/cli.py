@@ -235,7 +235,7 @@ def inference(
     threads: _Threads = 0,
     hidden: Annotated[int, typer.Option(min=1, help="Width of the perceptron.")] = 256,
     layers: Annotated[int, typer.Option(min=1, help="K.")] = 10,
-    epochs: Annotated[int, typer.Option(min=1, help="Epochs that the models are trained before.")] = 5,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs that the models are trained before.")] = 20,
     keep: _Keep = None, no_memory: _NoMemory = False, no_pictures: _NoPictures = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier table.")] = False,
     as_json: Json = False, debug: Debug = False,

@@ -41,7 +41,7 @@ _LARGE, _FEW = 2_000_000, 3
 
 
 def inference(source: str, *, out: str | Path, kinds: list[str] | None = None, repeats: int | None = None,
-              threads: int = 0, hidden: int = 256, layers: int = 10, epochs: int = 5, memory: bool = True,
+              threads: int = 0, hidden: int = 256, layers: int = 10, epochs: int = 20, memory: bool = True,
               pictures: bool = True, keep: str | Path | None = None, overwrite: bool = False,
               on_step: Callable[[str], None] | None = None) -> dict[str, Any]:
     """Time all systems on one graph, one after the other in turns, features in memory, until the classes are there.

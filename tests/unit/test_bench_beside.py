@@ -77,8 +77,9 @@ def _allocate(size: int, more: int) -> Any:
 def test_memory_of_a_process() -> None:
     found = measure_apart(_allocate, 40 << 20, 70 << 20, modules=["numpy"])
     assert found["sum"] == 4
-    assert 40 << 20 <= found["input_bytes"] < 45 << 20
-    assert 110 << 20 <= found["peak_bytes"] < 118 << 20
+    # Resident pages are counted up to some hundreds of KiB a process.
+    assert 39 << 20 <= found["input_bytes"] < 45 << 20
+    assert 109 << 20 <= found["peak_bytes"] < 118 << 20
 
 
 def _refuse() -> Any:
