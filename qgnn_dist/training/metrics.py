@@ -76,18 +76,19 @@ def loss_gradient(scores: np.ndarray, rows: np.ndarray, labels: np.ndarray,
     """
     grad = np.zeros_like(scores)
     total = 0.0
-    for begin in range(0, len(rows), LOSS_ROWS):
-        some, own = rows[begin:begin + LOSS_ROWS], labels[begin:begin + LOSS_ROWS]
-        x = scores[some]
-        x -= x.max(axis=1, keepdims=True)
-        at = np.arange(len(x)), own
-        right = x[at].astype(np.float64)
-        np.exp(x, out=x)
-        sums = x.sum(axis=1, keepdims=True)
-        total += float((np.log(sums[:, 0].astype(np.float64)) - right).sum())
-        x *= np.float32(1 / count) / sums
-        x[at] -= np.float32(1 / count)
-        grad[some] = x
+    with np.errstate(invalid="ignore"):  # of scores that diverged: the loss says so
+        for begin in range(0, len(rows), LOSS_ROWS):
+            some, own = rows[begin:begin + LOSS_ROWS], labels[begin:begin + LOSS_ROWS]
+            x = scores[some]
+            x -= x.max(axis=1, keepdims=True)
+            at = np.arange(len(x)), own
+            right = x[at].astype(np.float64)
+            np.exp(x, out=x)
+            sums = x.sum(axis=1, keepdims=True)
+            total += float((np.log(sums[:, 0].astype(np.float64)) - right).sum())
+            x *= np.float32(1 / count) / sums
+            x[at] -= np.float32(1 / count)
+            grad[some] = x
     return total / count, grad
 
 

@@ -5,7 +5,17 @@ import numpy as np
 import pytest
 import torch
 
-from qgnn_dist.training.metrics import LARGEST_LOSS, accuracy, cross_entropy, figures, macro_f1, roc_auc, valid_loss
+from qgnn_dist.training.metrics import (
+    LARGEST_LOSS,
+    LOSS_ROWS,
+    accuracy,
+    cross_entropy,
+    figures,
+    loss_gradient,
+    macro_f1,
+    roc_auc,
+    valid_loss,
+)
 
 
 def test_accuracy_and_f1() -> None:
@@ -40,3 +50,24 @@ def test_validation_loss_is_the_mean_cross_entropy_of_all_workers() -> None:
     assert cross_entropy(scores[:0], labels[:0]) == (0.0, 0)
     scores[3, 1] = np.inf
     assert valid_loss([{"valid_loss": cross_entropy(scores, labels)}]) == LARGEST_LOSS
+
+
+def test_loss_and_its_gradient_are_torchs() -> None:
+    """Over several blocks of rows, of which some are left out; of no rows; of scores that diverged."""
+    rng = np.random.default_rng(0)
+    scores = (5 * rng.normal(size=(2 * LOSS_ROWS + 900, 7))).astype(np.float32)
+    rows = np.sort(rng.choice(len(scores), LOSS_ROWS + 700, replace=False))
+    labels = rng.integers(0, 7, len(rows))
+    loss, grad = loss_gradient(scores, rows, labels, 9000)
+    exact = torch.from_numpy(scores).double().requires_grad_()
+    want = torch.nn.functional.cross_entropy(exact[rows], torch.from_numpy(labels), reduction="sum") / 9000
+    want.backward()
+    assert exact.grad is not None
+    assert loss == pytest.approx(want.item(), rel=1e-6)
+    assert grad.dtype == np.float32
+    np.testing.assert_allclose(grad, exact.grad.numpy(), rtol=1e-5, atol=1e-9)
+    nothing, zeros = loss_gradient(scores, rows[:0], labels[:0], 9000)
+    assert nothing == 0.0
+    assert not zeros.any()
+    scores[rows[3], 2], scores[rows[4], 1] = np.nan, np.inf
+    assert np.isnan(loss_gradient(scores, rows, labels, 9000)[0])
