@@ -26,7 +26,7 @@ check: setup
 	$(BIN)/mypy
 
 # The kernels' own tests on a second build, which stops at a byte outside a buffer and at undefined arithmetic. The
-# sanitizer has to be loaded before Python, and before it the C++ library whose exceptions it follows.
+# sanitizer is loaded before Python, with the C++ library whose exceptions it follows; its report goes past pytest.
 SANITIZED := build/sanitize
 KERNEL_TESTS := $(addprefix tests/parity/test_,kernels_levels.py kernels_limits.py fused_layers.py fused_float.py \
   perceptron_rows.py training_kernels.py matmul_codes.py) tests/property/test_kernels_properties.py
@@ -43,8 +43,7 @@ sanitized-tests: $(SANITIZED)/.stamp
 	build=$$(ls $(SANITIZED)/qgnn_dist/kernels/_kernels*.so) && \
 	  libraries=$$(ldd "$$build" | awk '/libasan|libstdc\+\+/ {print $$3}' | sort | tr '\n' ' ') && \
 	  LD_PRELOAD="$$libraries" QGNN_KERNELS="$$build" ASAN_OPTIONS=detect_leaks=0 \
-	  UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 $(BIN)/python -m pytest -q -x --durations=0 --durations-min=5 \
-	  $(KERNEL_TESTS)
+	  UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 $(BIN)/python -m pytest -q -x --capture=sys $(KERNEL_TESTS)
 
 test: setup check sanitize
 	if [ -n "$(QGNN_TEST_WHEELS)" ] && [ -d "$(QGNN_TEST_WHEELS)" ]; then \
