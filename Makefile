@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # `make test` also installs the prebuilt torch-sparse pair where this folder is given.
 QGNN_TEST_WHEELS ?=
 
-.PHONY: demo test test-long check setup clean
+.PHONY: demo test test-long check sanitize sanitized-tests setup clean
 .DEFAULT_GOAL := demo
 
 # The stamp is older than pyproject.toml or a C++ source after a change, so that the next command builds again.
@@ -25,7 +25,27 @@ check: setup
 	$(BIN)/ruff check qgnn_dist tests jobs
 	$(BIN)/mypy
 
-test: setup check
+# The kernels' own tests on a second build, which stops at a byte outside a buffer and at undefined arithmetic. The
+# sanitizer is loaded before Python, with the C++ library whose exceptions it follows; its report goes past pytest.
+SANITIZED := build/sanitize
+KERNEL_TESTS := $(addprefix tests/parity/test_,kernels_levels.py kernels_limits.py fused_layers.py fused_float.py \
+  perceptron_rows.py training_kernels.py matmul_codes.py) tests/property/test_kernels_properties.py
+$(SANITIZED)/.stamp: pyproject.toml $(NATIVE) $(VENV)/.stamp
+	CXX="$(CXX)" $(BIN)/pip install --quiet --no-deps --upgrade --target $(SANITIZED) \
+	  -C cmake.define.QGNN_SANITIZE=ON -C build-dir=$(SANITIZED)/cmake .
+	touch $@
+
+sanitize: setup
+	@if [ -f "$$($(CXX) -print-file-name=libasan.so)" ]; then $(MAKE) --no-print-directory sanitized-tests; \
+	  else echo "sanitize: SKIPPED, $(CXX) comes without libasan.so; use g++ and install its sanitizer libraries"; fi
+
+sanitized-tests: $(SANITIZED)/.stamp
+	build=$$(ls $(SANITIZED)/qgnn_dist/kernels/_kernels*.so) && \
+	  libraries=$$(ldd "$$build" | awk '/libasan|libstdc\+\+/ {print $$3}' | sort | tr '\n' ' ') && \
+	  LD_PRELOAD="$$libraries" QGNN_KERNELS="$$build" ASAN_OPTIONS=detect_leaks=0 \
+	  UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 $(BIN)/python -m pytest -q -x --capture=sys $(KERNEL_TESTS)
+
+test: setup check sanitize
 	if [ -n "$(QGNN_TEST_WHEELS)" ] && [ -d "$(QGNN_TEST_WHEELS)" ]; then \
 	  $(BIN)/pip install --quiet --no-deps --no-index --find-links "$(QGNN_TEST_WHEELS)" torch-sparse torch-scatter || true; fi
 	$(BIN)/python -m pytest -m "not long"

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
 import os
 import warnings
 from collections.abc import Callable
+from importlib.machinery import ExtensionFileLoader
+from importlib.util import module_from_spec, spec_from_loader
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -38,28 +41,41 @@ _RANGES: dict[str, Limits] = {
 }
 """Scalar arguments by name: their types, the values allowed, and how that reads."""
 ENVIRONMENT = "QGNN_SIMD"
+BUILD = "QGNN_KERNELS"
 _forced_reference = False
 
 
 @functools.cache
 def native() -> ModuleType | None:
-    """The compiled kernels at the level that QGNN_SIMD asks for, or None where they were not built.
+    """The compiled kernels at the level that QGNN_SIMD asks for, or None where they were not built. QGNN_KERNELS names
+    the file of another build than the installed one, such as `make sanitize` makes.
 
     Raises:
-        InputError: QGNN_SIMD is not a level, or not one that this processor has.
+        InputError: QGNN_SIMD is not a level, or not one that this processor has, or QGNN_KERNELS cannot be loaded.
     """
     wanted = os.environ.get(ENVIRONMENT, "")
     if wanted not in ("", "scalar", "avx2"):
         raise InputError(f"{ENVIRONMENT}={wanted}: expected scalar or avx2, or unset")
+    build = os.environ.get(BUILD)
     try:
-        from . import _kernels  # type: ignore[attr-defined]
+        module = _load(build) if build else importlib.import_module("._kernels", __package__)
     except ImportError:
         warnings.warn("qgnn_dist runs on NumPy, many times slower: its compiled kernels are missing. Install a C++20 "
                       "compiler and `pip install` the package again.", RuntimeWarning, stacklevel=3)
         return None
-    if wanted and not _kernels.select_isa(wanted):
+    if wanted and not module.select_isa(wanted):
         raise InputError(f"{ENVIRONMENT}={wanted}: this processor cannot run it; unset it, or use scalar")
-    return _kernels
+    return module
+
+
+def _load(path: str) -> ModuleType:
+    loader = ExtensionFileLoader(f"{__package__}._kernels", path)
+    try:
+        module = module_from_spec(spec_from_loader(loader.name, loader))  # type: ignore[arg-type]
+        loader.exec_module(module)
+    except ImportError as error:
+        raise InputError(f"{BUILD}={path}: expected a built _kernels extension, or unset: {error}") from error
+    return module
 
 
 def isa() -> str:

@@ -370,6 +370,16 @@ def test_environment_chooses_the_level(value: str, want: str) -> None:
     assert want in (out.stdout if out.returncode == 0 else out.stderr)
 
 
+def test_another_build_has_to_be_there(tmp_path) -> None:
+    text = tmp_path / "text.so"
+    text.write_text("no library")
+    for path in (tmp_path / "none.so", text):
+        out = subprocess.run([sys.executable, "-c", "import qgnn_dist.kernels as k; k.isa()"], text=True, check=False,
+                             capture_output=True, env={**os.environ, "QGNN_KERNELS": str(path)})
+        assert out.returncode == 1
+        assert f"InputError: QGNN_KERNELS={path}: expected a built _kernels extension" in out.stderr
+
+
 def test_numpy_serves_without_a_compiler(tmp_path) -> None:
     """With the extension hidden, the reference runs and one warning says how to get the fast path."""
     code = ("import sys, warnings; sys.modules['qgnn_dist.kernels._kernels'] = None\n"
@@ -377,6 +387,8 @@ def test_numpy_serves_without_a_compiler(tmp_path) -> None:
             "    warnings.simplefilter('always'); import qgnn_dist.kernels as k\n"
             "    print(k.isa(), k.threads(), len(seen))\n"
             "print(seen[0].message)")
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    hidden = {name: value for name, value in os.environ.items() if name != "QGNN_KERNELS"}
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path,
+                         env=hidden)
     assert out.stdout.splitlines()[0] == "reference 1 1"
     assert "C++20 compiler" in out.stdout
