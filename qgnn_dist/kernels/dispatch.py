@@ -40,6 +40,8 @@ _RANGES: dict[str, Limits] = {
     "p": ((*_WHOLE, float, np.floating), lambda v: 0 <= v < 1, "0 to less than 1"),
 }
 """Scalar arguments by name: their types, the values allowed, and how that reads."""
+_APART = (("payload", "next_payload"), ("y", "next_y"))
+"""Arguments by name of which the second is written while the first is read, by other rows' threads too."""
 ENVIRONMENT = "QGNN_SIMD"
 BUILD = "QGNN_KERNELS"
 _forced_reference = False
@@ -141,6 +143,7 @@ def kernel(**arrays: str) -> Callable[[Function], Function]:
         scalars = [(at, name, ranges[name]) for at, name in enumerate(names) if name in ranges and name not in arrays]
         rows_at = names.index("rows") if "seed" in names else None
         begin_at = names.index("begin") if "begin" in names else None
+        apart = [(names.index(read), names.index(written)) for read, written in _APART if written in names]
 
         @functools.wraps(reference)
         def call(*args: Any, **named: Any) -> Any:
@@ -149,6 +152,10 @@ def kernel(**arrays: str) -> Callable[[Function], Function]:
             for at, name, limits in scalars:
                 _check_scalar(function, name, args[at], limits)
             _check(function, specs, args, names)
+            for read, written in apart:
+                if args[written] is not None and np.may_share_memory(args[read], args[written]):  # exact: C-contiguous
+                    raise ValueError(f"{function}: {names[written]} shares memory with {names[read]}, which other rows "
+                                     "still read; pass another buffer")
             begin, end = 0, None
             if begin_at is not None:
                 begin, end = args[begin_at], args[begin_at + 1]

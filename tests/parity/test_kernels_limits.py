@@ -67,6 +67,36 @@ def test_what_would_leave_a_buffer_is_refused(level: str, call: Callable[[], Any
     assert text in str(caught.value)
 
 
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("overlap", ["whole", "first row", "last row", "last place", "second place", "none"])
+@pytest.mark.parametrize("name", ["layer", "fixed_layer", "layer_float"])
+def test_a_round_is_not_written_where_it_is_read(level: str, overlap: str, name: str) -> None:
+    """What is read and what is written in one block of memory, side by side at best."""
+    block, at = np.zeros(64, np.uint8), {"whole": 0, "first row": 2, "last row": 6, "last place": 7, "second place": 1}
+    payload, following = block[:8].reshape(4, 2), block[at.get(overlap, 8):][:8].reshape(4, 2)
+    h, pointer, degree, ones = _z(4, 2), _pointer(0, 0, 0, 0, 0), _z(4, dtype=np.int32), np.ones(4, np.float32)
+    head = (pointer, degree[:0], payload, 8, 2.0, degree, ones)
+    tail = (h, None, h.copy(), True, 0.0, 0.0, 0.9, 0.1, None, 2.0, following, None, None, 0, 4)
+
+    def call() -> None:
+        if name == "layer":
+            kernels.layer(*head, h, h.copy(), *tail)
+        elif name == "fixed_layer":
+            kernels.fixed_layer(*head, _z(4, 8, dtype=np.int8), 2.0, 1.0, _z(4, 8, dtype=np.int16), None, None, *tail)
+        else:
+            y, next_y = block[:32], block[4 * at.get(overlap, 8):][:32]
+            kernels.layer_float(pointer, degree[:0], y.view(np.float32).reshape(4, 2), ones, h, h, None, h.copy(), None,
+                                False, False, 0.0, 0.0, 0.9, 0.1, next_y.view(np.float32).reshape(4, 2), None, 0, 4)
+
+    read, written = ("y", "next_y") if name == "layer_float" else ("payload", "next_payload")
+    with kernels.using_isa(level):
+        if overlap == "none":
+            call()
+            return
+        with pytest.raises(ValueError, match=f"{name}: {written} shares memory with {read}, which other rows"):
+            call()
+
+
 def test_types_are_not_converted() -> None:
     with pytest.raises(TypeError, match="bits is float, expected 1, 2, 4 or 8"):
         kernels.midrise(_z(1, 1), 1.0, 2.0, _z(1, 1))  # type: ignore[arg-type]
