@@ -129,7 +129,8 @@ def kernel(**arrays: str) -> Callable[[Function], Function]:
 
     Args:
         arrays: for each array argument `dtype dim dim`. A dim is a letter (equal letters mean equal sizes), `N+1`, `N+`
-            (at least N), `B` (packed bytes of C columns at `bits`), a number, or the name of a whole-number argument.
+            (at least N), `B` (packed bytes of C columns at `bits`), `S` (C rounded up to a multiple of 8, as registers
+            are stored whole), a number, or the name of a whole-number argument.
             `=` in front: written to; `?`: may be None.
     """
     def register(reference: Function) -> Function:
@@ -191,7 +192,7 @@ def _check(function: str, specs: list[Any], args: tuple[Any, ...], names: list[s
         if "=" in flags and not array.flags.writeable:
             raise ValueError(f"{function}: {name} is read-only, but results are written to it")
         for axis, dim in enumerate(dims):
-            if len(dim) == 1 and dim.isalpha() and dim != "B" and dim not in sizes:
+            if len(dim) == 1 and dim.isalpha() and dim not in "BS" and dim not in sizes:
                 sizes[dim] = array.shape[axis]
             else:
                 later.append((name, axis, dim, array.shape))
@@ -206,6 +207,8 @@ def _size(dim: str, sizes: dict[str, int], args: tuple[Any, ...], names: list[st
     """The size that a dim stands for, and whether more is fine."""
     if dim == "B":
         return row_bytes(sizes["C"], args[names.index("bits")]), False
+    if dim == "S":
+        return -(-sizes["C"] // 8) * 8, False
     if dim.isdigit():
         return int(dim), False
     if dim.endswith("+1"):

@@ -63,7 +63,10 @@ def gather_rows(payload: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
 @kernel(indptr="i8 N+1", indices="i4 E", payload="u1 M B", out="=i4 N C")
 def aggregate_codes(indptr: np.ndarray, indices: np.ndarray, payload: np.ndarray, bits: int, begin: int, end: int,
                     out: np.ndarray) -> None:
-    """out[i] = sum of the codes of i's neighbours, for rows begin ≤ i < end. The CSR is checked by `check_csr` once."""
+    """out[i] = sum of the codes of i's neighbours, for rows begin ≤ i < end. The CSR is checked by `check_csr` once.
+
+    Raises: ValueError: a row of so many neighbours that a sum could leave 32 bits: (2^31 − 1)/(2^bits − 1).
+    """
     codes = unpack_codes(payload, bits, out.shape[1]).astype(np.int32)
     out[begin:end] = 0
     rows = np.repeat(np.arange(begin, end), np.diff(indptr[begin:end + 1]))
@@ -189,7 +192,11 @@ def fixed_layer(indptr: np.ndarray, indices: np.ndarray, payload: np.ndarray, bi
         r, believed: int16 (N, S), S = C rounded up to a multiple of 8, in units of `unit`; the caller sees to it that
             they fit. residual: int8 (N, S), levels of `residual_step`, which stand for (level + ½)·step.
         slot: place in `far` of the rows whose R does not fit, −1 elsewhere; far: float32 (P, C), their R.
+    Raises: ValueError: a slot without a row in `far`.
     """
+    if slot is not None and slot[begin:end].max(initial=-1) >= (0 if far is None else len(far)):
+        raise ValueError(f"fixed_layer: slot has {slot[begin:end].max()}, expected at most "
+                         f"{-1 if far is None else len(far) - 1}, the last row of far")
     columns = h.shape[1]
     wide = r[:, :columns].astype(F4) * F4(unit)
     kept = None if believed is None else believed[:, :columns].astype(F4) * F4(unit)
@@ -223,7 +230,7 @@ def fixed_start(h: np.ndarray, inv_sqrt_degree: np.ndarray, residual_step: float
 
 
 @kernel(indptr="i8 N+1", indices="i4 E", y="f4 M C", inv_sqrt_degree="f4 N", h0="f4 N C", h="f4 N C", before="?f4 N C",
-        out="=f4 N C", p="=?f4 N C", next_y="=?f4 M C", dots="=?f8 N")
+        out="=f4 N C", p="=?f4 N C", next_y="=?f4 N+ C", dots="=?f8 N")
 def layer_float(indptr: np.ndarray, indices: np.ndarray, y: np.ndarray, inv_sqrt_degree: np.ndarray, h0: np.ndarray,
                 h: np.ndarray, before: np.ndarray | None, out: np.ndarray, p: np.ndarray | None, first: bool,
                 second: bool, coefficient: float, a: float, b: float, c: float, next_y: np.ndarray | None,

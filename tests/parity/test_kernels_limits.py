@@ -27,6 +27,15 @@ def _pointer(*values: int) -> np.ndarray:
     return np.array(values, np.int64)
 
 
+def _fixed(stride: int, slot: int | None, far: np.ndarray | None) -> None:
+    """One row of 4 columns without neighbours."""
+    h, r, residual = _z(1, 4), _z(1, stride, dtype=np.int16), _z(1, stride, dtype=np.int8)
+    places = None if slot is None else np.full(1, slot, np.int32)
+    kernels.fixed_layer(_pointer(0, 0), _z(0, dtype=np.int32), _z(1, 1, dtype=np.uint8), 2, 2.0, _z(1, dtype=np.int32),
+                        _z(1), residual, 1.0, 1.0, r, places, far, h, None, h, True, 0.0, 0.0, 0.9, 0.1, r.copy(), 2.0,
+                        _z(1, 1, dtype=np.uint8), None, None, 0, 1)
+
+
 OUT_OF_BOUNDS: list[tuple[str, Callable[[], Any], str]] = [
     ("sums past the edges", lambda: kernels.aggregate_codes(
         _pointer(0, 9), _z(2, dtype=np.int32), _z(2, 1, dtype=np.uint8), 2, 0, 1, _z(1, 4, dtype=np.int32)),
@@ -55,6 +64,16 @@ OUT_OF_BOUNDS: list[tuple[str, Callable[[], Any], str]] = [
     ("features of one bit", lambda: kernels.feature_codes_dense(
         _z(1, 1), 0, 1, True, _z(1, 1, dtype=np.int16), _z(1)), "feature_codes_dense: bits is 1, expected 2, 4 or 8"),
     ("no such norm", lambda: kernels.normalise_dense(_z(1, 1), 3, _z(1, 1)), "normalise_dense: norm is 3"),
+    ("registers past a row", lambda: _fixed(4, None, None), "fixed_layer: residual has shape (1, 4), expected 8"),
+    ("registers past a scratch", lambda: _fixed(8192, None, None), "residual has shape (1, 8192), expected 8"),
+    ("a row past those in float32", lambda: _fixed(8, 2, _z(2, 4)), "fixed_layer: slot has 2, expected at most 1"),
+    ("no rows in float32", lambda: _fixed(8, 0, None), "fixed_layer: slot has 0, expected at most -1"),
+    ("registers of the start", lambda: kernels.fixed_start(
+        _z(1, 4), _z(1), 1.0, 8, 1.0, 2.0, 2, 0, 1, _z(1, 4, dtype=np.int8), None, _z(1, 1, dtype=np.uint8), None),
+     "fixed_start: residual has shape (1, 4), expected 8"),
+    ("fewer messages than rows", lambda: kernels.layer_float(
+        _pointer(0, 0, 0), _z(0, dtype=np.int32), _z(1, 4), _z(2), _z(2, 4), _z(2, 4), None, _z(2, 4), None, False,
+        False, 0.0, 0.0, 0.9, 0.1, _z(1, 4), None, 0, 2), "layer_float: next_y has shape (1, 4), expected at least 2"),
     ("no classes", lambda: kernels.softmax(_z(1, 0), _z(1, dtype=np.int32), _z(1), None), ""),
 ]
 
@@ -95,6 +114,20 @@ def test_a_round_is_not_written_where_it_is_read(level: str, overlap: str, name:
             return
         with pytest.raises(ValueError, match=f"{name}: {written} shares memory with {read}, which other rows"):
             call()
+
+
+@needs_native
+def test_sums_that_leave_32_bits_are_refused() -> None:
+    most = (2**31 - 1) // 255
+    pointer, indices, payload = _pointer(0, 0, most + 1), _z(most + 1, dtype=np.int32), _z(1, 1, dtype=np.uint8)
+    sums, h, text = _z(2, 1, dtype=np.int32), _z(2, 1), f"row 1 has {most + 1} neighbours, expected at most {most}"
+    with pytest.raises(ValueError, match=f"aggregate_codes: {text}"):
+        kernels.aggregate_codes(pointer, indices, payload, 8, 0, 2, sums)
+    with pytest.raises(ValueError, match=f"layer: {text}"):
+        kernels.layer(pointer, indices, payload, 8, 2.0, sums[:, 0].copy(), h[:, 0].copy(), h, h.copy(), h, None, h,
+                      True, 0.0, 0.0, 0.9, 0.1, None, 0.0, _z(2, 1, dtype=np.uint8), None, None, 0, 2)
+    kernels.aggregate_codes(_pointer(0, 0, most), indices, np.full((1, 1), 255, np.uint8), 8, 0, 2, sums)
+    assert sums.ravel().tolist() == [0, most * 255]
 
 
 def test_types_are_not_converted() -> None:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from qgnn_dist import kernels
 from qgnn_dist.quant.packed import pack_codes, row_bytes, unpack_codes
+from tests.parity.test_kernels_widths import LEVELS, Round
 
 BITS = st.sampled_from([1, 2, 4, 8])
 
@@ -49,6 +50,21 @@ def test_sums_do_not_depend_on_the_order_or_the_rows_asked_for(bits: int, rows: 
     assert (got[:middle] == -1).all()
     kernels.aggregate_codes(indptr, indices, payload, bits, 0, middle, got)
     np.testing.assert_array_equal(got, want)
+
+
+@settings(max_examples=150, deadline=None)
+@given(BITS, st.lists(st.integers(0, 300), min_size=1, max_size=30), st.integers(1, 60), st.integers(1, 140),
+       st.integers(0, 2**32 - 1), st.booleans(), st.sampled_from(LEVELS))
+def test_a_round_of_any_graph_is_whole_numbers(bits: int, degrees: list[int], buffer: int, columns: int, seed: int,
+                                               measured: bool, level: str) -> None:
+    indices = np.random.default_rng(seed).integers(0, buffer, sum(degrees)).astype(np.int32)
+    this = Round(np.array(degrees), indices, buffer, columns, bits, seed)
+    with kernels.using_isa(level):
+        np.testing.assert_array_equal(this.aggregated(), this.sums)
+        for fixed in (False, True):
+            got = this.run(fixed, measured)
+            for name, value in this.wanted().items():
+                np.testing.assert_array_equal(got[name], value, err_msg=name)
 
 
 @settings(max_examples=60, deadline=None)

@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <mutex>
 #include <new>
@@ -106,11 +107,18 @@ i64 grain(i64 work_per_row) { return std::clamp<i64>(65536 / std::max<i64>(work_
 // Sums of the rows that all threads add up together, each a piece of the neighbours: whole numbers, in any order.
 class LongSums {
  public:
-  LongSums(const i64* indptr, const std::int32_t* indices, const std::uint8_t* payload, i64 M, i64 C, int bits,
-           i64 begin, i64 end) {
-    if (C > kLayerColumns || begin >= end || indptr[end] - indptr[begin] <= kLongRow) return;
-    for (i64 row = begin; row < end; ++row)
-      if (indptr[row + 1] - indptr[row] > kLongRow) rows_.push_back(row);
+  LongSums(const char* function, const i64* indptr, const std::int32_t* indices, const std::uint8_t* payload, i64 M,
+           i64 C, int bits, i64 begin, i64 end) {
+    if (begin >= end || indptr[end] - indptr[begin] <= kLongRow) return;
+    const i64 most = std::numeric_limits<std::int32_t>::max() / ((1 << bits) - 1);
+    for (i64 row = begin; row < end; ++row) {
+      const i64 count = indptr[row + 1] - indptr[row];
+      if (count > most)
+        throw nb::value_error((std::string(function) + ": row " + std::to_string(row) + " has " + std::to_string(count) +
+                               " neighbours, expected at most " + std::to_string(most) +
+                               ", whose codes' sum fits 32 bits; use fewer bits").c_str());
+      if (count > kLongRow && C <= kLayerColumns) rows_.push_back(row);
+    }
     sums_.resize(rows_.size() * static_cast<std::size_t>(C));
     const Kernels& k = active();
     std::mutex turn;
@@ -246,7 +254,8 @@ NB_MODULE(_kernels, m) {
 
   m.def("aggregate_codes", [](In64 indptr, In32 indices, In8 payload, int bits, i64 begin, i64 end, Out32 out) {
     const i64 C = columns(out);
-    const LongSums longs(indptr.data(), indices.data(), payload.data(), rows(payload), C, bits, begin, end);
+    const LongSums longs("aggregate_codes", indptr.data(), indices.data(), payload.data(), rows(payload), C, bits, begin,
+                         end);
     RUN(begin, end, 16 * C, k.aggregate_codes(indptr.data(), indices.data(), payload.data(), rows(payload), C, bits,
                                               longs.view(), out.data(), b, e))
   }, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg(),
@@ -284,7 +293,7 @@ NB_MODULE(_kernels, m) {
                     float b_, float c, std::optional<OutF> believed, float next_step, Out8 next,
                     std::optional<OutD> moments, std::optional<OutD1> dots, i64 begin, i64 end) {
     check_width("layer", columns(h));
-    const LongSums longs(indptr.data(), indices.data(), payload.data(), rows(payload), columns(h), bits, begin,
+    const LongSums longs("layer", indptr.data(), indices.data(), payload.data(), rows(payload), columns(h), bits, begin,
                          step != 0.0f ? end : begin);
     const Layer work{indptr.data(), indices.data(), payload.data(), degree.data(), d.data(), residual.data(), h.data(),
                      data_or_null(before), out.data(), r.data(), data_or_null(believed), next.data(),
@@ -304,7 +313,12 @@ NB_MODULE(_kernels, m) {
                           float next_step, Out8 next, std::optional<OutD> moments, std::optional<OutD1> dots,
                           i64 begin, i64 end) {
     check_width("fixed_layer", columns(h));
-    const LongSums longs(indptr.data(), indices.data(), payload.data(), rows(payload), columns(h), bits, begin,
+    const std::int32_t last = slot && begin < end ? *std::max_element(slot->data() + begin, slot->data() + end) : -1;
+    const i64 places = far ? rows(*far) : 0;
+    if (last >= places)
+      throw nb::value_error(("fixed_layer: slot has " + std::to_string(last) + ", expected at most " +
+                             std::to_string(places - 1) + ", the last row of far").c_str());
+    const LongSums longs("fixed_layer", indptr.data(), indices.data(), payload.data(), rows(payload), columns(h), bits, begin,
                          step != 0.0f ? end : begin);
     const FixedLayer fixed{residual.data(), nullptr, r.data(), data_or_null(believed), data_or_null(slot),
                            data_or_null(far), columns(r), unit, residual_step,
@@ -403,17 +417,20 @@ NB_MODULE(_kernels, m) {
     const i64 C = columns(h);
     std::mutex turn;
     nb::gil_scoped_release free_threads;
-    parallel(0, rows(h), 8192, [&](i64 begin, i64 end) {
-      std::array<std::array<std::uint32_t, 4096>, 2> counts{};  // two: neighbours of one level would wait for each other
-      for (i64 row = begin; row < end; ++row)
-        for (i64 c = 0; c < C; ++c) {
-          const float v = d.data()[row] * h.data()[row * C + c];
-          std::uint32_t word;
-          std::memcpy(&word, &v, sizeof word);
-          ++counts[c & 1][(word >> 19) & 4095];
-        }
-      std::lock_guard<std::mutex> lock(turn);
-      for (std::size_t level = 0; level < 4096; ++level) out.data()[level] += i64{counts[0][level]} + counts[1][level];
+    constexpr i64 few = 8192;  // rows, so that no count of theirs leaves 32 bits
+    parallel(0, (rows(h) + few - 1) / few, 1, [&](i64 begin, i64 end) {
+      for (i64 part = begin; part < end; ++part) {
+        std::array<std::array<std::uint32_t, 4096>, 2> counts{};  // two: neighbours of one level would wait for each other
+        for (i64 row = part * few; row < std::min((part + 1) * few, rows(h)); ++row)
+          for (i64 c = 0; c < C; ++c) {
+            const float v = d.data()[row] * h.data()[row * C + c];
+            std::uint32_t word;
+            std::memcpy(&word, &v, sizeof word);
+            ++counts[c & 1][(word >> 19) & 4095];
+          }
+        std::lock_guard<std::mutex> lock(turn);
+        for (std::size_t level = 0; level < 4096; ++level) out.data()[level] += i64{counts[0][level]} + counts[1][level];
+      }
     });
   }, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert());
 
