@@ -41,7 +41,7 @@ sanitize: setup
 
 sanitized-tests: $(SANITIZED)/.stamp
 	build=$$(ls $(SANITIZED)/qgnn_dist/kernels/_kernels*.so) && \
-	  libraries=$$(ldd "$$build" | awk '/libasan|libstdc\+\+/ {print $$3}' | sort | tr '\n' ' ') && \
+	  libraries=$$(ldd "$$build" | awk '/libasan|libstdc\+\+/ {print $$3}' | tr '\n' ' ') && \
 	  LD_PRELOAD="$$libraries" QGNN_KERNELS="$$build" ASAN_OPTIONS=detect_leaks=0 \
 	  UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 $(BIN)/python -m pytest -q -x --capture=sys $(KERNEL_TESTS)
 
