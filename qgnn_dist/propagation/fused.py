@@ -28,6 +28,19 @@ FAR_SHARE = 0.5
 """Fixed point is given up where more rows than this share would keep R in float32."""
 
 
+@dataclass(frozen=True)
+class _Coding:
+    """What stays the same over the rounds of a forward; `weights` are those of H, P and the H⁰ term in a step."""
+
+    graph: Neighbourhood
+    bits: int
+    first_step: float
+    innovation: bool
+    residual_bits: int
+    residual_step: float
+    weights: tuple[float, float, float]
+
+
 class _Round(NamedTuple):
     """A round of messages, and what its layer does once they are there; see kernels.layer."""
 
@@ -48,9 +61,10 @@ class FusedLayers:
     def __init__(self, spec: Propagation, graph: Neighbourhood, exchange: Exchange, direction: str, *, bits: int,
                  steps: Sequence[float], innovation: bool, residual_bits: int, residual_step: float,
                  multipliers: Multipliers, record: bool) -> None:
-        self._spec, self._graph, self._exchange, self._direction = spec, graph, exchange, direction
-        self._bits, self._steps, self._innovation, self._record = bits, list(steps), innovation, record
-        self._residual_bits, self._residual_step, self._multipliers = residual_bits, residual_step, multipliers
+        self._spec, self._exchange, self._direction, self._record = spec, exchange, direction, record
+        self._steps, self._multipliers = list(steps), multipliers
+        weights = 1.0 - (1.0 + spec.mu) * spec.eta, spec.mu * spec.eta, spec.eta
+        self._coding = _Coding(graph, bits, self._steps[0], innovation, residual_bits, residual_step, weights)
         self.moments: dict[str, list[float]] = {}
 
     @staticmethod
@@ -60,11 +74,12 @@ class FusedLayers:
 
     def run(self, h0: np.ndarray) -> np.ndarray:
         """H^K of the local rows, float32 (n, C); `h0`, float32 (n, C), is used up."""
-        g, n, columns = self._graph, self._graph.num_local, h0.shape[1]
+        g, bits, columns = self._coding.graph, self._coding.bits, h0.shape[1]
+        n = g.num_local
         live = self._multipliers.live
         rows = np.zeros((n, 3), np.float64) if self._record else None
         dots = np.zeros(n, np.float64) if live else None
-        now, then = (np.zeros((n + g.num_halo, row_bytes(columns, self._bits)), np.uint8) for _ in range(2))
+        now, then = (np.zeros((n + g.num_halo, row_bytes(columns, bits)), np.uint8) for _ in range(2))
         storage = self._storage(h0)
         storage.start(h0, now[:n], rows)
         state, other = h0, np.empty_like(h0) if self._keeps_two else h0
@@ -72,7 +87,7 @@ class FusedLayers:
             step, layer, second = self._steps[number], *self._place(number)
             self._note(number, step, rows, h0.size)
             if step != 0.0:
-                self._exchange.begin(now, self._bits, columns, self._direction, layer, number)
+                self._exchange.begin(now, bits, columns, self._direction, layer, number)
             # λ is asked for while rows are on the wire: the answer to the layer before may be on its way, too.
             current = self._round(number, layer, second)
             following = 0.0 if current.last else self._steps[number + 1]
@@ -117,23 +132,18 @@ class FusedLayers:
         return _Round(True, 0.0, needless)
 
     def _storage(self, h0: np.ndarray) -> _Storage:
-        fixed = fixed_point(self._steps, self._bits, innovation=self._innovation)
-        coded = self._residual_bits <= 8 and _is_power_of_two(self._residual_step)
+        c = self._coding
+        fixed = fixed_point(self._steps, c.bits, innovation=c.innovation)
+        coded = c.residual_bits <= 8 and _is_power_of_two(c.residual_step)
         if fixed is not None and coded:
-            far = np.flatnonzero(self._graph.degree > fixed.most_neighbours)
+            far = np.flatnonzero(c.graph.degree > fixed.most_neighbours)
             if len(far) <= FAR_SHARE * len(h0):
-                return _FixedStorage(self, h0, fixed, far)
-        return _FloatStorage(self, h0)
+                return _FixedStorage(c, h0, fixed, far)
+        return _FloatStorage(c, h0)
 
     def _note(self, number: int, step: float, rows: np.ndarray | None, count: int) -> None:
         if rows is not None and step != 0.0:
             self.moments[f"news/{number}"] = [*moments_of(rows), float(count)]
-
-    @property
-    def weights(self) -> tuple[float, float, float]:
-        """Of H, P and the H⁰ term in a gradient step."""
-        mu, eta = self._spec.mu, self._spec.eta
-        return 1.0 - (1.0 + mu) * eta, mu * eta, eta
 
 
 @dataclass(frozen=True)
@@ -182,36 +192,36 @@ class _Storage(Protocol):
 class _FloatStorage:
     """In float32."""
 
-    def __init__(self, layers: FusedLayers, h0: np.ndarray) -> None:
-        self._layers = layers
+    def __init__(self, coding: _Coding, h0: np.ndarray) -> None:
+        self._coding = coding
         self._r = np.zeros_like(h0)
-        self._believed = np.zeros_like(h0) if layers._innovation else None
+        self._believed = np.zeros_like(h0) if coding.innovation else None
         self._residual = h0.copy()
-        if layers._residual_bits < 32:
-            kernels.midrise(h0, np.float32(layers._residual_step), layers._residual_bits, self._residual)
+        if coding.residual_bits < 32:
+            kernels.midrise(h0, np.float32(coding.residual_step), coding.residual_bits, self._residual)
 
     def start(self, h0: np.ndarray, payload: np.ndarray, moments: np.ndarray | None) -> None:
-        s = self._layers
-        kernels.code_news(h0, s._graph.inv_sqrt_degree, self._believed, s._steps[0], s._bits, 0, len(h0), payload,
+        c = self._coding
+        kernels.code_news(h0, c.graph.inv_sqrt_degree, self._believed, c.first_step, c.bits, 0, len(h0), payload,
                           moments)
 
     def layer(self, payload: np.ndarray, step: float, h: np.ndarray, before: np.ndarray | None, out: np.ndarray,
               current: _Round, following: float, following_payload: np.ndarray, moments: np.ndarray | None,
               dots: np.ndarray | None, begin: int, end: int) -> None:
-        s, g = self._layers, self._layers._graph
-        kernels.layer(g.indptr, g.indices, payload, s._bits, step, g.degree, g.inv_sqrt_degree, self._residual, self._r,
-                      h, before, out, current.gradient, current.coefficient, *s.weights, self._believed, following,
+        c, g = self._coding, self._coding.graph
+        kernels.layer(g.indptr, g.indices, payload, c.bits, step, g.degree, g.inv_sqrt_degree, self._residual, self._r,
+                      h, before, out, current.gradient, current.coefficient, *c.weights, self._believed, following,
                       following_payload, moments, dots, begin, end)
 
 
 class _FixedStorage:
     """In 16 bits, the H⁰ term in 8; in float32 R of rows with many neighbours, `far`."""
 
-    def __init__(self, layers: FusedLayers, h0: np.ndarray, fixed: FixedPoint, far: np.ndarray) -> None:
-        self._layers, self._unit = layers, fixed.unit
+    def __init__(self, coding: _Coding, h0: np.ndarray, fixed: FixedPoint, far: np.ndarray) -> None:
+        self._coding, self._unit = coding, fixed.unit
         shape = (len(h0), -(-h0.shape[1] // 8) * 8)
         self._r = np.zeros(shape, np.int16)
-        self._believed = np.empty(shape, np.int16) if layers._innovation else None
+        self._believed = np.empty(shape, np.int16) if coding.innovation else None
         self._residual = np.empty(shape, np.int8)
         self._slot = self._far = None
         if len(far):
@@ -220,15 +230,15 @@ class _FixedStorage:
             self._far = np.zeros((len(far), h0.shape[1]), np.float32)
 
     def start(self, h0: np.ndarray, payload: np.ndarray, moments: np.ndarray | None) -> None:
-        s = self._layers
-        kernels.fixed_start(h0, s._graph.inv_sqrt_degree, s._residual_step, s._residual_bits, self._unit, s._steps[0],
-                            s._bits, 0, len(h0), self._residual, self._believed, payload, moments)
+        c = self._coding
+        kernels.fixed_start(h0, c.graph.inv_sqrt_degree, c.residual_step, c.residual_bits, self._unit, c.first_step,
+                            c.bits, 0, len(h0), self._residual, self._believed, payload, moments)
 
     def layer(self, payload: np.ndarray, step: float, h: np.ndarray, before: np.ndarray | None, out: np.ndarray,
               current: _Round, following: float, following_payload: np.ndarray, moments: np.ndarray | None,
               dots: np.ndarray | None, begin: int, end: int) -> None:
-        s, g = self._layers, self._layers._graph
-        kernels.fixed_layer(g.indptr, g.indices, payload, s._bits, step, g.degree, g.inv_sqrt_degree, self._residual,
-                            s._residual_step, self._unit, self._r, self._slot, self._far, h, before, out,
-                            current.gradient, current.coefficient, *s.weights, self._believed, following,
+        c, g = self._coding, self._coding.graph
+        kernels.fixed_layer(g.indptr, g.indices, payload, c.bits, step, g.degree, g.inv_sqrt_degree, self._residual,
+                            c.residual_step, self._unit, self._r, self._slot, self._far, h, before, out,
+                            current.gradient, current.coefficient, *c.weights, self._believed, following,
                             following_payload, moments, dots, begin, end)

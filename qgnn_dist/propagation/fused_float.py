@@ -10,6 +10,7 @@ import numpy as np
 
 from .. import kernels
 from ..comm.exchange import Exchange
+from ..comm.trace import COMPUTE, span
 from ..quant.ranges import moments_of
 from .neighbourhood import Neighbourhood
 from .smp import Multipliers, Propagation
@@ -62,9 +63,11 @@ class FusedFloatLayers:
             h, before = (other, state) if second else (state, other if live and not two else None)
             for interior in (True, False):
                 begin, end = (g.num_boundary, n) if interior else (0, g.num_boundary)
-                kernels.layer_float(g.indptr, g.indices, now, g.inv_sqrt_degree, residual, h, before, other, p,
-                                    layer == 0 and not second, second, np.float32(2.0 * eta * value), a, b, c,
-                                    None if last else then, dots if closes else None, begin, end)
+                what = "interior rows" if interior else "boundary rows"
+                with span(self._exchange.trace, COMPUTE, what, layer, number):
+                    kernels.layer_float(g.indptr, g.indices, now, g.inv_sqrt_degree, residual, h, before, other, p,
+                                        layer == 0 and not second, second, np.float32(2.0 * eta * value), a, b, c,
+                                        None if last else then, dots if closes else None, begin, end)
                 if interior:
                     self._exchange.finish()
             if dots is not None and closes and layer < spec.layers - 1:

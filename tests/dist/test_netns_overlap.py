@@ -63,7 +63,7 @@ while not os.path.exists(meeting + "/end"):
 @pytest.mark.parametrize("bits", [2, 8])
 def test_a_layer_takes_little_more_than_the_larger_of_computing_and_wire(tmp_path: Path, rate: str | None,
                                                                          bits: int) -> None:
-    """The median round of both ranks."""
+    """The median round. 8 bits at 1 Gbit/s are past it: boundary rows wait for all of the halo, and nothing hides them."""
     qgnn.partition("synthetic:sbm?nodes=120000&edges=1200000&features=4&classes=8", parts=2, out=tmp_path / "store")
     with NetnsCluster(2, rate) as hosts:
         ranks = [hosts.exec(i, [sys.executable, "-c", RANK, json.dumps(
@@ -72,12 +72,15 @@ def test_a_layer_takes_little_more_than_the_larger_of_computing_and_wire(tmp_pat
         wait_for(tmp_path, ["done-0", "done-1"], ranks)
         (tmp_path / "end").touch()
         assert [rank.wait(20) for rank in ranks] == [0, 0]
-    for i in (0, 1):
-        told = json.loads((tmp_path / f"done-{i}").read_text())
-        rounds = [one for turn in told["rounds"] for one in turn[:-1]]
-        middle = {key: 1000 * statistics.median(one[key] for one in rounds) for key in ("compute", "wire", "wait", "wall")}
-        ratio = statistics.median(one["ratio"] for one in rounds)
-        print(f"rank {i}, {bits} bits, {rate or 'no limit'}: {100 * told['boundary']:.0f} % boundary rows, "
-              f"{told['halo']:,} halo rows; ms a round: "
-              + ", ".join(f"{name} {ms:.2f}" for name, ms in middle.items()) + f"; ratio {ratio:.2f}")
-        assert ratio <= 1.15
+    told = [json.loads((tmp_path / f"done-{i}").read_text()) for i in (0, 1)]
+    pairs = [pair for turns in zip(*(t["rounds"] for t in told)) for pair in zip(*(turn[:-1] for turn in turns))]
+    # A round ends for both ranks when the slower one is there: it is held against the larger of both ranks' figures.
+    ratio = statistics.median(max(one["wall"] for one in pair) / max(max(one["compute"], one["wire"]) for one in pair)
+                              for pair in pairs)
+    for i, own in enumerate(told):
+        middle = {key: 1000 * statistics.median(pair[i][key] for pair in pairs)
+                  for key in ("compute", "wire", "wait", "wall")}
+        print(f"rank {i}, {bits} bits, {rate or 'no limit'}: {100 * own['boundary']:.0f} % boundary rows, "
+              f"{own['halo']:,} halo rows; ms a round: "
+              + ", ".join(f"{name} {ms:.2f}" for name, ms in middle.items()) + f"; both ranks' ratio {ratio:.2f}")
+    assert ratio <= 1.15

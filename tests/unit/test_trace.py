@@ -60,10 +60,11 @@ def test_a_block_is_measured_even_where_it_fails() -> None:
 
 
 @pytest.mark.parametrize("rounds", ["merged", "two"])
-def test_a_traced_prediction(tmp_path: Path, rounds: str) -> None:
+@pytest.mark.parametrize("bits", [2, 32])
+def test_a_traced_prediction(tmp_path: Path, rounds: str, bits: int) -> None:
     """Every round of both ranks packs, computes, is on the wire and waits, in that order; nothing else changes."""
     store = make_store(small_graph(), tmp_path / "s", 2)
-    model = untrained_model(store, rounds=rounds)
+    model = untrained_model(store, rounds=rounds, bits=bits)
     pool = LocalPool(PredictWorker, {"store": str(store.path), "exchange_s": 60.0}, 2, timeout_s=60)
     try:
         out = tmp_path / "out"

@@ -42,19 +42,9 @@ QGNN_INLINE void sum_float_row(const i64* indptr, const std::int32_t* indices, c
     }
     return;
   }
-  switch ((n + kLanes - 1) / kLanes) {
-#define QGNN_PARTS(K) \
-  case K: return sum_parts<K>(indices, begin, end, last_edge, x + first, C, n - kLanes, sum)
-    QGNN_PARTS(1);
-    QGNN_PARTS(2);
-    QGNN_PARTS(3);
-    QGNN_PARTS(4);
-    QGNN_PARTS(5);
-    QGNN_PARTS(6);
-    QGNN_PARTS(7);
-    default: return sum_parts<kMostParts>(indices, begin, end, last_edge, x + first, C, n - kLanes, sum);
-#undef QGNN_PARTS
-  }
+  with_parts<kMostParts>((n + kLanes - 1) / kLanes, [&]<int parts>() __attribute__((always_inline)) {
+    sum_parts<parts>(indices, begin, end, last_edge, x + first, C, n - kLanes, sum);
+  });
 }
 
 static void aggregate_float(const i64* indptr, const std::int32_t* indices, const float* x, i64 C, float* out,

@@ -14,6 +14,14 @@
 namespace qgnn {
 namespace QGNN_ISA {
 
+// Calls `work` with as many registers as there are, 1 to `most`, known when this is compiled.
+template <int most, class Work>
+QGNN_INLINE void with_parts(i64 parts, const Work& work) {
+  if constexpr (most > 1)
+    if (parts < most) return with_parts<most - 1>(parts, work);
+  work.template operator()<most>();
+}
+
 // Eight numbers side by side: one register with AVX2, two of the scalar twin's.
 typedef float F8 __attribute__((vector_size(32)));
 typedef std::int32_t I8 __attribute__((vector_size(32)));

@@ -126,25 +126,16 @@ QGNN_INLINE void add_tile(const float* x, const float* scale, const float* g, i6
 }
 
 // Tiles begin..end of kWord features by kTileColumns columns; a tile's sums do not depend on who has the others.
-static void add_transposed(const float* x, const float* scale, const float* g, i64 N, i64 F, i64 H, float* out, i64 begin, i64 end) {
+static void add_transposed(const float* x, const float* scale, const float* g, i64 N, i64 F, i64 H, float* out,
+                           i64 begin, i64 end) {
   const i64 across = (H + kTileColumns - 1) / kTileColumns;
   for (i64 tile = begin; tile < end; ++tile) {
     const i64 f = tile / across * kWord, j = tile % across * kTileColumns;
     const i64 height = F - f < kWord ? F - f : kWord, width = H - j < kTileColumns ? H - j : kTileColumns;
     float* to = out + f * H + j;
-    switch ((width + kLanes - 1) / kLanes) {
-#define QGNN_PARTS(K) \
-  case K: add_tile<K>(x + f, scale, g + j, N, F, H, height, width, to); break
-      QGNN_PARTS(1);
-      QGNN_PARTS(2);
-      QGNN_PARTS(3);
-      QGNN_PARTS(4);
-      QGNN_PARTS(5);
-      QGNN_PARTS(6);
-      QGNN_PARTS(7);
-      default: add_tile<kTileColumns / kLanes>(x + f, scale, g + j, N, F, H, height, width, to);
-#undef QGNN_PARTS
-    }
+    with_parts<kTileColumns / kLanes>((width + kLanes - 1) / kLanes, [&]<int parts>() __attribute__((always_inline)) {
+      add_tile<parts>(x + f, scale, g + j, N, F, H, height, width, to);
+    });
   }
 }
 
