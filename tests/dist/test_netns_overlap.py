@@ -59,11 +59,13 @@ while not os.path.exists(meeting + "/end"):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("rate", [None, "1gbit", "100mbit"])
-@pytest.mark.parametrize("bits", [2, 8])
-def test_a_layer_takes_little_more_than_the_larger_of_computing_and_wire(tmp_path: Path, rate: str | None,
-                                                                         bits: int) -> None:
-    """The median round. 8 bits at 1 Gbit/s are past it: boundary rows wait for all of the halo, and nothing hides them."""
+@pytest.mark.parametrize(("bits", "rate"), [
+    (2, None), (2, "1gbit"), (2, "100mbit"), (8, None), (8, "100mbit"),
+    pytest.param(8, "1gbit", marks=pytest.mark.xfail(
+        strict=True, reason="1.5: computing and wire are alike, and boundary rows wait for all of the halo"))])
+def test_a_layer_takes_little_more_than_the_larger_of_computing_and_wire(tmp_path: Path, bits: int,
+                                                                         rate: str | None) -> None:
+    """The median round of both ranks."""
     qgnn.partition("synthetic:sbm?nodes=120000&edges=1200000&features=4&classes=8", parts=2, out=tmp_path / "store")
     with NetnsCluster(2, rate) as hosts:
         ranks = [hosts.exec(i, [sys.executable, "-c", RANK, json.dumps(

@@ -42,7 +42,7 @@ QGNN_INLINE void sum_float_row(const i64* indptr, const std::int32_t* indices, c
     }
     return;
   }
-  with_parts<kMostParts>((n + kLanes - 1) / kLanes, [&]<int parts>() __attribute__((always_inline)) {
+  with_parts<kMostParts>((n + kLanes - 1) / kLanes, [=]<int parts>() __attribute__((always_inline)) {
     sum_parts<parts>(indices, begin, end, last_edge, x + first, C, n - kLanes, sum);
   });
 }

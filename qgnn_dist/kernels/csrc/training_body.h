@@ -133,7 +133,7 @@ static void add_transposed(const float* x, const float* scale, const float* g, i
     const i64 f = tile / across * kWord, j = tile % across * kTileColumns;
     const i64 height = F - f < kWord ? F - f : kWord, width = H - j < kTileColumns ? H - j : kTileColumns;
     float* to = out + f * H + j;
-    with_parts<kTileColumns / kLanes>((width + kLanes - 1) / kLanes, [&]<int parts>() __attribute__((always_inline)) {
+    with_parts<kTileColumns / kLanes>((width + kLanes - 1) / kLanes, [=]<int parts>() __attribute__((always_inline)) {
       add_tile<parts>(x + f, scale, g + j, N, F, H, height, width, to);
     });
   }
