@@ -42,8 +42,8 @@ def check_trainable(store: Store, config: RunConfig) -> None:
     """Refuse a store that cannot be trained on, before anything starts.
 
     Raises:
-        InputError: features, labels or splits are absent, the metric does not fit the classes, or the method of
-            quantisation does not train on several parts.
+        InputError: features, labels or splits are absent, the metric does not fit the classes, the method of
+            quantisation does not train on several parts, or gradients are coded and rows too wide for that.
     """
     lacking = [what for what, there in (("features", store.num_features > 0), ("labels", store.has_labels),
                                         ("splits", store.has_split)) if not there]
@@ -57,6 +57,10 @@ def check_trainable(store: Store, config: RunConfig) -> None:
         raise InputError(f"quant.method=degree_quant: trains on a store of one part, this one has {store.num_parts} "
                          "(its protected rows keep full precision, and a round has one width on the wire); partition "
                          "with --parts 1, the model then predicts on any number", file=str(store.path))
+    if config.quant.gradients != 32 and store.num_classes > kernels.LAYER_COLUMNS:
+        raise InputError(f"quant.gradients={config.quant.gradients}: the store has {store.num_classes} classes, "
+                         f"expected at most {kernels.LAYER_COLUMNS}; --set quant.gradients=32 takes any number",
+                         file=str(store.path))
 
 
 def prepare_run(out: str | Path, store: Store, config: RunConfig, *, resume: bool,
