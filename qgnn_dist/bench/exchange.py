@@ -26,7 +26,7 @@ from .exchange_table import finish
 from .netns import NetnsCluster, bits_per_second, cannot
 from .ranks import Hosts, Loopback, Ranks, Training
 
-__all__ = ["CELLS", "exchange", "formula", "parse_cell"]
+__all__ = ["CELLS", "exchange", "formula", "on_the_wire", "parse_cell"]
 
 Cell = tuple[int, int]
 """Bits of the messages forward, and of the gradients."""
@@ -264,19 +264,28 @@ def _traced(training: Training, hosts: Hosts, store: Store, config: RunConfig, r
         row["interface_bytes"] = [b - a for a, b in zip(before, after)]
         row["interface_ratio"] = sum(row["interface_bytes"]) / max(sum(sum(one.values()) for one in sent), 1)
     messages = [sum(one[kind] for kind in ("forward", "backward", "evaluation")) for one in sent]
-    return {**row, **_on_the_wire(spans, messages, rate)}
+    return {**row, **on_the_wire(spans, messages, rate)}
 
 
-def _on_the_wire(spans: Sequence[Sequence[Span]], sent: Sequence[int], rate: str) -> dict[str, Any]:
-    """Seconds of an epoch's rounds on the wire, from the own begin until all is sent and received, of computing and of
-    packing inside rounds, means over ranks; and the share of the links' rate that the messages took meanwhile."""
-    seconds = {kind: [sum(one.seconds for one in own if one.kind == kind) for own in spans]
-               for kind in (WIRE, COMPUTE, PACK)}
-    row: dict[str, Any] = {f"{kind}_s": statistics.fmean(values) for kind, values in seconds.items()}
+def on_the_wire(spans: Sequence[Sequence[Span]], sent: Sequence[int], rate: str) -> dict[str, Any]:
+    """Where the rounds of an epoch spend their time, means over ranks, from all ranks' spans on one machine's clock.
+
+    Args: sent: bytes of messages of each rank. rate: of a link, or UNSHAPED.
+    Returns: `wire_s`, from a rank's begin until it has sent and received all; `compute_s`, `pack_s`; `tail_s`, from
+        when the last rank has begun a round until the last one has all, which is exchange and nothing else; and of a
+        shaped link `full_link_s`, what the bytes take at its rate, and `link_use`, that over `tail_s`: above 1 where
+        a part of the exchange passed while slower ranks still computed.
+    """
+    row: dict[str, Any] = {f"{kind}_s": statistics.fmean(sum(one.seconds for one in own if one.kind == kind)
+                                                         for own in spans) for kind in (WIRE, COMPUTE, PACK)}
+    rounds: dict[str, list[Span]] = {}
+    for one in itertools.chain.from_iterable(spans):
+        if one.kind == WIRE:
+            rounds.setdefault(one.what, []).append(one)
+    row["tail_s"] = sum(max(one.end for one in own) - max(one.start for one in own) for own in rounds.values())
     if rate != UNSHAPED:
-        full = [8 * count / bits_per_second(rate) for count in sent]
-        row |= {"full_link_s": statistics.fmean(full), "link_use": statistics.fmean(
-            own / wire for own, wire in zip(full, seconds[WIRE]) if wire > 0) if any(seconds[WIRE]) else None}
+        row["full_link_s"] = 8 * statistics.fmean(sent) / bits_per_second(rate)
+        row["link_use"] = row["full_link_s"] / row["tail_s"] if row["tail_s"] > 0 else None
     return row
 
 

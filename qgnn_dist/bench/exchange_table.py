@@ -20,10 +20,11 @@ _INTRO = (
     "every cell ran once, after one that warms up. x float: the median over turns of float's epoch over this "
     "one's, same rounds, same link. MB: sent by a worker in an epoch, mean. Formula: whether every worker's bytes"
     " of every kind are what rows, widths, scales and headers say. Interfaces: their counters over our bytes. "
-    "Link use: bytes over what the link could carry from the begin of each round until all of it is sent and "
-    "received. Waiting: seconds that a worker waits in an epoch for peers' messages, in the all-reduce of the "
-    "gradients, and for the multiplier server, means. CPU: seconds of all workers together over the machine's "
-    "cores, below which no epoch can be here.")
+    "Link use: bytes over what the links could carry from when the last worker has begun a round until the last "
+    "one has all; above 100 where a part of it passed while slower workers still computed. Waiting: seconds that "
+    "a worker waits in an epoch for peers' messages, in the all-reduce of the gradients, and for the multiplier "
+    "server, means. CPU: seconds of all workers together over the machine's cores, below which no epoch can be "
+    "here.")
 _COLOURS = {32: "#b8b8b8", 8: "#56B4E9", 4: "#0072B2", 2: "#D55E00"}
 
 
