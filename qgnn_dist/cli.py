@@ -299,6 +299,94 @@ def order(
     return result, show.order
 
 
+@_command("qgnn bench exchange arxiv --out exchange --rate 1gbit --rate 100mbit --cell 2/4 --cell 1/2", bench)
+def exchange(
+    source: Annotated[str, typer.Argument(help="arxiv, mid, products, another source, or a store.")],
+    out: Annotated[Path, typer.Option(help="Folder of the table and the picture.")],
+    workers: Annotated[list[int] | None, typer.Option(min=2, help="Again for more; default: 4.")] = None,
+    rate: Annotated[list[str] | None, typer.Option(
+        help="Of a link, as 100mbit, or none; again for more; default: 1gbit.")] = None,
+    method: Annotated[list[str] | None, typer.Option(
+        help="random, stream or metis cut; again for more; default: random.")] = None,
+    cell: Annotated[list[str] | None, typer.Option(
+        help="Bits of messages/gradients, as 2/4; again for more; default: all.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed epochs of every cell.")] = 5,
+    seconds: Annotated[float, typer.Option(
+        min=0.0, help="Also train every cell for so long and tell its accuracy; 0: do not.")] = 0.0,
+    evaluate: Annotated[bool, typer.Option("--evaluate", help="Also time epochs with an evaluation.")] = False,
+    hidden: Annotated[int, typer.Option(min=1, help="Width of the perceptron.")] = 256,
+    layers: Annotated[int, typer.Option(min=1, help="K.")] = 10,
+    threads: Annotated[int, typer.Option(min=1, help="Of every worker.")] = 1,
+    no_pictures: _NoPictures = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier table.")] = False,
+    as_json: Json = False, debug: Debug = False,
+) -> Outcome:
+    """Time training over links of a given rate, at every width of messages and gradients (needs root)."""
+    from .bench import exchange as bench_exchange
+    from .bench import show
+
+    cells = None if cell is None else [bench_exchange.parse_cell(word) for word in cell]
+    with show.steps() as step:
+        result = bench_exchange.exchange(
+            source, out=out, workers=workers or (4,), rates=rate or ("1gbit",), methods=method or ("random",),
+            cells=cells, repeats=repeats, time_s=seconds, evaluate=evaluate, hidden=hidden, layers=layers,
+            threads=threads, pictures=not no_pictures, overwrite=overwrite, on_step=step)
+    return result, show.exchange
+
+
+@_command("qgnn bench growth --out growth --edges 1e6 --edges 1e7 --workers 1 --workers 2", bench)
+def growth(
+    out: Annotated[Path, typer.Option(help="Folder of the table and the picture.")],
+    edges: Annotated[list[float] | None, typer.Option(
+        help="Undirected, as 1e6; again for more; default: 1, 10 and 100 million.")] = None,
+    workers: Annotated[list[int] | None, typer.Option(
+        min=1, help="At the fixed size; again for more; default: 1, 2, 4, 8.")] = None,
+    fixed_edges: Annotated[float | None, typer.Option(help="Edges where workers vary; default: first size.")] = None,
+    method: Annotated[str, typer.Option(help="stream, random or metis cut.")] = "stream",
+    settings: Annotated[list[str] | None, typer.Option("--set", help="One setting, e.g. quant.bits=2.")] = None,
+    link: Annotated[str, typer.Option(help="Of a worker, where time is modelled.")] = "1gbit",
+    no_pictures: _NoPictures = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier table.")] = False,
+    as_json: Json = False, debug: Debug = False,
+) -> Outcome:
+    """Measure memory, bytes and time of training as the graph grows, and as the workers do."""
+    from .bench import growth as bench_growth
+    from .bench import show
+
+    sizes = tuple(int(count) for count in edges or bench_growth.EDGES)
+    with show.steps() as step:
+        result = bench_growth.growth(
+            out=out, edges=sizes, workers=workers or bench_growth.WORKERS,
+            fixed_edges=None if fixed_edges is None else int(fixed_edges), method=method, settings=settings or (),
+            link=link, pictures=not no_pictures, overwrite=overwrite, on_step=step)
+    return result, show.growth
+
+
+@_command("qgnn bench baselines arxiv --out baselines --seconds 60", bench)
+def baselines(
+    source: _Source,
+    out: Annotated[Path, typer.Option(help="Folder of the table and the picture.")],
+    system: Annotated[list[str] | None, typer.Option(
+        help="qgnn-int2, qgnn-fp32, sign, sage-sampled; again for more; default: all.")] = None,
+    seconds: Annotated[float, typer.Option(min=0.0, help="Of training, for each.")] = 120.0,
+    threads: _Threads = 0,
+    hidden: Annotated[int, typer.Option(min=1, help="Width of all.")] = 256,
+    layers: Annotated[int, typer.Option(min=1, help="K of ours.")] = 10,
+    no_pictures: _NoPictures = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier table.")] = False,
+    as_json: Json = False, debug: Debug = False,
+) -> Outcome:
+    """Set accuracy against time beside SIGN and sampled mini-batches, on one machine."""
+    from .bench import baselines as bench_baselines
+    from .bench import show
+
+    with show.steps() as step:
+        result = bench_baselines.baselines(
+            source, out=out, systems=system, seconds=seconds, threads=threads, hidden=hidden, layers=layers,
+            pictures=not no_pictures, overwrite=overwrite, on_step=step)
+    return result, show.baselines
+
+
 @app.callback(invoke_without_command=True)
 def _global(
     version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,

@@ -1,183 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several "hosts" on one Linux machine: network namespaces joined by a bridge that lies in a namespace of its own.
-
-The machine's own network is never touched. Needs root and `ip`; `tc` too where links are shaped.
-"""
+"""The package's hosts in network namespaces; a test skips, with the reason, where they cannot be made."""
 from __future__ import annotations
-
-import os
-import shutil
-import signal
-import subprocess
-import tempfile
-import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import IO, Any
 
 import pytest
 
-COMMAND_S = 20.0
-END_S = 10.0
+from qgnn_dist.bench import netns
+
+__all__ = ["NetnsCluster"]
 
 
-class NetnsCluster:
-    """Context manager around `n` namespaces, each with one link `eth0` to a switch and the address `address(i)`.
-
-    Processes started by `exec` have their own host name (`node<i>`), /etc/hosts and /tmp/ray, no name server, and end
-    with the cluster. Skips the test, with the reason, where namespaces cannot be made.
-
-    Args:
-        rate: of each link in both directions, as `tc` writes it ("1gbit", "100mbit"); None: unshaped.
-    """
-
-    def __init__(self, n: int, rate: str | None = None) -> None:
-        self.n, self._rate = n, rate
-        self._tag = f"q{os.getpid() % 100_000:x}"
-        self._made: list[str] = []
-        self._processes: list[subprocess.Popen[Any]] = []
+class NetnsCluster(netns.NetnsCluster):
+    """See qgnn_dist.bench.netns.NetnsCluster."""
 
     def __enter__(self) -> NetnsCluster:
-        reason = cannot("tc" if self._rate else None)
+        reason = netns.cannot(shaped=self._rate is not None)
         if reason:
             pytest.skip(reason)
-        self._folder = Path(tempfile.mkdtemp(prefix="netns-"))
-        try:
-            self._up()
-        except BaseException:
-            self.close()
-            raise
+        super().__enter__()
         return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def address(self, i: int) -> str:
-        """IP address of host `i`."""
-        return f"10.77.0.{10 + i}"
-
-    def exec(self, i: int, command: Sequence[str], env: Mapping[str, str] | None = None, *,
-             stdout: int | IO[Any] | None = None, stderr: int | IO[Any] | None = None) -> subprocess.Popen[str]:
-        """Start a command on host `i`, in a session of its own.
-
-        Args:
-            env: added to this process's environment.
-        """
-        folder = self._folder / str(i)
-        inside = ('hostname "$1"; mkdir -p /tmp/ray; mount --bind "$2" /tmp/ray; mount --bind "$3" /etc/hosts; '
-                  'mount --bind /dev/null /etc/resolv.conf; shift 3; exec "$@"')
-        process = subprocess.Popen(
-            ["ip", "netns", "exec", self._name(i), "unshare", "--uts", "--mount", "--propagation", "private", "bash",
-             "-c", inside, "_", f"node{i}", str(folder), str(self._folder / "hosts"), *command],
-            env={**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", **(env or {})},
-            stdout=stdout, stderr=stderr, text=True, start_new_session=True)
-        self._processes.append(process)
-        return process
-
-    def sent_bytes(self, i: int) -> int:
-        """What host `i`'s interface has sent, by the kernel's count: Ethernet frames without their checksums."""
-        return self._counter(i, "tx_bytes")
-
-    def received_bytes(self, i: int) -> int:
-        """What host `i`'s interface has received."""
-        return self._counter(i, "rx_bytes")
-
-    def cut(self, i: int) -> None:
-        """Pull the cable of host `i`."""
-        _run("ip", "-n", self._name(None), "link", "set", f"p{i}", "down")
-
-    def join(self, i: int) -> None:
-        """Plug the cable of host `i` in again."""
-        _run("ip", "-n", self._name(None), "link", "set", f"p{i}", "up")
-
-    def pids(self, i: int) -> list[int]:
-        """Processes that live on host `i`."""
-        return [int(pid) for pid in _run("ip", "netns", "pids", self._name(i)).split()]
-
-    def close(self) -> None:
-        """End what was started on the hosts, and remove them."""
-        for name in self._made:
-            _end(name)
-        for process in self._processes:
-            try:
-                process.wait(END_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-        for name in reversed(self._made):
-            subprocess.run(["ip", "netns", "del", name], check=False, timeout=COMMAND_S)
-        self._made, self._processes = [], []
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-    def _up(self) -> None:
-        """A switch, and a cable to each host."""
-        switch = self._add(None)
-        _run("ip", "-n", switch, "link", "add", "br0", "type", "bridge")
-        _run("ip", "-n", switch, "link", "set", "br0", "up")
-        hosts = [f"{self.address(i)} node{i}" for i in range(self.n)]
-        (self._folder / "hosts").write_text("\n".join(["127.0.0.1 localhost", *hosts]) + "\n")
-        for i in range(self.n):
-            name, port = self._add(i), f"p{i}"
-            (self._folder / str(i)).mkdir()
-            _run("ip", "link", "add", "eth0", "netns", name, "type", "veth", "peer", "name", port, "netns", switch)
-            _run("ip", "-n", switch, "link", "set", port, "master", "br0", "up")
-            _run("ip", "-n", name, "addr", "add", f"{self.address(i)}/24", "dev", "eth0")
-            _run("ip", "-n", name, "link", "set", "eth0", "up")
-            if self._rate:
-                for place, device in ((name, "eth0"), (switch, port)):
-                    _run("ip", "netns", "exec", place, "tc", "qdisc", "add", "dev", device, "root", "tbf", "rate",
-                         self._rate, "burst", "256kb", "latency", "50ms")
-
-    def _add(self, i: int | None) -> str:
-        name = self._name(i)
-        _run("ip", "netns", "add", name)
-        self._made.append(name)
-        _run("ip", "-n", name, "link", "set", "lo", "up")
-        return name
-
-    def _name(self, i: int | None) -> str:
-        return f"{self._tag}-{'switch' if i is None else i}"
-
-    def _counter(self, i: int, which: str) -> int:
-        # `ip netns exec` shows the namespace's own /sys.
-        return int(_run("ip", "netns", "exec", self._name(i), "cat", f"/sys/class/net/eth0/statistics/{which}"))
-
-
-def cannot(also: str | None = None) -> str:
-    """Why namespaces cannot be made here; empty where they can."""
-    if os.geteuid() != 0:
-        return "network namespaces need root"
-    for tool in ("ip", "unshare", also):
-        if tool and shutil.which(tool) is None:
-            return f"network namespaces need `{tool}`, which is not installed"
-    probe = f"q{os.getpid() % 100_000:x}-probe"
-    try:
-        _run("ip", "netns", "add", probe)
-        _run("ip", "netns", "exec", probe, "unshare", "--uts", "--mount", "true")
-        _run("ip", "-n", probe, "link", "add", "v0", "type", "veth", "peer", "name", "v1")
-        return ""
-    except (RuntimeError, subprocess.TimeoutExpired) as error:
-        return f"network namespaces cannot be made here: {error}"
-    finally:
-        subprocess.run(["ip", "netns", "del", probe], check=False, timeout=COMMAND_S, capture_output=True)
-
-
-def _run(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_S, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
-    return done.stdout
-
-
-def _end(name: str) -> None:
-    """Kill what runs in a namespace that this process made."""
-    end = time.monotonic() + END_S
-    while time.monotonic() < end:
-        pids = [int(pid) for pid in _run("ip", "netns", "pids", name).split()]
-        if not pids:
-            return
-        for pid in pids:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-        time.sleep(0.05)

@@ -15,8 +15,9 @@ from rich.table import Table
 
 from .beside import tables
 from .table import METRIC_NAMES, failure_lines, headings, is_text, line
+from .written import Tables
 
-__all__ = ["CellProgress", "accuracy", "beside", "order", "steps"]
+__all__ = ["CellProgress", "accuracy", "baselines", "beside", "exchange", "growth", "order", "steps"]
 
 _QUIET_S = 5.0
 """Where stderr is no terminal: least seconds between two lines."""
@@ -87,11 +88,36 @@ def steps() -> Iterator[Callable[[str], None]]:
 
 def beside(result: dict[str, Any], console: Console) -> None:
     """The tables of ours beside stock."""
+    _tables(result, tables(result), console)
+
+
+def exchange(result: dict[str, Any], console: Console) -> None:
+    """A table for each cut and rate."""
+    from .exchange_table import tables
+
+    _tables(result, tables(result["rows"]), console)
+
+
+def growth(result: dict[str, Any], console: Console) -> None:
+    """A table for each series, and the slopes."""
+    from .growth import tables
+
+    _tables(result, tables(result["rows"], result["fits"]), console)
+
+
+def baselines(result: dict[str, Any], console: Console) -> None:
+    """How good, and how soon."""
+    from .baselines import tables
+
+    _tables(result, tables(result["rows"]), console)
+
+
+def _tables(result: dict[str, Any], found: Tables, console: Console) -> None:
     _widen(console)
-    for title, columns, lines in tables(result):
+    for title, columns, lines in found:
         table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_edge=False)
-        for column in columns:
-            table.add_column(column, justify="left" if column == "system" else "right")
+        for number, column in enumerate(columns):
+            table.add_column(column, justify="right" if number else "left")
         for words in lines:
             table.add_row(*(escape(word) for word in words))
         console.print(table, highlight=False)

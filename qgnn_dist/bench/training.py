@@ -101,10 +101,18 @@ class OwnTraining:
 
     def epoch(self) -> float:
         """One epoch, the first one after a calibration; returns the loss."""
+        return float(self._train(evaluate=False)["loss"])
+
+    def evaluated_epoch(self) -> dict[str, Any]:
+        """One epoch and an evaluation; what TrainWorker.train_epoch returns."""
+        return self._train(evaluate=True)
+
+    def _train(self, *, evaluate: bool) -> dict[str, Any]:
         if not self._epoch:
             self._pool.call("calibrate", timeout_s=_DEADLINE_S)
         self._epoch += 1
-        return float(self._pool.call("train_epoch", self._epoch, False, timeout_s=_DEADLINE_S)[0]["loss"])
+        result: dict[str, Any] = self._pool.call("train_epoch", self._epoch, evaluate, timeout_s=_DEADLINE_S)[0]
+        return result
 
     def weights(self) -> dict[str, np.ndarray]:
         """The network as it is now: weight1, bias1, weight2, bias2."""

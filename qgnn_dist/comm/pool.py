@@ -19,8 +19,8 @@ from .. import kernels
 from ..errors import DeadlineError, ExchangeError, QgnnError
 from .group import ConnectionLostError, Group
 
-__all__ = ["LocalPool", "MultiplierClient", "Reply", "WorkerContext", "WorkerPool", "blame", "is_consequence",
-           "new_run_id"]
+__all__ = ["LocalPool", "MultiplierClient", "Reply", "TimedClient", "WorkerContext", "WorkerPool", "blame",
+           "is_consequence", "new_run_id"]
 
 GRACE_S = 1.0
 """How long to wait, after a worker complained of another one, for that other one's own error."""
@@ -41,6 +41,34 @@ class MultiplierClient(Protocol):
 
     def post_ranges(self, epoch: int, moments: Mapping[str, Sequence[float]]) -> Reply:
         """This rank's moments of every stage; the reply is the running ranges for the next epoch."""
+
+
+class TimedClient:
+    """A rank's way to the server that adds up, in `wait_s`, the seconds for which its answers were waited for."""
+
+    def __init__(self, client: MultiplierClient) -> None:
+        self._client = client
+        self.wait_s = 0.0
+
+    def post_layer(self, epoch: int, layer: int, dot: float, energy: float) -> Reply:
+        """See MultiplierClient."""
+        return _TimedReply(self, self._client.post_layer(epoch, layer, dot, energy))
+
+    def post_ranges(self, epoch: int, moments: Mapping[str, Sequence[float]]) -> Reply:
+        """See MultiplierClient."""
+        return _TimedReply(self, self._client.post_ranges(epoch, moments))
+
+
+class _TimedReply:
+    def __init__(self, clock: TimedClient, reply: Reply) -> None:
+        self._clock, self._reply = clock, reply
+
+    def result(self, timeout_s: float) -> Any:
+        start = time.perf_counter()
+        try:
+            return self._reply.result(timeout_s)
+        finally:
+            self._clock.wait_s += time.perf_counter() - start
 
 
 @dataclass(frozen=True)

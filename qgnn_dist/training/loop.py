@@ -6,6 +6,7 @@ It drives a WorkerPool and does not know whether its workers are Ray actors or l
 from __future__ import annotations
 
 import json
+import logging
 import math
 import platform
 import time
@@ -26,9 +27,11 @@ from ..store.manifest import SOURCE_ORDER
 from ..store.reader import Store
 from .checkpoint import Progress, RunFolder, write_atomically
 from .metrics import figures, valid_loss
+from .slow import Place, SlowWorkers
 
 __all__ = ["check_trainable", "prepare_run", "run_training"]
 
+_LOG = logging.getLogger(__name__)
 SUMMARY_VERSION = 1
 WIRE_KINDS = ("forward", "backward", "evaluation", "control")
 EPOCH_TIMEOUT_S = 24 * 3600.0
@@ -122,8 +125,12 @@ def run_training(pool: WorkerPool, server_call: ServerCall, store: Store, config
         sent = pool.call("calibrate", timeout_s=EPOCH_TIMEOUT_S)
         progress = Progress(calibration_bytes=_add_wire(sent))
     records = run.start_metrics(progress.epoch)
+    slow = SlowWorkers([Place(w["host"], w["rows"], w["edges"]) for w in loaded])
     while not progress.finished:
         record = _run_epoch(pool, config, progress)
+        for text in slow.look(record["epoch"], record["compute_s"]):
+            _LOG.warning(text)
+            record.setdefault("slow_workers", []).append(text)
         records.append(record)
         run.append_metrics(record)
         progress.finished = progress.epoch >= config.train.epochs or _out_of_patience(progress, config)
@@ -162,6 +169,7 @@ def _run_epoch(pool: WorkerPool, config: RunConfig, progress: Progress) -> dict[
         record[key] = results[0][key]
     record["wire_bytes"] = _add_wire([r["wire_bytes"] for r in results])
     record["train_s"] = max(r["train_s"] for r in results)
+    record["compute_s"] = [round(r["train_s"] - sum(r["wait_s"].values()), 6) for r in results]
     record["evaluation_s"] = max(r.get("evaluation_s", 0.0) for r in results)
     record["epoch_s"] = time.perf_counter() - start
     progress.epoch = epoch
@@ -243,6 +251,7 @@ def _warnings(config: RunConfig, records: list[dict[str, Any]]) -> list[str]:
     if config.propagation.kind == "smp" and config.propagation.constraint == "published":
         found.append("propagation.constraint=published is for reproduction: nothing is clamped, and large graphs can "
                      "diverge; `normalised` is the stable form")
+    found += [r["slow_workers"][-1] for r in records if "slow_workers" in r][-1:]
     return found
 
 

@@ -15,6 +15,8 @@ import torch
 
 from .. import kernels
 from ..comm.exchange import Exchange
+from ..comm.pool import TimedClient
+from ..comm.trace import Span, Trace
 from ..config import RunConfig
 from ..data.graph import SPLITS
 from ..errors import StoreError
@@ -63,6 +65,7 @@ class TrainWorker:
 
     def __init__(self, context: WorkerContext, *, store: str, config: RunConfig) -> None:
         self._context, self._config = context, config
+        self._server = TimedClient(context.server) if context.server is not None else None
         self._store_path = store
         self._ranges: dict[str, Range] = {}
         self._multipliers: list[float] = []
@@ -73,7 +76,7 @@ class TrainWorker:
     def load(self, fingerprint: str) -> dict[str, Any]:
         """Open the part through this host's mount.
 
-        Returns: rows, statistics of its training rows' features, and nodes per split.
+        Returns: host, rows, edges, statistics of its training rows' features, and nodes per split.
         Raises: StoreError where this host sees another graph under the path.
         """
         context = self._context
@@ -89,7 +92,7 @@ class TrainWorker:
         labelled = part.labels >= 0
         self._split_rows = {name: np.flatnonzero((part.split == number) & labelled) for name, number in SPLITS.items()}
         self._labels = part.labels.astype(np.int64)
-        return {"rows": part.num_local, "host": context.host,
+        return {"rows": part.num_local, "edges": len(part.indices), "host": context.host,
                 "statistics": feature_statistics(part, self._split_rows["train"]),
                 "nodes": {name: len(rows) for name, rows in self._split_rows.items()}}
 
@@ -146,11 +149,13 @@ class TrainWorker:
         """One step of full-graph training, and an evaluation where asked.
 
         Returns: this worker's share of the loss, and on evaluation its confusion matrices (and scores for roc_auc);
-        seconds and bytes sent; what the multipliers did.
+        seconds and bytes sent; `wait_s`, the seconds of `train_s` in which it waited, by what for; what the
+        multipliers did.
         """
-        start, before = time.perf_counter(), self._wire()
+        start, before, waited = time.perf_counter(), self._wire(), self._waits()
         loss, report = self._step(epoch)
         result: dict[str, Any] = {"loss": loss, "train_s": time.perf_counter() - start, **report}
+        result["wait_s"] = {what: seconds - waited[what] for what, seconds in self._waits().items()}
         if evaluate:
             start = time.perf_counter()
             result["evaluation"] = self._evaluate(epoch)
@@ -211,6 +216,11 @@ class TrainWorker:
         forward = PackedForward(self._graph, self._exchange, self._context.group, "evaluation")
         return {"source_index": np.asarray(self._part.source_index),
                 "scores": forward.run(self._frozen_model(), self._read_coded)}
+
+    def trace(self, on: bool) -> list[Span]:
+        """Collect where rounds spend their time from now on, or no longer; returns what was collected before."""
+        before, self._exchange.trace = self._exchange.trace, Trace() if on else None
+        return before.spans if before is not None else []
 
     def memory(self) -> dict[str, int]:
         """Peak memory of this worker's process."""
@@ -393,13 +403,13 @@ class TrainWorker:
             return FrozenMultipliers([])
         rule = MultiplierRule.of(self._config, self._store.num_edges)
         energy = _moments(state)[0]
-        assert self._context.server is not None
-        return LiveMultipliers(self._context.server, epoch, rule.start()[0], energy, self._config.timeouts.server_s)
+        assert self._server is not None
+        return LiveMultipliers(self._server, epoch, rule.start()[0], energy, self._config.timeouts.server_s)
 
     def _follow(self, epoch: int, moments: dict[str, list[float]]) -> dict[str, Any]:
         """Post this epoch's moments, take the running ranges for the next one."""
-        assert self._context.server is not None
-        reply = self._context.server.post_ranges(epoch, moments).result(self._config.timeouts.server_s)
+        assert self._server is not None
+        reply = self._server.post_ranges(epoch, moments).result(self._config.timeouts.server_s)
         self._ranges = {name: Range(*figures) for name, figures in reply["ranges"].items()}
         return {key: reply[key] for key in ("multipliers", "residuals", "clamps")}
 
@@ -414,6 +424,12 @@ class TrainWorker:
         for g in grads:
             g.copy_(torch.from_numpy(flat[at:at + g.numel()]).view_as(g))
             at += g.numel()
+
+    def _waits(self) -> dict[str, float]:
+        """Seconds so far in which this worker waited for its peers' messages, in all-reduces and for the server."""
+        group, server = self._context.group, self._server
+        return {"exchange": self._exchange.wait_s, "reduce": group.reduce_s if group is not None else 0.0,
+                "server": server.wait_s if server is not None else 0.0}
 
     def _wire(self) -> dict[str, int]:
         group = self._context.group
