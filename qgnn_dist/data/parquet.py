@@ -42,7 +42,8 @@ class Table:
         for path in self.files:
             start = 0
             try:
-                with pq.ParquetFile(path) as file:
+                # Mapped, so that a row group's compressed pages are no memory of ours, however many rows it has.
+                with pq.ParquetFile(path, memory_map=True) as file:
                     for batch in file.iter_batches(batch_size=rows, columns=list(columns)):
                         yield str(path), start, batch
                         start += batch.num_rows
@@ -121,6 +122,7 @@ def load_parquet(folder: str | Path, names: ColumnNames, progress: Callable[[str
         split=_split(nodes, names.split),
         node_ids=lookup.ids,
         class_names=class_names,
+        edge_rows=edges.num_rows,
     )
     return checks.check_graph(graph, str(folder))
 
