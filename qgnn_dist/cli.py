@@ -95,7 +95,8 @@ def partition(
     order: Annotated[str, typer.Option(
         help="Of rows inside a part, for speed alone: auto, source, degree, rcm, community or random.")] = "auto",
     seed: Annotated[int, typer.Option(help="Seed of the partitioner, and of a random order.")] = 0,
-    memory: Annotated[float | None, typer.Option(help="Memory in GB that each `auto` may count on.")] = None,
+    memory: Annotated[float | None, typer.Option(
+        help="GB of memory that edges may take, and each `auto` count on; default: half of what is available.")] = None,
     root: Annotated[Path | None, typer.Option(help="Folder that holds OGB data sets.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Agree to a download whose size was shown.")] = False,
     node_id: Annotated[str, typer.Option("--node-id", help="Parquet: column of the node's id.")] = "node_id",

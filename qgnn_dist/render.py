@@ -185,6 +185,13 @@ def _diagnosis(result: dict[str, Any], console: Console) -> None:
     _table("Packed against float", rows, console)
 
 
+def _partition_peak(peak: dict[str, Any]) -> str:
+    said = f"{byte_size(peak['peak_anon_bytes'])} anonymous, {byte_size(peak['peak_rss_bytes'])} resident"
+    if "memory_gb" not in peak:  # of an earlier program
+        return said
+    return f"{said}; a builder {byte_size(peak['builder_anon_bytes'])}; --memory {peak['memory_gb']:g}"
+
+
 def _store(result: dict[str, Any], console: Console) -> None:
     cleaned, balance, how = result["cleaned"], result["balance"], result["partitioner"]
     features = f"{result['num_features']} ({result['feature_kind']})" if result["num_features"] else "none"
@@ -198,7 +205,7 @@ def _store(result: dict[str, Any], console: Console) -> None:
         ("balance", f"largest part {balance['rows']:.3f} of the mean in rows, {balance['edges']:.3f} in edges"),
         ("bytes a round", ", ".join(f"{byte_size(count)} at {b} bits" for b, count in
                                     result["bytes_per_round"].items())),
-        ("peak memory", f"{byte_size(result['peak']['peak_rss_bytes'])} while partitioning"),
+        ("peak memory", _partition_peak(result["peak"])),
         ("seconds", ", ".join(f"{name} {value:.2f}" for name, value in result.get("seconds", {}).items()) or "-"),
         ("fingerprint", result["fingerprint"][:16]),
     ]

@@ -48,7 +48,8 @@ def partition(source: Any, *, parts: int, out: str | Path, method: str = "auto",
         out: the store's folder; must not exist unless `overwrite`.
         method: `auto`, `metis`, `stream` or `random`; equal seeds give equal stores.
         order: of a part's rows: `auto`, `source`, `degree`, `rcm`, `community` or `random`; no result depends on it.
-        memory_gb: what `auto` may count on. root: where OGB data sets lie. yes: agree to a download.
+        memory_gb: bound of the anonymous memory that edges may take, and what `auto` may count on; None for half of
+            what the machine has available. root: where OGB data sets lie. yes: agree to a download.
         columns: Parquet column names. progress: called with the name of each step.
     Returns: the manifest's summary: counts, cut fraction, halo sizes, bytes a round, seconds, peak memory.
     Raises: InputError for bad input; nothing is written then.
@@ -71,11 +72,11 @@ def partition(source: Any, *, parts: int, out: str | Path, method: str = "auto",
                               seed=seed, memory_gb=memory_gb, overwrite=overwrite, progress=progress)
     if parts == 1:
         return build()
-    from .builders import ray_builders
+    from .builders import count_builders, ray_builders
     from .session import RaySession
 
     with RaySession(ray_address, num_cpus=min(parts, os.cpu_count() or 1)):
-        return build(run_builders=ray_builders())
+        return build(run_builders=ray_builders(), builders=count_builders(parts))
 
 
 def train(store: str | Path, *, out: str | Path, config: RunConfig | dict[str, Any] | str | Path | None = None,

@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import DeadlineError
 from .failure import attempt, died, unwrap
 
-__all__ = ["BuilderActor", "ray_builders"]
+__all__ = ["BuilderActor", "count_builders", "ray_builders"]
 
 BUILD_TIMEOUT_S = 24 * 3600.0
 START_TIMEOUT_S = 120.0
@@ -28,6 +28,13 @@ class BuilderActor:
         return attempt(lambda: build_part(scratch, part), host=socket.gethostname())
 
 
+def count_builders(parts: int) -> int:
+    """How many actors build that many parts, on all hosts together; a RaySession must be open."""
+    import ray
+
+    return max(1, min(parts, int(ray.cluster_resources().get("CPU", 1))))
+
+
 def ray_builders(timeout_s: float = BUILD_TIMEOUT_S, start_s: float = START_TIMEOUT_S) -> Callable[..., list[Any]]:
     """A `run_builders` for partition_graph; a RaySession must be open.
 
@@ -40,9 +47,8 @@ def ray_builders(timeout_s: float = BUILD_TIMEOUT_S, start_s: float = START_TIME
     def run(build_part: Callable[[str, int], dict[str, Any]], scratch: str, parts: Sequence[int]) -> list[Any]:
         import ray
 
-        cpus = int(ray.cluster_resources().get("CPU", 1))
         actors: list[Any] = [ray.remote(BuilderActor).options(num_cpus=1, max_restarts=0).remote()
-                  for _ in range(max(1, min(len(parts), cpus)))]
+                  for _ in range(count_builders(len(parts)))]
         try:
             return _run(actors, build_part, scratch, list(parts), timeout_s, start_s)
         finally:

@@ -19,7 +19,7 @@ from qgnn_dist.errors import InputError
 
 __all__ = ["CHUNK_EDGES", "ArrayHeader", "NpzArchive", "new_rows"]
 
-CHUNK_EDGES = 1 << 20
+CHUNK_EDGES = 1 << 18
 """Edges a chunk, for every source that can choose."""
 CHUNK_BYTES = 8 << 20
 IN_MEMORY_BYTES = 256 << 20
@@ -28,15 +28,15 @@ _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, KeyEr
 """What zipfile and numpy raise on damaged, encrypted or foreign archives."""
 
 
-def new_rows(shape: tuple[int, int], dtype: np.dtype | type) -> np.ndarray:
-    """An array to be filled row by row: in memory, or from 256 MiB on a memory map of an unnamed temporary file.
+def new_rows(shape: tuple[int, ...], dtype: np.dtype | type) -> np.ndarray:
+    """An array to be filled piece by piece: in memory, or from 256 MiB on a memory map of an unnamed temporary file.
 
     The file lies in TMPDIR and vanishes with the array.
 
     Raises:
         InputError: the temporary folder has no room.
     """
-    size = shape[0] * shape[1] * np.dtype(dtype).itemsize
+    size = math.prod(shape) * np.dtype(dtype).itemsize
     if size < IN_MEMORY_BYTES:
         return np.empty(shape, dtype)
     with tempfile.TemporaryFile(prefix="qgnn-rows-") as file:
@@ -45,7 +45,7 @@ def new_rows(shape: tuple[int, int], dtype: np.dtype | type) -> np.ndarray:
             os.posix_fallocate(file.fileno(), 0, size)
         except OSError as error:
             raise InputError(
-                f"{tempfile.gettempdir()}: no room for {size / 2**30:.1f} GiB of features ({error.strerror}); "
+                f"{tempfile.gettempdir()}: no room for {size / 2**30:.1f} GiB of a graph's array ({error.strerror}); "
                 "set TMPDIR to a folder on a larger disk"
             ) from error
         return np.memmap(file, dtype, mode="r+", shape=shape)
@@ -118,13 +118,17 @@ class NpzArchive:
         return ArrayHeader(shape, dtype, fortran, offset)
 
     def read(self, name: str) -> np.ndarray:
-        """The whole array, native byte order."""
-        try:
-            with self._zip.open(f"{name}.npy") as file:
-                array = npy.read_array(file, allow_pickle=False)  # type: ignore[no-untyped-call]
-        except _DAMAGED as error:
-            raise InputError(f"array {name} is damaged ({error})", file=str(self.path)) from error
-        return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+        """The whole array, native byte order; a memory map of a temporary file where it is large (`new_rows`)."""
+        header = self.headers[name]
+        values = new_rows((math.prod(header.shape),), header.dtype.newbyteorder("="))
+        step = max(1, CHUNK_BYTES // max(1, header.dtype.itemsize))
+        with self._zip.open(f"{name}.npy") as file:
+            self._read(file, name, header.offset)
+            for start in range(0, len(values), step):
+                count = min(step, len(values) - start)
+                data = self._read(file, name, count * header.dtype.itemsize)
+                values[start:start + count] = np.frombuffer(data, header.dtype)
+        return values.reshape(header.shape, order="F" if header.fortran else "C")
 
     def rows(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
         """(first row, rows) of a two-dimensional array in C order, a few MiB at a time."""

@@ -11,11 +11,17 @@ import numpy as np
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["NO_SPLIT", "SPLITS", "TEST", "TRAIN", "VALID", "Graph", "SparseFeatures"]
+__all__ = ["NO_SPLIT", "SPLITS", "TEST", "TRAIN", "VALID", "Graph", "SparseFeatures", "row_entries"]
 
 NO_SPLIT, TRAIN, VALID, TEST = 0, 1, 2, 3
 SPLITS: dict[str, int] = {"train": TRAIN, "valid": VALID, "test": TEST}
 """Name of a split → its number in `Graph.split`."""
+
+
+def row_entries(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Where the entries of rows lie, int64 (sum of counts,), one row after the other; starts and counts int64 (n,)."""
+    ends = np.cumsum(counts)
+    return np.repeat(starts - (ends - counts), counts) + np.arange(ends[-1] if len(ends) else 0)
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,7 @@ class SparseFeatures:
         counts = np.asarray(self.indptr[index + 1], np.int64) - starts
         indptr = np.zeros(len(index) + 1, np.int64)
         np.cumsum(counts, out=indptr[1:])
-        take = np.repeat(starts - indptr[:-1], counts) + np.arange(indptr[-1])
+        take = row_entries(starts, counts)
         return SparseFeatures(indptr, self.indices[take], self.values[take], (len(index), self.shape[1]))
 
 
@@ -69,6 +75,7 @@ class Graph:
         split: int8 (N,) of NO_SPLIT, TRAIN, VALID, TEST, or None.
         node_ids: the source's own ids as an Arrow array, or None for 0..N−1.
         class_names: C names, or None.
+        edge_rows: how many edges a pass yields, or None where only a pass tells.
     """
 
     name: str
@@ -80,6 +87,7 @@ class Graph:
     split: np.ndarray | None = None
     node_ids: pa.Array | None = None
     class_names: list[str] | None = None
+    edge_rows: int | None = None
 
     @property
     def num_features(self) -> int:

@@ -27,7 +27,7 @@ _WEIGHTS = ("edge_weight", "edge_weights", "edge_attr", "edge_feat", "weight", "
 
 
 def edge_passes(edge_index: np.ndarray) -> Callable[[], Iterator[np.ndarray]]:
-    """`Graph.edges` for edges that are in memory and checked."""
+    """`Graph.edges` for edges that are in memory, or a memory map, and checked."""
 
     def edges() -> Iterator[np.ndarray]:
         for start in range(0, edge_index.shape[1], CHUNK_EDGES):
@@ -69,6 +69,7 @@ def load_npz(path: str | Path, progress: Callable[[str], None] | None = None) ->
             num_classes=num_classes,
             split=split,
             class_names=_class_names(archive, file) if labels is not None else None,
+            edge_rows=edge_index.shape[1],
         )
     return checks.check_graph(graph, file)
 

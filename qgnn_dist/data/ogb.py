@@ -162,6 +162,7 @@ def _load_csv(name: str, raw: Path, known_classes: int | None, progress: Callabl
         features=features,
         labels=labels,
         num_classes=num_classes,
+        edge_rows=num_edges,
     )
 
 
@@ -268,6 +269,7 @@ def _load_binary(name: str, raw: Path, known_classes: int | None, progress: Call
         features=features,
         labels=labels,
         num_classes=num_classes,
+        edge_rows=header.shape[1],
     )
 
 

@@ -1,88 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Graphs from Parquet tables of nodes and edges, streamed batch by batch.
+"""Graphs from Parquet or Arrow tables of nodes and edges, streamed batch by batch.
 
-`DIR/nodes.parquet` or the folder `DIR/nodes/` of parts, the same for edges. Nodes: ids (unique, no nulls, any integer
-or string type), optional label (integers, -1 or null unlabelled, or text), optional split (train, valid, test, null),
-and the features: all other columns, either numbers or one list column. Edges: the ids of both ends and nothing else.
+`DIR/nodes.parquet` (or .arrow) or the folder `DIR/nodes/` of parts, the same for edges. Nodes: ids (unique, no nulls,
+any integer or string type), optional label (integers, -1 or null unlabelled, or text), optional split (train, valid,
+test, null), and the features: all other columns, either numbers or one list column. Edges: the ids of both ends and
+nothing else.
 """
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from qgnn_dist.data import checks
 from qgnn_dist.data.arrays import CHUNK_EDGES
 from qgnn_dist.data.graph import NO_SPLIT, SPLITS, Graph
 from qgnn_dist.data.names import ColumnNames
+from qgnn_dist.data.tables import Table, open_table
 from qgnn_dist.errors import InputError
 
 __all__ = ["load_parquet"]
 
-ROWS_AT_ONCE = 1 << 16
-
-
-@dataclass(frozen=True)
-class Table:
-    """The files of one table, all of the same schema."""
-
-    files: list[Path]
-    schema: pa.Schema
-    num_rows: int
-
-    def batches(self, columns: Sequence[str], rows: int) -> Iterator[tuple[str, int, pa.RecordBatch]]:
-        """(file, first row within the file, batch) in the order of the files."""
-        for path in self.files:
-            start = 0
-            try:
-                with pq.ParquetFile(path) as file:
-                    for batch in file.iter_batches(batch_size=rows, columns=list(columns)):
-                        yield str(path), start, batch
-                        start += batch.num_rows
-            except (pa.ArrowException, OSError) as error:
-                raise InputError(f"is damaged after row {start} ({_line(error)})", file=str(path)) from error
-
-
-def _line(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
-def open_table(folder: Path, name: str) -> Table:
-    """`folder/name.parquet`, or all *.parquet in `folder/name`, sorted by name."""
-    single, parts = folder / f"{name}.parquet", folder / name
-    if single.is_file():
-        files = [single]
-    elif parts.is_file():
-        files = [parts]
-    elif parts.is_dir():
-        files = sorted(path for path in parts.rglob("*.parquet") if not path.name.startswith(("_", ".")))
-        if not files:
-            raise InputError("the folder holds no .parquet file", file=str(parts))
-    else:
-        raise InputError(f"there is neither {name}.parquet nor a folder {name}", file=str(folder))
-    schema: pa.Schema | None = None
-    num_rows = 0
-    for path in files:
-        try:
-            with pq.ParquetFile(path) as file:
-                found, rows = file.schema_arrow.remove_metadata(), file.metadata.num_rows
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"is no Parquet file ({_line(error)})", file=str(path)) from error
-        if schema is not None and found != schema:
-            raise InputError(f"has other columns or types than {files[0].name}, expected the same", file=str(path))
-        schema, num_rows = found, num_rows + rows
-    assert schema is not None
-    duplicates = {column for column in schema.names if schema.names.count(column) > 1}
-    if duplicates:
-        raise InputError(f"column {duplicates.pop()} appears twice", file=str(files[0]))
-    return Table(files, schema, num_rows)
+ROWS_AT_ONCE = 1 << 14
 
 
 def load_parquet(folder: str | Path, names: ColumnNames, progress: Callable[[str], None] | None = None) -> Graph:
@@ -121,6 +65,7 @@ def load_parquet(folder: str | Path, names: ColumnNames, progress: Callable[[str
         split=_split(nodes, names.split),
         node_ids=lookup.ids,
         class_names=class_names,
+        edge_rows=edges.num_rows,
     )
     return checks.check_graph(graph, str(folder))
 
@@ -201,14 +146,25 @@ def _read_ids(nodes: Table, column: str) -> pa.Array:
         # One array of `string` ends at 2 GiB; views have no such end but cannot be looked up.
         pieces = [piece.cast(pa.large_string()) for piece in pieces]
     ids = pa.concat_arrays(pieces)
-    counts = pc.value_counts(ids) if pc.count_distinct(ids).as_py() < len(ids) else None
-    if counts is not None:
-        at = int(np.argmax(counts.field("counts").to_numpy() > 1))
-        value, count = counts.field("values")[at], counts.field("counts")[at]
-        raise InputError(
-            f"column {column} holds {value.as_py()!r} {count} times, expected every id once", file=str(nodes.files[0])
-        )
+    _refuse_repeats(ids, column, str(nodes.files[0]))
     return ids
+
+
+def _refuse_repeats(ids: pa.Array, column: str, file: str) -> None:
+    """Numbers are sorted, 8 bytes a node; Arrow's hash, which text needs, takes some 200."""
+    if _is_text(ids.type):
+        counts = pc.value_counts(ids) if pc.count_distinct(ids).as_py() < len(ids) else None
+        if counts is None:
+            return
+        at = int(np.argmax(counts.field("counts").to_numpy() > 1))
+        value, count = counts.field("values")[at].as_py(), counts.field("counts")[at].as_py()
+    else:
+        ascending = np.sort(ids.to_numpy(zero_copy_only=False))
+        repeated = ascending[1:][ascending[1:] == ascending[:-1]]
+        if not len(repeated):
+            return
+        value, count = int(repeated[0]), int((ascending == repeated[0]).sum())
+    raise InputError(f"column {column} holds {value!r} {count} times, expected every id once", file=file)
 
 
 class _Ids:
@@ -249,7 +205,9 @@ class _Ids:
 
 
 def _edges(edges: Table, names: ColumnNames, lookup: _Ids) -> Iterator[np.ndarray]:
-    for file, start, batch in edges.batches([names.src, names.dst], CHUNK_EDGES):
+    # Arrow hashes all text ids anew for each batch: with as many edges as ids, that is as much work as looking up.
+    rows = max(CHUNK_EDGES, len(lookup.ids)) if lookup.text else CHUNK_EDGES
+    for file, start, batch in edges.batches([names.src, names.dst], rows):
         pair = np.empty((2, batch.num_rows), np.int64)
         for side, column in enumerate((names.src, names.dst)):
             values = batch.column(column)

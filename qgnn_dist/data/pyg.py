@@ -49,6 +49,7 @@ def from_pyg(data: Any) -> Graph:
         labels=labels,
         num_classes=num_classes,
         split=_split(data, num_nodes),
+        edge_rows=edge_index.shape[1],
     )
     return checks.check_graph(graph)
 

@@ -154,6 +154,7 @@ def generate(shape: Shape, progress: Callable[[str], None] | None = None) -> Gra
         labels=model.labels,
         num_classes=shape.classes,
         split=_split(shape),
+        edge_rows=shape.edges,
     )
 
 

@@ -15,15 +15,16 @@ import numpy as np
 
 from ..data.graph import Graph, SparseFeatures
 from ..errors import InputError
-from ..memory import MemoryWatch
+from ..memory import MemoryWatch, available_bytes
 from ..quant.packed import row_bytes
 from ..store.describe import summarise
 from ..store.manifest import FORMAT_VERSION, MANIFEST, ORDERED_VERSION, SOURCE_ORDER
 from ..store.writer import new_store
 from . import metis, random, stream
-from .build import build_part, remove_spool, spool
+from .build import build_part, disk_bytes, edges_at_once, remove_spool, spool
 from .clean import CleanGraph, check_arrays, clean, fingerprint
 from .order import ORDERS, choose_order
+from .scratch import check_room, disk_errors
 
 __all__ = ["METHODS", "partition_graph"]
 
@@ -34,21 +35,29 @@ METIS_EDGES = 10_000_000
 METIS_BYTES_PER_EDGE = 150
 """Measured: 25 M undirected edges took 3.7 GB, 50 M directed; doubled for safety."""
 
+DEFAULT_SHARE = 0.5
+"""Of the memory that the machine has available, what partitioning takes if nothing is said."""
+UNKNOWN_MEMORY = 4 << 30
+LEAST_KEYS = 1 << 18
+"""Keys of edges (8 bytes each) in memory while sorting, however little memory is allowed."""
+
 Builders = Callable[[Callable[[str, int], dict[str, Any]], str, list[int]], list[dict[str, Any]]]
 
 
 def partition_graph(graph: Graph, *, parts: int, out: str | Path, method: str = "auto", order: str = "auto",
                     seed: int = 0, memory_gb: float | None = None, overwrite: bool = False,
-                    run_builders: Builders | None = None, progress: Callable[[str], None] | None = None
-                    ) -> dict[str, Any]:
+                    run_builders: Builders | None = None, builders: int = 1,
+                    progress: Callable[[str], None] | None = None) -> dict[str, Any]:
     """Write a store of `parts` parts.
 
     Args:
         method: `auto`, `metis`, `stream`, `random`: who owns a node. order: `auto`, `source`, `degree`, `rcm`,
             `community`, `random`: how rows lie inside a part (order.choose_order says how `auto` chooses). Equal graph,
-            method, order, parts and seed give equal part files.
-        memory_gb: what `auto` may count on. run_builders: runs `build_part` for all parts, e.g. on Ray actors; None
-            builds them one after the other here.
+            method, order, parts and seed give equal part files, if each `auto` chooses the same.
+        memory_gb: bound of the anonymous memory that edges may take, and what `auto` may count on; None for half of
+            what the machine has available. A method or order that was asked for by name takes what it takes.
+        run_builders: runs `build_part` for all parts, e.g. on Ray actors; None builds them one after the other here.
+        builders: how many of them `run_builders` runs side by side at most; they share the memory.
     Returns: the manifest without its file list.
     Raises: InputError; nothing is left behind then, and an older store stays as it was.
     """
@@ -63,47 +72,68 @@ def partition_graph(graph: Graph, *, parts: int, out: str | Path, method: str = 
         raise InputError(f"--parts {parts}: expected 1 to {graph.num_nodes}, the number of nodes")
     if not 0 <= seed < 2**31:
         raise InputError(f"--seed {seed}: expected 0 to {2**31 - 1}")
+    if memory_gb is None:
+        memory_gb = round(DEFAULT_SHARE * (available_bytes() or 2 * UNKNOWN_MEMORY) / 1e9, 2)
+    elif not memory_gb > 0:
+        raise InputError(f"--memory {memory_gb:g}: expected more than 0 GB")
     check_arrays(graph)
-    seconds: dict[str, float] = {}
+    memory, seconds, laps = int(memory_gb * 1e9), dict[str, float](), dict[str, int]()
+    watch = MemoryWatch()
 
     @contextmanager
     def stage(name: str, text: str) -> Iterator[None]:
         if progress is not None:
             progress(text)
         start = time.perf_counter()
+        watch.lap()
         yield
-        seconds[name] = round(time.perf_counter() - start, 3)
+        seconds[name], laps[name] = round(time.perf_counter() - start, 3), watch.lap()
 
-    watch = MemoryWatch()
     try:
-        with stage("read", "reading and sorting the edges"):
-            cleaned = clean(graph)
-        chosen, reason = _choose(method, cleaned, parts, memory_gb)
-        owners = np.zeros(cleaned.num_nodes, np.int32)
-        with stage("cut", f"partitioning into {parts} by {chosen}"):
-            if parts > 1:
-                owners = METHODS[chosen](cleaned.indptr, cleaned.indices, parts, seed)
-        with stage("order", "ordering the nodes" + (f" by {order}" if order != "auto" else "")):
-            nodes, found, why = choose_order(order, cleaned.indptr, cleaned.indices, seed, memory_gb)
-        try:
-            with new_store(target) as building:
+        with new_store(target) as building:
+            scratch, keys = building.folder, max(memory // 16, LEAST_KEYS)
+            needed = _first_room(graph, parts, keys)
+            check_room(scratch, needed, str(out))
+            with disk_errors(scratch, needed, str(out)), stage("read", "reading and sorting the edges"):
+                cleaned = clean(graph, scratch, keys)
+            chosen, reason = _choose(method, cleaned, parts, memory_gb)
+            owners = np.zeros(cleaned.num_nodes, np.int32)
+            with stage("cut", f"partitioning into {parts} by {chosen}"):
+                if parts > 1:
+                    owners = METHODS[chosen](cleaned.indptr, cleaned.indices, parts, seed)
+            with stage("order", "ordering the nodes" + (f" by {order}" if order != "auto" else "")):
+                nodes, found, why = choose_order(order, cleaned.indptr, cleaned.indices, seed, memory_gb)
+            needed = disk_bytes(graph, len(cleaned.indices), parts)
+            check_room(scratch, needed, str(out))
+            with disk_errors(scratch, needed, str(out)):
                 with stage("build", "building the parts"):
-                    spool(graph, cleaned, owners, parts, nodes, building.folder)
-                    run = run_builders or (lambda build, scratch, wanted: [build(scratch, part) for part in wanted])
-                    entries = run(build_part, str(building.folder), list(range(parts)))
-                    remove_spool(building.folder)
-                manifest = _manifest(graph, cleaned, entries)
+                    spool(graph, cleaned, owners, parts, nodes, scratch, edges_at_once(memory, builders),
+                          {"out": str(out), "needed_bytes": needed})
+                    run = run_builders or (lambda build, folder, wanted: [build(folder, part) for part in wanted])
+                    entries = run(build_part, str(scratch), list(range(parts)))
+                    built = max(entry.pop("peak_anon_bytes") for entry in entries)
+                    manifest = _manifest(graph, cleaned, entries)
+                    remove_spool(scratch)
                 manifest |= {
                     "format_version": FORMAT_VERSION if found == SOURCE_ORDER else ORDERED_VERSION,
                     "partitioner": {"method": chosen, "requested": method, "reason": reason, "seed": seed},
                     "order": {"method": found, "requested": order, "reason": why},
-                    "seconds": seconds, "peak": watch.peaks()}
+                    "seconds": seconds,
+                    "peak": {**watch.peaks(), "memory_gb": memory_gb, "anon_bytes_by_stage": laps,
+                             "builder_anon_bytes": built}}
                 building.commit(manifest)
-        except OSError as error:
-            raise InputError(f"cannot write the store: {error.strerror or error}", file=str(out)) from error
+    except OSError as error:
+        raise InputError(f"cannot write the store: {error.strerror or error}", file=str(out)) from error
     finally:
         watch.close()
     return summarise(manifest)
+
+
+def _first_room(graph: Graph, parts: int, keys: int) -> int:
+    """Bytes of disk that building will take, as far as is known before the edges are read: each once, both ways."""
+    rows = graph.edge_rows or 0
+    runs = 16 * rows if 2 * rows > keys else 0
+    return max(runs + 4 * rows, 4 * rows + disk_bytes(graph, rows, parts))
 
 
 def _check_word(option: str, word: str, known: Iterable[str]) -> None:
@@ -114,7 +144,7 @@ def _check_word(option: str, word: str, known: Iterable[str]) -> None:
                          + (f"; did you mean {near[0]}?" if near else ""))
 
 
-def _choose(method: str, cleaned: CleanGraph, parts: int, memory_gb: float | None) -> tuple[str, str]:
+def _choose(method: str, cleaned: CleanGraph, parts: int, memory_gb: float) -> tuple[str, str]:
     """The method and why."""
     if method != "auto":
         return method, "asked for"
@@ -126,7 +156,7 @@ def _choose(method: str, cleaned: CleanGraph, parts: int, memory_gb: float | Non
     if directed > METIS_EDGES:
         return "stream", f"{directed} directed edges are more than METIS does in a minute ({METIS_EDGES})"
     needed = directed * METIS_BYTES_PER_EDGE / 1e9
-    if memory_gb is not None and needed > memory_gb:
+    if needed > memory_gb:
         return "stream", f"METIS would need about {needed:.1f} GB, --memory is {memory_gb:g}"
     return "metis", f"{directed} directed edges: METIS has the better cut and takes seconds"
 

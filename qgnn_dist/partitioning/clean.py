@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from ..data.graph import Graph, SparseFeatures
 from ..errors import InputError
+from .scratch import append, map_array
+from .sorting import BLOCK_KEYS, GrowingArray, KeySorter
 
-__all__ = ["CleanGraph", "check_arrays", "clean", "fingerprint"]
+__all__ = ["INDICES", "CleanGraph", "check_arrays", "clean", "fingerprint"]
 
 HASH_ROWS = 65536
-BLOCK_KEYS = 1 << 20
-"""Keys that a pass over all of them copies at once."""
-PIECE_KEYS = 1 << 23
-"""Keys that are collected in one allocation: large enough (64 MiB) for the allocator to hand it back when freed."""
+INDICES = "indices.bin"
+"""File of the scratch folder that holds the neighbours of all rows."""
+COLUMN_BITS = 31
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class CleanGraph:
     """The canonical adjacency in CSR form, both directions, without the nodes themselves.
 
     Attributes:
-        indptr: int64 (N+1,). indices: int32 (2E,), ascending in each row.
+        indptr: int64 (N+1,). indices: int32 (2E,), ascending in each row; may be a memory map.
         counts: what was dropped or added: self_loops, duplicates, one_way (edges that had no reverse), isolated nodes.
     """
 
@@ -66,7 +68,9 @@ def check_arrays(graph: Graph) -> None:
             raise InputError(f"{graph.name}: features have shape {tuple(features.shape)}, expected ({n}, at least 1)")
         if not isinstance(features, SparseFeatures) and features.dtype not in (np.float16, np.float32):
             raise InputError(f"{graph.name}: features are {features.dtype}, expected float16 or float32")
-        if isinstance(features, SparseFeatures) and not np.isfinite(features.values).all():
+        if isinstance(features, SparseFeatures) and not all(
+                np.isfinite(features.values[start:start + BLOCK_KEYS]).all()
+                for start in range(0, len(features.values), BLOCK_KEYS)):
             raise InputError(f"{graph.name}: features hold NaN or infinity; fill or drop them")
     if graph.class_names is not None and len(graph.class_names) != graph.num_classes:
         raise InputError(f"{graph.name}: {len(graph.class_names)} class names for {graph.num_classes} classes")
@@ -75,98 +79,71 @@ def check_arrays(graph: Graph) -> None:
         raise InputError(f"{graph.name}: {len(ids)} node ids, {ids.null_count} of them null, expected {n} without null")
 
 
-def clean(graph: Graph) -> CleanGraph:
-    """Symmetrise and sort a graph's edges, in memory: some 30 bytes an undirected edge at the peak.
+def clean(graph: Graph, scratch: Path | None = None, keys_at_once: int | None = None) -> CleanGraph:
+    """Symmetrise and sort a graph's edges.
 
+    Every edge becomes two keys, one a direction. With `scratch` no more than `keys_at_once` of them (8 bytes each) are
+    in memory, the rest lie there in sorted runs (16 bytes a given edge), and `indices` is a memory map of a file there;
+    beside it stay 8 bytes a node. Without it all is in memory: 16 bytes a given edge and 8 an undirected one.
+
+    Args:
+        scratch: an existing folder. keys_at_once: at least 1; None for all.
     Raises:
-        InputError: too many nodes, or an edge end outside 0…N−1.
+        InputError: too many nodes, or an edge end outside 0…N−1. OSError: the disk.
     """
     n = graph.num_nodes
-    if n >= 2**31:
+    if n >= 1 << COLUMN_BITS:
         raise InputError(f"{graph.name} has {n} nodes; at most {2**31 - 1} are supported")
-    keys, loops = _directed_keys(graph)
-    total = len(keys)
-    keys.sort()
-    distinct = _drop_repeats(keys)
-    for start in range(0, distinct, BLOCK_KEYS):
-        keys[start:start + BLOCK_KEYS] >>= 1
-    num_edges = _drop_repeats(keys[:distinct])
-    keys.resize(num_edges, refcheck=False)
-    indptr, indices = _both_directions(keys, n)
+    sorter = KeySorter(keys_at_once if scratch is not None else None, scratch)
+    given, loops = _add_edges(graph, sorter)
+    indptr, pieces = np.zeros(n + 1, np.int64), GrowingArray(np.int32)
+    keys_found = directed = 0
+    last = -1
+    for keys in sorter.blocks():
+        keys_found += len(keys)
+        pairs = keys >> 1
+        fresh = pairs != np.concatenate([[last], pairs[:-1]])
+        last = int(pairs[-1])
+        pairs = pairs[fresh]
+        directed += len(pairs)
+        rows = pairs >> COLUMN_BITS
+        if len(rows):
+            first, end = int(rows[0]), int(rows[-1]) + 1
+            indptr[first + 1:end + 1] += np.bincount(rows - first)
+        columns = (pairs & ((1 << COLUMN_BITS) - 1)).astype(np.int32)
+        if scratch is None:
+            pieces.append(columns)
+        else:
+            append(scratch / INDICES, columns)
+    np.cumsum(indptr, out=indptr)
+    distinct = keys_found // 2
+    indices = pieces.take() if scratch is None else map_array(scratch / INDICES, np.int32)
     return CleanGraph(indptr, indices, {
-        "self_loops": loops, "duplicates": total - distinct, "one_way": 2 * num_edges - distinct,
+        "self_loops": loops, "duplicates": given - distinct, "one_way": directed - distinct,
         "isolated": int((np.diff(indptr) == 0).sum())})
 
 
-def _directed_keys(graph: Graph) -> tuple[np.ndarray, int]:
-    """Every edge as int64 (low end · N + high end) · 2 + direction, unsorted, and the number of self loops left out.
+def _add_edges(graph: Graph, sorter: KeySorter) -> tuple[int, int]:
+    """Hand over the keys of all edges; returns how many edges there are, and how many self loops were left out.
 
-    Both directions of an edge differ in the last bit alone, so one sort brings them together. N < 2³¹ keeps it in 63
-    bits. Keys are collected in pieces that are freed as they move into the whole: both at once would need it twice.
+    A key is row · 2³² + column · 2 + (0 if given in this direction, 1 if it is the other one's mirror image): both keys
+    of a pair lie side by side, and N < 2³¹ keeps them in 63 bits.
     """
-    n, total, loops, free = graph.num_nodes, 0, 0, 0
-    pieces: list[np.ndarray] = []
+    n, given, loops = graph.num_nodes, 0, 0
     for chunk in graph.edges():
-        src, dst = np.asarray(chunk[0], np.int64), np.asarray(chunk[1], np.int64)
-        if len(src) and not (min(src.min(), dst.min()) >= 0 and max(src.max(), dst.max()) < n):
-            bad = int(np.flatnonzero((src < 0) | (dst < 0) | (src >= n) | (dst >= n))[0])
-            raise InputError(f"{graph.name}: edge {src[bad]} – {dst[bad]} names a node that is not in 0…{n - 1}")
-        keep = src != dst
-        src, dst = src[keep], dst[keep]
-        loops += len(keep) - len(src)
-        found = (np.minimum(src, dst) * n + np.maximum(src, dst)) * 2 + (src > dst)
-        total += len(found)
-        while len(found):
-            if free == 0:
-                pieces.append(np.empty(PIECE_KEYS, np.int64))
-                free = PIECE_KEYS
-            taken = found[:free]
-            start = PIECE_KEYS - free
-            pieces[-1][start:start + len(taken)] = taken
-            free, found = free - len(taken), found[len(taken):]
-    keys = np.empty(total, np.int64)
-    while pieces:
-        start = (len(pieces) - 1) * PIECE_KEYS
-        keys[start:start + PIECE_KEYS] = pieces.pop()[:total - start]
-    return keys, loops
-
-
-def _drop_repeats(keys: np.ndarray) -> int:
-    """Move the distinct ones of sorted keys to the front; returns how many there are. In place, block by block."""
-    kept, last = 0, -1
-    for start in range(0, len(keys), BLOCK_KEYS):
-        block = keys[start:start + BLOCK_KEYS]
-        fresh = np.empty(len(block), bool)
-        fresh[0] = block[0] != last
-        np.not_equal(block[1:], block[:-1], out=fresh[1:])
-        last = int(block[-1])
-        distinct = block[fresh]
-        keys[kept:kept + len(distinct)] = distinct
-        kept += len(distinct)
-    return kept
-
-
-def _both_directions(keys: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """CSR of sorted keys low · N + high.
-
-    Row r holds its lower neighbours, then its higher ones. The higher ones lie in `keys` in the right order already;
-    the lower ones do in the sorted list of the swapped keys. Each then moves to a place known from the row starts.
-    """
-    bounds = np.arange(n + 1, dtype=np.int64) * n
-    higher = np.searchsorted(keys, bounds)
-    swapped = np.empty_like(keys)
-    for start in range(0, len(keys), BLOCK_KEYS):
-        low, high = np.divmod(keys[start:start + BLOCK_KEYS], n)
-        swapped[start:start + BLOCK_KEYS] = high * n + low
-    swapped.sort()
-    lower = np.searchsorted(swapped, bounds)
-    del bounds
-    indices = np.empty(2 * len(keys), np.int32)
-    for listed, shift in ((swapped, higher[:-1]), (keys, lower[1:])):
-        for start in range(0, len(listed), BLOCK_KEYS):
-            row, column = np.divmod(listed[start:start + BLOCK_KEYS], n)
-            indices[np.arange(start, start + len(row)) + shift[row]] = column
-    return (lower + higher).astype(np.int64), indices
+        for start in range(0, len(chunk[0]), BLOCK_KEYS):
+            src, dst = (np.asarray(ends[start:start + BLOCK_KEYS], np.int64) for ends in chunk)
+            if not (min(src.min(), dst.min()) >= 0 and max(src.max(), dst.max()) < n):
+                bad = int(np.flatnonzero((src < 0) | (dst < 0) | (src >= n) | (dst >= n))[0])
+                raise InputError(f"{graph.name}: edge {src[bad]} – {dst[bad]} names a node that is not in 0…{n - 1}")
+            keep = src != dst
+            if not keep.all():
+                loops += len(keep) - int(np.count_nonzero(keep))
+                src, dst = src[keep], dst[keep]
+            given += len(src)
+            for mirrored, (row, column) in enumerate(((src, dst), (dst, src))):
+                sorter.add((row << (COLUMN_BITS + 1)) | (column << 1) | mirrored)
+    return given, loops
 
 
 def fingerprint(clean_graph: CleanGraph, graph: Graph) -> str:

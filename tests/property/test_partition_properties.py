@@ -12,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qgnn_dist.data.graph import Graph, SparseFeatures
+from qgnn_dist.partitioning import api, build, sorting
+from qgnn_dist.partitioning import clean as cleaning
 from qgnn_dist.partitioning.api import METHODS, partition_graph
 from qgnn_dist.partitioning.clean import clean, fingerprint
 from qgnn_dist.store.reader import Store
@@ -58,6 +60,39 @@ def test_cleaning_is_what_sets_say(graph: Graph) -> None:
         "self_loops": len(raw) - len(straight), "duplicates": len(straight) - len(set(straight)),
         "one_way": sum((b, a) not in set(straight) for a, b in set(straight)),
         "isolated": graph.num_nodes - len({a for a, _ in want})}
+
+
+@settings(max_examples=60, deadline=None)
+@given(graphs(), st.integers(1, 200), st.integers(1, 9))
+def test_cleaning_out_of_core_gives_the_same(graph: Graph, keys: int, block: int) -> None:
+    """Any number of keys in memory, in any number of runs and blocks; equal keys at every border among them."""
+    want = clean(graph)
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sorting, "BLOCK_KEYS", block)
+        patch.setattr(cleaning, "BLOCK_KEYS", block)
+        got = clean(graph, Path(folder), keys)
+        np.testing.assert_array_equal(got.indptr, want.indptr)
+        np.testing.assert_array_equal(got.indices, want.indices)
+        assert (got.indptr.dtype, got.indices.dtype) == (want.indptr.dtype, want.indices.dtype)
+        assert got.counts == want.counts
+        assert fingerprint(got, graph) == fingerprint(want, graph)
+        left = [path.name for path in Path(folder).iterdir()]
+        assert left == [cleaning.INDICES] * bool(want.num_edges), "no run stays"
+
+
+@settings(max_examples=30, deadline=None)
+@given(graphs(), st.integers(1, 4), st.integers(1, 12))
+def test_parts_are_the_same_in_blocks_of_any_size(graph: Graph, parts: int, block: int) -> None:
+    parts = min(parts, graph.num_nodes)
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        found = []
+        for name in ("whole", "blocks"):
+            partition_graph(graph, parts=parts, out=Path(folder) / name, method="random", memory_gb=1e-9)
+            found.append({file.relative_to(Path(folder) / name): file.read_bytes()
+                          for file in (Path(folder) / name).rglob("*.arrow")})
+            patch.setattr(build, "LEAST_EDGES", block)
+            patch.setattr(api, "LEAST_KEYS", block)
+        assert found[0] == found[1]
 
 
 @settings(max_examples=40, deadline=None)

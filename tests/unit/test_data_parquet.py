@@ -134,6 +134,52 @@ def test_folders_of_parts_are_joined_in_order(tmp_path: Path, monkeypatch: pytes
     refused(f"parquet:{tmp_path}", "part-9.parquet", "other columns or types than part-0.parquet")
 
 
+def write_arrow(path: Path, table: dict[str, Any], rows: int, compression: str | None = None) -> None:
+    made = pa.table(table)
+    with pa.ipc.new_file(path, made.schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as out:
+        for batch in made.to_batches(max_chunksize=rows):
+            out.write_batch(batch)
+
+
+@pytest.mark.parametrize("compression", [None, "zstd"])
+@pytest.mark.parametrize("rows", [2, 100])
+def test_arrow_tables_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int, compression: str | None
+) -> None:
+    """Batches of the file are larger or smaller than those that are read; text ids in a folder beside Parquet."""
+    monkeypatch.setattr("qgnn_dist.data.parquet.CHUNK_EDGES", 3)
+    monkeypatch.setattr("qgnn_dist.data.parquet.ROWS_AT_ONCE", 3)
+    ids, ends = as_text([30, 10, 20, 50, 40]), [as_text([30, 10, 20, 20]), as_text([10, 20, 20, 40])]
+    given = (nodes_table(node_id=ids), edges_table(src=ends[0], dst=ends[1]))
+    want = load_graph(write(tmp_path / "p", *given))
+    (tmp_path / "a" / "edges").mkdir(parents=True)
+    write_arrow(tmp_path / "a" / "nodes.arrow", given[0], rows, compression)
+    write_arrow(tmp_path / "a" / "edges" / "1.arrow", {k: v[:3] for k, v in given[1].items()}, rows, compression)
+    pq.write_table(pa.table({k: v[3:] for k, v in given[1].items()}), tmp_path / "a" / "edges" / "2.parquet")
+    got = load_graph(f"parquet:{tmp_path / 'a'}")
+    assert edges_of(got).tolist() == edges_of(want).tolist() == EXPECTED_EDGES
+    assert (got.edge_rows, got.num_nodes, got.node_ids) == (4, 5, want.node_ids)
+    for name in ("features", "labels", "split"):
+        assert np.array_equal(getattr(got, name), getattr(want, name))
+
+
+def test_damaged_arrow_tables(tmp_path: Path) -> None:
+    source = write(tmp_path, nodes_table(), edges_table())
+    (tmp_path / "edges.arrow").write_bytes(b"ARROW1 nothing")
+    refused(source, "holds the table twice, as edges.parquet and edges.arrow")
+    (tmp_path / "edges.parquet").unlink()
+    refused(source, "edges.arrow", "is no Arrow IPC file")
+    text = {"src": as_text([1] * 40), "dst": as_text([2] * 40)}
+    write_arrow(tmp_path / "edges.arrow", text, 40)
+    pq.write_table(pa.table({"node_id": as_text([1, 2])}), tmp_path / "nodes.parquet")
+    assert edges_of(load_graph(source)).shape == (2, 40)
+    whole = bytearray((tmp_path / "edges.arrow").read_bytes())
+    offsets = np.arange(41, dtype=np.int32) * 2
+    whole[(at := whole.index(offsets.tobytes())) + 40:at + 44] = np.int32(10**9).tobytes()
+    (tmp_path / "edges.arrow").write_bytes(whole)
+    refused(source, "edges.arrow", "is damaged after row 0")
+
+
 LISTS = [[0.0, 5.0], [1.0, 4.0], [2.0, 3.0], [3.0, 2.0], [4.0, 1.0]]
 
 
@@ -188,6 +234,8 @@ def test_renamed_columns(tmp_path: Path) -> None:
     [
         ({"node_id": None}, {}, ["column node_id is missing"]),
         ({"node_id": pa.array([30, 10, 20, 20, 40])}, {}, ["node_id holds 20 2 times"]),
+        ({"node_id": pa.array([2**64 - 1, 10, 20, 40, 2**64 - 1], pa.uint64())}, {}, [f"holds {2**64 - 1} 2 times"]),
+        ({"node_id": pa.array(["a", "b", "c", "b", "b"])}, {}, ["node_id holds 'b' 3 times"]),
         ({"node_id": pa.array([30, 10, None, 50, 40])}, {}, ["node_id is null in row 2"]),
         ({"node_id": pa.array([0.5] * 5)}, {}, ["node_id is double", "integers or text"]),
         ({}, {"dst": None}, ["column dst is missing"]),
@@ -224,7 +272,7 @@ def test_wrong_tables_get_one_line(
 
 def test_missing_and_damaged_files(tmp_path: Path) -> None:
     refused(f"parquet:{tmp_path / 'none'}", "no such folder")
-    refused(f"parquet:{tmp_path}", "neither nodes.parquet nor a folder nodes")
+    refused(f"parquet:{tmp_path}", "neither nodes.parquet nor nodes.arrow nor a folder nodes")
     source = write(tmp_path, nodes_table(), edges_table())
     (tmp_path / "edges.parquet").write_bytes(b"PAR1 nothing")
     refused(source, "edges.parquet", "no Parquet file")

@@ -15,7 +15,8 @@ from qgnn_dist.data.graph import Graph, SparseFeatures
 from qgnn_dist.errors import InputError
 from qgnn_dist.partitioning import api, metis, stream
 from qgnn_dist.partitioning.api import METHODS, partition_graph
-from qgnn_dist.partitioning.clean import CleanGraph, clean
+from qgnn_dist.partitioning.clean import CleanGraph, _add_edges, clean
+from qgnn_dist.partitioning.sorting import KeySorter
 from tests.helpers import small_graph
 
 
@@ -160,34 +161,15 @@ def test_hand_made_graphs_are_checked(tmp_path: Path, change: dict[str, Any], te
     assert list(tmp_path.iterdir()) == []
 
 
-def test_cleaning_works_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks much smaller than the graph, borders between equal keys included, change nothing."""
-    from qgnn_dist.partitioning import clean as module
-
-    rng = np.random.default_rng(0)
-    pairs = rng.integers(0, 40, (2, 3000))
-    graph = Graph("g", 40, lambda: iter(np.array_split(pairs, 7, axis=1)))
-    whole = clean(graph)
-    for block in (1, 7, 100):
-        monkeypatch.setattr(module, "BLOCK_KEYS", block)
-        monkeypatch.setattr(module, "PIECE_KEYS", 3 * block + 1)
-        again = clean(graph)
-        np.testing.assert_array_equal(again.indptr, whole.indptr)
-        np.testing.assert_array_equal(again.indices, whole.indices)
-        assert again.counts == whole.counts
-    assert whole.counts["duplicates"] > 1000
-
-
 def test_cleaning_keeps_large_node_numbers_apart() -> None:
     """Node numbers near 2³¹ fit the 63 bits of a key; the arrays of N numbers are not built here."""
-    from qgnn_dist.partitioning.clean import _directed_keys
-
     n = 2**31 - 1
     ends = np.array([[n - 1, n - 2, 0, n - 1], [n - 2, n - 1, n - 1, n - 1]])
-    keys, loops = _directed_keys(Graph("huge", n, lambda: iter([ends])))
-    assert loops == 1
-    assert [divmod(int(k) >> 1, n) for k in keys] == [(n - 2, n - 1), (n - 2, n - 1), (0, n - 1)]
-    assert (keys & 1).tolist() == [1, 0, 0]
+    sorter = KeySorter()
+    assert _add_edges(Graph("huge", n, lambda: iter([ends])), sorter) == (3, 1)
+    keys = np.concatenate(list(sorter.blocks()))
+    assert [(int(k) >> 32, int(k) >> 1 & n, int(k) & 1) for k in keys] == [
+        (0, n - 1, 0), (n - 2, n - 1, 0), (n - 2, n - 1, 1), (n - 1, 0, 1), (n - 1, n - 2, 0), (n - 1, n - 2, 1)]
     with pytest.raises(InputError, match="at most 2147483647 are supported"):
         clean(Graph("huge", 2**31, lambda: iter([ends])))
 

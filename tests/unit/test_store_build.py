@@ -64,7 +64,7 @@ def test_parts_without_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sp
         return given
 
     monkeypatch.setitem(api.METHODS, "random", owners)
-    monkeypatch.setattr(build, "SCAN_ROWS", 16)
+    monkeypatch.setattr(build, "MOST_EDGES", 16)
     store = make_store(small_graph(nodes=90, sparse=sparse), tmp_path / "s", 4)
     for index in (1, 3):
         part = store.part(index)
