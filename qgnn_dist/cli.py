@@ -216,6 +216,47 @@ def accuracy(
     return result, show.accuracy
 
 
+@_command("qgnn plan --nodes 111059956 --edges 1615685872 --features 128 --classes 172 --hosts 16 --host-ram-gb 64 "
+          "--host-cores 16 --link-gbps 10")
+def plan(
+    source: Annotated[str | None, typer.Argument(
+        help="A store, or a graph as `partition` takes it; none where --nodes and the others tell its size.")] = None,
+    hosts: Annotated[int, typer.Option(help="Number of hosts.")] = 1,
+    host_ram_gb: Annotated[float, typer.Option("--host-ram-gb", help="Memory of a host, GiB.")] = 64.0,
+    host_cores: Annotated[int, typer.Option("--host-cores", help="Cores of a host.")] = 16,
+    link_gbps: Annotated[float, typer.Option("--link-gbps", help="Link of a host, Gbit/s.")] = 10.0,
+    workers_per_host: Annotated[int, typer.Option("--workers-per-host", help="For graphs without a store.")] = 1,
+    nodes: Annotated[int | None, typer.Option(help="Nodes, for a plan of bare numbers.")] = None,
+    edges: Annotated[int | None, typer.Option(help="Undirected edges.")] = None,
+    features: Annotated[int | None, typer.Option(help="Features of a node, dense.")] = None,
+    classes: Annotated[int | None, typer.Option(help="Classes.")] = None,
+    train_nodes: Annotated[int | None, typer.Option(
+        "--train-nodes", help="Training nodes; default: a tenth of all.")] = None,
+    cut: Annotated[float | None, typer.Option(
+        help="Share of the edges that will be cut, with bare numbers; default: as a random cut.")] = None,
+    calibrate: Annotated[bool, typer.Option("--calibrate", help="Measure this machine first, some 15 s.")] = False,
+    calibration: Annotated[Path | None, typer.Option(
+        help="File of an earlier calibration; with --calibrate, where to keep it. Default: the user's cache.")] = None,
+    root: Annotated[Path | None, typer.Option(help="Folder that holds OGB data sets.")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file with settings.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="One setting, e.g. model.hidden=256.")] = None,
+    as_json: Json = False, debug: Debug = False,
+) -> Outcome:
+    """Tell whether a graph fits on given hosts, and its bytes and seconds; ends with 1 where it does not fit."""
+    from .config import load_config
+    from .planning import plan as planning
+    from .planning.show import show_plan
+
+    resolved = load_config(config, settings or [])
+    machines = planning.check_hosts(hosts, host_ram_gb, host_cores, link_gbps, workers_per_host)
+    numbers = {"--nodes": nodes, "--edges": edges, "--features": features, "--classes": classes}
+    with render.Status("planning") as status:
+        sized, name, parts = planning.cut_of(source, numbers, hosts * workers_per_host, train_nodes=train_nodes,
+                                             cut=cut, root=root, say=status.update)
+        rates, found = planning.choose_rates(calibration, calibrate, say=status.update)
+        return planning.make_plan(sized, machines, resolved, rates, found, parts=parts, name=name), show_plan
+
+
 _Source = Annotated[str, typer.Argument(
     help="arxiv, mid, products, a source of dense features, or a store of one part.")]
 _Kinds = Annotated[list[str] | None, typer.Option(

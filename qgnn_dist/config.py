@@ -125,6 +125,8 @@ class TrainConfig:
 class ClusterConfig:
     cpus_per_worker: float = _setting(1.0, "CPUs that Ray reserves for one worker; fractions allowed", above=0.0)
     threads: int = _setting(0, "threads of one worker; 0 = its CPUs", low=0, high=1024)
+    memory_check: str = _setting("on", "refuse a run whose estimate exceeds what its hosts have left",
+                                 choices=("on", "off"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

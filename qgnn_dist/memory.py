@@ -1,34 +1,77 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Peak memory of this process: resident, and the anonymous share that memory-mapped stores do not count towards."""
+"""Memory of this process and of its machine: peaks, what may still be taken, and byte counts as people read them."""
 from __future__ import annotations
 
+import os
 import threading
+from pathlib import Path
 
-__all__ = ["MemoryWatch", "available_bytes", "status_bytes"]
+__all__ = ["MemoryWatch", "available_bytes", "byte_size", "status_bytes"]
+
+
+def byte_size(count: float) -> str:
+    """A byte count as people read it.
+
+    >>> byte_size(1536), byte_size(12), byte_size(3.2e9)
+    ('1.5 KiB', '12 B', '3.0 GiB')
+    """
+    units = ("B", "KiB", "MiB", "GiB", "TiB")
+    size, unit = float(count), 0
+    while size >= 1024 and unit < len(units) - 1:
+        size, unit = size / 1024, unit + 1
+    return f"{size:.0f} B" if unit == 0 else f"{size:.1f} {units[unit]}"
+
+
+def available_bytes(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
+    """What this process may still take: the system's own estimate, or what its control group leaves, if that is less.
+
+    Where the system tells neither, all memory of the machine.
+    """
+    found = _control_group_room(proc, cgroups)
+    system = _kilobytes(proc / "meminfo", "MemAvailable")
+    if system:
+        found.append(system)
+    return min(found, default=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def _control_group_room(proc: Path, cgroups: Path) -> list[int]:
+    """What every group above this process has left (version 2 or 1); page cache that can be dropped counts as left."""
+    try:
+        lines = (proc / "self" / "cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    found: list[int | None] = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            root, names = cgroups, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            root, names = cgroups / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        inside = root / path.strip("/")
+        folders = [inside, *inside.parents]
+        found += [_room(folder, *names) for folder in folders[:folders.index(root) + 1]]
+    return [room for room in found if room is not None]
+
+
+def _room(folder: Path, limit_file: str, used_file: str, cache_field: str) -> int | None:
+    """What one group has left; None where it has no limit."""
+    try:
+        limit, used = (int((folder / name).read_text()) for name in (limit_file, used_file))
+        cache = next((int(line.split()[1]) for line in (folder / "memory.stat").read_text().splitlines()
+                      if line.startswith(cache_field + " ")), 0)
+    except (OSError, ValueError):  # no such file, or "max"
+        return None
+    return max(limit - max(used - cache, 0), 0)
 
 
 def status_bytes(field: str) -> int:
     """A figure of /proc/self/status (VmRSS, VmHWM, RssAnon) in bytes; 0 where there is none."""
-    return _kilobytes("/proc/self/status", field)
+    return _kilobytes(Path("/proc/self/status"), field)
 
 
-def available_bytes() -> int:
-    """Memory that processes can take now without swapping, in bytes: of the machine, or of a container that has less.
-
-    0 where the system does not tell.
-    """
-    found = [_kilobytes("/proc/meminfo", "MemAvailable")]
-    for limit, used in (("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-                        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes")):
-        try:
-            with open(limit, encoding="ascii") as most, open(used, encoding="ascii") as now:
-                found.append(max(int(most.read()) - int(now.read()), 1))
-        except (OSError, ValueError):  # no such version, or "max"
-            continue
-    return min(found) if found[0] else 0
-
-
-def _kilobytes(file: str, field: str) -> int:
+def _kilobytes(file: Path, field: str) -> int:
     """A figure of a file with lines `field: n kB`, in bytes; 0 where there is none."""
     try:
         with open(file, encoding="ascii") as lines:

@@ -9,20 +9,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from .memory import byte_size
+
 __all__ = ["Status", "TrainingProgress", "byte_size", "exported", "inspection", "partition", "prediction", "training"]
-
-
-def byte_size(count: float) -> str:
-    """A byte count as people read it.
-
-    >>> byte_size(1536), byte_size(12), byte_size(3.2e9)
-    ('1.5 KiB', '12 B', '3.0 GiB')
-    """
-    units = ("B", "KiB", "MiB", "GiB", "TiB")
-    size, unit = float(count), 0
-    while size >= 1024 and unit < len(units) - 1:
-        size, unit = size / 1024, unit + 1
-    return f"{size:.0f} B" if unit == 0 else f"{size:.1f} {units[unit]}"
 
 
 def _percent(value: float) -> str:

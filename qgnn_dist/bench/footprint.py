@@ -10,7 +10,6 @@ import ctypes
 import gc
 import importlib
 import multiprocessing
-import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -19,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import QgnnError
-from ..memory import status_bytes
+from ..memory import available_bytes, status_bytes
 
 __all__ = ["Need", "Sizes", "available_bytes", "failure", "measure", "measure_apart", "misfits", "modules_of", "need"]
 
@@ -96,18 +95,6 @@ def misfits(needs: Mapping[str, Need], available: int) -> dict[str, str]:
         else:
             shared, held = shared | mine.shared, held + mine.held
     return reasons
-
-
-def available_bytes() -> int:
-    """What this machine has left, by the system's own estimate; all of it where there is none."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            for line in lines:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def modules_of(system: str) -> list[str]:

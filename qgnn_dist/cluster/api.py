@@ -145,7 +145,8 @@ def predict(store: str | Path, *, model: str | Path, out: str | Path, scores: bo
     kwargs = {"store": os.path.abspath(store), "exchange_s": resolved.timeouts.exchange_s}
     with _workers(PredictWorker, kwargs, opened.num_parts, resolved, ray_address, None) as (pool, _):
         return run_prediction(pool, opened, packed, Path(os.path.abspath(folder)), scores=scores,
-                              timeouts=resolved.timeouts, trace=trace)
+                              timeouts=resolved.timeouts, trace=trace,
+                              check_memory=resolved.cluster.memory_check == "on")
 
 
 def inspect(path: str | Path, *, verify: bool = False, store: str | Path | None = None,

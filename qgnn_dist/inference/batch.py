@@ -15,6 +15,7 @@ from ..comm.trace import chrome_trace, overlap
 from ..config import TimeoutsConfig
 from ..errors import InputError, ModelError, QgnnError
 from ..model.packed import PackedModel
+from ..planning.admission import check_prediction
 from ..store.reader import Store
 
 __all__ = ["check_output", "check_predictable", "run_prediction"]
@@ -44,14 +45,18 @@ def check_output(out: str | Path, overwrite: bool) -> Path:
 
 
 def run_prediction(pool: WorkerPool, store: Store, model: PackedModel, out: Path, *, scores: bool,
-                   timeouts: TimeoutsConfig, trace: bool = False) -> dict[str, Any]:
+                   timeouts: TimeoutsConfig, trace: bool = False, check_memory: bool = True) -> dict[str, Any]:
     """Predict all nodes on the pool's workers (one PredictWorker a part) and put the folder in place.
 
-    Args: trace: also write OUT/trace.json, where each layer's time goes on every rank (comm.trace.chrome_trace).
+    Args:
+        trace: also write OUT/trace.json, where each layer's time goes on every rank (comm.trace.chrome_trace).
+        check_memory: refuse what the hosts cannot hold (InputError), before anything is allocated.
     Returns: the summary, as written to OUT/summary.json; with `trace`, it has `overlap` by rank.
     """
     started = time.perf_counter()
     data = model.to_bytes()
+    if check_memory:
+        check_prediction(pool, store, model.info, scores=scores, timeout_s=timeouts.start_s)
     pool.call("load", store.fingerprint, data, timeout_s=timeouts.start_s)
     temp = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     temp.mkdir(parents=True)

@@ -23,6 +23,7 @@ from ..memory import MemoryWatch
 from ..model.features import FeatureScheme, refuse_negative
 from ..model.forward import PackedForward, feature_gain, model_reader
 from ..model.packed import PackedModel
+from ..planning.admission import room
 from ..propagation.neighbourhood import Neighbourhood
 from ..store.reader import Store
 
@@ -47,6 +48,10 @@ class PredictWorker:
     def __init__(self, context: WorkerContext, *, store: str, exchange_s: float) -> None:
         self._context, self._store_path, self._exchange_s = context, store, exchange_s
         self._memory = MemoryWatch()
+
+    def room(self) -> dict[str, Any]:
+        """See planning.admission.room; called before `load`."""
+        return room(self._context.host)
 
     def load(self, fingerprint: str, model: bytes) -> None:
         """Open the part and the model.

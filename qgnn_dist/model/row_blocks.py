@@ -21,11 +21,16 @@ from ..quant.ranges import moments_of
 from ..quant.straight_through import WeightQuantizer, scale_gradient
 from .perceptron import STAGE_HIDDEN, DropoutKey, FeatureMatrix, Perceptron, ThinnedRows
 
-__all__ = ["RowBlocks"]
+__all__ = ["RowBlocks", "block_rows"]
 
 BLOCK_VALUES = 2**18
 """Values of a block's widest array: it stays in the second level of a core's memory."""
 LEAST_ROWS, MOST_ROWS = 64, 4096
+
+
+def block_rows(widest: int) -> int:
+    """Rows of a block whose widest array has `widest` columns."""
+    return min(max(BLOCK_VALUES // widest, LEAST_ROWS), MOST_ROWS)
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ class RowBlocks:
         self._network, self._matrix = network, matrix
         num_features, width = network.weight1.shape
         widest = max(width, 0 if matrix.is_sparse else num_features, 1)
-        self._rows = min(max(BLOCK_VALUES // widest, LEAST_ROWS), MOST_ROWS)
+        self._rows = block_rows(widest)
         rows = min(self._rows, matrix.num_rows)
         self._input = None if matrix.is_sparse else np.empty((rows, num_features), np.float32)
         self._hidden, self._grad = np.empty((rows, width), np.float32), np.empty((rows, width), np.float32)

@@ -37,7 +37,6 @@ METIS_BYTES_PER_EDGE = 150
 
 DEFAULT_SHARE = 0.5
 """Of the memory that the machine has available, what partitioning takes if nothing is said."""
-UNKNOWN_MEMORY = 4 << 30
 LEAST_KEYS = 1 << 18
 """Keys of edges (8 bytes each) in memory while sorting, however little memory is allowed."""
 
@@ -73,7 +72,7 @@ def partition_graph(graph: Graph, *, parts: int, out: str | Path, method: str = 
     if not 0 <= seed < 2**31:
         raise InputError(f"--seed {seed}: expected 0 to {2**31 - 1}")
     if memory_gb is None:
-        memory_gb = round(DEFAULT_SHARE * (available_bytes() or 2 * UNKNOWN_MEMORY) / 1e9, 2)
+        memory_gb = round(DEFAULT_SHARE * available_bytes() / 1e9, 2)
     elif not memory_gb > 0:
         raise InputError(f"--memory {memory_gb:g}: expected more than 0 GB")
     check_arrays(graph)

@@ -23,6 +23,7 @@ from ..config import RunConfig
 from ..errors import InputError, QgnnError
 from ..model.features import FeatureStatistics, choose_norm
 from ..model.packed import PackedModel
+from ..planning.admission import check_training
 from ..store.manifest import SOURCE_ORDER
 from ..store.reader import Store
 from .checkpoint import Progress, RunFolder, write_atomically
@@ -103,8 +104,11 @@ def run_training(pool: WorkerPool, server_call: ServerCall, store: Store, config
             `load_state`).
         on_epoch: called with every epoch's record, for people to see.
     Returns: the summary, as written to RUN/summary.json.
+    Raises: InputError: the hosts have less memory than this takes; nothing was allocated or written then.
     """
     started = time.perf_counter()
+    if config.cluster.memory_check == "on":
+        check_training(pool, store, config)
     loaded = pool.call("load", store.fingerprint, timeout_s=config.timeouts.start_s)
     statistics = sum((w["statistics"] for w in loaded), FeatureStatistics())
     nodes = {name: sum(w["nodes"][name] for w in loaded) for name in loaded[0]["nodes"]}

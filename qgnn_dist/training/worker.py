@@ -26,6 +26,7 @@ from ..model.forward import PackedForward
 from ..model.packed import ModelInfo, PackedModel
 from ..model.perceptron import DropoutKey, FeatureMatrix, Perceptron
 from ..model.row_blocks import RowBlocks
+from ..planning.admission import room
 from ..propagation.fused import FusedLayers
 from ..propagation.fused_float import FusedFloatLayers
 from ..propagation.messages import CodedMessenger, FloatMessenger, GradientCoding
@@ -72,6 +73,10 @@ class TrainWorker:
         self._evaluated: PackedModel | None = None
         self._best: PackedModel | None = None
         self._memory = MemoryWatch()
+
+    def room(self) -> dict[str, Any]:
+        """See planning.admission.room; called before `load`."""
+        return room(self._context.host)
 
     def load(self, fingerprint: str) -> dict[str, Any]:
         """Open the part through this host's mount.

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bytes that one worker takes, by item, as sums over the arrays that the code allocates.
+
+Anonymous memory is what a host must have; the store is memory-mapped, and what is read of it can be read again. Each
+phase of a run has its own states; what a worker needs is what it holds all the time and the largest of its phases.
+
+Legend: n local rows, H halo rows, F features, h hidden width, C classes, P packed bytes of a row of messages.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..config import RunConfig
+from ..model.features import BLOCK_ROWS
+from ..model.packed import ModelInfo
+from ..model.row_blocks import block_rows
+from ..propagation.fused import fixed_point
+from ..propagation.smp import Propagation
+from ..quant.grids import AFFINE_METHODS
+from ..quant.packed import row_bytes
+from .shapes import GraphSize, PartSize, weight_count
+from .traffic import gradient_row_bytes
+
+__all__ = ["BASE_BYTES", "RAY_BASE_BYTES", "Need", "prediction_need", "training_need", "worst_steps"]
+
+BASE_BYTES, RAY_BASE_BYTES = 190 << 20, 230 << 20
+"""Anonymous memory of an idle worker with its libraries loaded: in the command's own process, and as a Ray actor.
+Measured on Linux x86-64, CPU build of torch 2.13."""
+WRITTEN_ROWS = 1 << 20
+"""Rows of a Parquet row group, which the writer encodes at once."""
+_WORD_BYTES = 16
+"""Of a class name beside its row in Arrow, roughly."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """What one worker takes.
+
+    Attributes:
+        items: anonymous bytes by item, at the phase that takes most. phase: its name.
+        mapped: bytes of the store that every round reads, and that should stay in the page cache.
+        at_rest: bytes of mapped features, read in one pass at the start and never again.
+    """
+
+    items: dict[str, int]
+    phase: str
+    mapped: int
+    at_rest: int
+
+    @property
+    def anonymous(self) -> int:
+        """All items together."""
+        return sum(self.items.values())
+
+    @property
+    def resident(self) -> int:
+        """What a host needs for the worker to run at its speed: anonymous bytes, and the mapped graph."""
+        return self.anonymous + self.mapped
+
+    @property
+    def largest(self) -> str:
+        """The item that takes most."""
+        return max(self.items, key=lambda name: self.items[name])
+
+
+def training_need(part: PartSize, size: GraphSize, config: RunConfig, *, base: int = 0) -> Need:
+    """Of one worker of a training run. Args: base: bytes of the idle process."""
+    bits, n, classes = config.quant.stages(), part.rows, size.classes
+    frames = {row_bytes(classes, 32), row_bytes(classes, bits["messages"]),
+              gradient_row_bytes(classes, bits["gradients"])}
+    dense = 0 if size.sparse else size.features
+    widest = max(config.model.hidden, dense, 1)
+    held = {
+        "process": base,
+        # FeatureBlock.values, int16 codes or float32; indices of sparse rows stay mapped. FeatureBlock.scale.
+        "features": _stored(part, size) * (4 if bits["features"] == 32 else 2) + 4 * n,
+        # Neighbourhood.inv_sqrt_degree; TrainWorker._labels, int64; _split_rows, int64.
+        "node data": 4 * n + 8 * n + 8 * part.labelled,
+        # Exchange._frames: one set for every width that was ever sent; calibration sends float32.
+        "send buffers": part.sends * sum(frames),
+        # RowBlocks._input, _hidden, _grad.
+        "perceptron rows": 4 * min(n, block_rows(widest)) * (dense + 2 * config.model.hidden),
+        # Parameters, gradients, both moments of Adam; codes, their gradient and what autograd keeps of them.
+        "weights, optimiser": 40 * weight_count(size, config.model.hidden),
+    }
+    phases = _affine_phases(part, size, config) if config.quant.method in AFFINE_METHODS else \
+        _training_phases(part, size, config, bits)
+    return _largest(held, phases, part, size)
+
+
+def prediction_need(part: PartSize, size: GraphSize, info: ModelInfo, *, base: int = 0, scores: bool = False) -> Need:
+    """Of one worker of a prediction with a packed model. Args: scores: whether all scores are written."""
+    bits, n, classes = info.bits, part.rows, info.num_classes
+    held = {
+        "process": base,
+        "node data": 4 * n,  # Neighbourhood.inv_sqrt_degree
+        "send buffers": part.sends * row_bytes(classes, bits["messages"]),
+        # PackedModel: int8 codes or float32.
+        "weights": weight_count(size, info.hidden) * (4 if bits["weights"] == 32 else 1),
+    }
+    two = info.kind == "smp" and (info.rounds == "two" or any(info.multipliers))
+    # read_block: codes of BLOCK_ROWS rows, and floats of as many where they are not float32 at rest.
+    block = {"perceptron rows": min(n, BLOCK_ROWS) * int(size.stored) * 6}
+    # PredictWorker._write: order, classes and confidence twice, node ids, names; what Parquet encodes at once.
+    rows = min(n, WRITTEN_ROWS)
+    written = 32 * n + (_WORD_BYTES + 4) * n * (info.class_names is not None) + 24 * rows
+    written += 4 * classes * (n + rows) if scores else 0
+    layers = _layers(part, classes, bits["messages"], [] if info.grids else info.message_steps,
+                     innovation=info.coding == "innovation", two=two, before=info.rounds == "two", record=False,
+                     live=False)
+    phases = {"features": {"states": 4 * n * classes, **block}, "layers": layers,
+              "writing": {"states": 4 * n * classes, "rows to write": written}}
+    need = _largest(held, phases, part, size)
+    return Need(need.items, need.phase, need.mapped + 8 * n, need.at_rest)  # node ids
+
+
+def worst_steps(config: RunConfig) -> list[float]:
+    """Steps that fall as fast as `quant.step_floor` lets them: fixed point has to hold the most then."""
+    floor = max(float(config.quant.step_floor or 0.0), 2.0**-8)
+    return [2.0 ** max(round(k * math.log2(floor)), -8) for k in range(Propagation.of(config).num_rounds)]
+
+
+def _training_phases(part: PartSize, size: GraphSize, config: RunConfig,
+                     bits: dict[str, int]) -> dict[str, dict[str, int]]:
+    """Phase → item → bytes of what lives in it alone."""
+    n, classes = part.rows, size.classes
+    state, halo = 4 * n * classes, 4 * part.halo * classes
+    smp = config.propagation.kind == "smp"
+    two_rounds = smp and config.propagation.rounds == "two"
+    # read_block and feature_level: rows as they are read, and ones beside them.
+    reading = min(n, BLOCK_ROWS) * int(size.stored) * 8
+    gradient = gradient_row_bytes(classes, bits["gradients"])
+    moments = 24 * n  # float64 (n, 3), of whatever is coded
+    innovation = config.messages.coding == "innovation"
+    steps = worst_steps(config)
+    phases = {
+        "loading": {"perceptron rows": reading, "node data": 8 * n},  # np.diff of the row pointer
+        # H⁰, its copy, and two buffers of float messages; with two rounds P and the state before.
+        "calibration": {"states": state * (6 if two_rounds else 4), "halo rows": 2 * halo, "moments": moments},
+        "forward": _layers(part, classes, bits["messages"], steps, innovation=innovation, two=smp, before=smp,
+                           record=True, live=smp),
+        # ∂L/∂H^K, the state, and P of the layer before where there are multipliers; two buffers of float messages,
+        # or what coded gradients are kept in.
+        "backward": {"states": (3 if smp else 2) * state + (state if two_rounds else 0) + 2 * n * gradient,
+                     "halo rows": 2 * part.halo * gradient},
+    }
+    if config.propagation.kind == "none":
+        # H⁰, its copies, and the buffers of a CodedMessenger, which is made though nothing is sent.
+        return {"loading": phases["loading"], "forward": {"states": 6 * state, "moments": moments}}
+    # PackedForward with moments, then scores, classes and confidence, and cross_entropy's three float64 arrays.
+    phases["evaluation"] = _layers(part, classes, bits["messages"], steps, innovation=innovation, two=smp,
+                                   before=two_rounds, record=True, live=False)
+    phases["loss of the evaluation"] = {"states": state, "node data": 8 * n, "validation": 20 * part.valid * classes}
+    return phases
+
+
+def _layers(part: PartSize, classes: int, bits: int, steps: Sequence[float], *, innovation: bool, two: bool,
+            before: bool, record: bool, live: bool) -> dict[str, int]:
+    """One forward through the layers.
+
+    Args:
+        steps: of the rounds; none for affine grids. two: whether there are multipliers, and P and a state before with
+        them. before: whether float layers keep it.
+    """
+    n, frame, degree = part.rows, row_bytes(classes, bits), part.edges / max(part.rows, 1)
+    state = 4 * n * classes
+    padded = -(-classes // 8) * 8  # FusedLayers keeps rows of whole vectors
+    if bits == 32:
+        # H⁰ or its coded form, the state, P, and a state before where one is looked back at: FusedFloatLayers.run.
+        states = state * (2 + two + before)
+    elif (fixed := fixed_point(steps, bits, innovation=innovation)) is None or fixed.most_neighbours < degree:
+        # H, the state before; R, Ŷ and the H⁰ term in float32 (_FloatStorage); AffineMessenger has sums of codes too.
+        states = state * ((2 if two else 1) + 2 + innovation + (2 if not steps else 0))
+    else:
+        # H, the state before; R and Ŷ in 16 bits, the H⁰ term in 8 (_FixedStorage).
+        states = state * (2 if two else 1) + n * padded * (2 + 2 * innovation + 1)
+    return {"states": states + 2 * n * frame, "halo rows": 2 * part.halo * frame,
+            "moments": (24 * n if record else 0) + (8 * n if live else 0)}
+
+
+def _affine_phases(part: PartSize, size: GraphSize, config: RunConfig) -> dict[str, dict[str, int]]:
+    """The pass by autograd over all rows at once, which methods with affine grids take; an upper estimate."""
+    n, hidden, state = part.rows, config.model.hidden, 4 * part.rows * size.classes
+    kept = 4 * _stored(part, size) * 2  # ThinnedRows.values and the mask
+    layers = 8 * state + (config.propagation.layers * 5 * n * size.classes  # Clipped: error and side of every round
+                          if config.messages.coding == "direct" else 0)
+    return {"training": {"perceptron rows": kept + 10 * 4 * n * hidden, "states": layers + 4 * state,
+                         "halo rows": 8 * part.halo * size.classes}}
+
+
+def _stored(part: PartSize, size: GraphSize) -> int:
+    """Feature values of a part."""
+    return int(part.rows * size.stored)
+
+
+def _largest(held: dict[str, int], phases: dict[str, dict[str, int]], part: PartSize, size: GraphSize) -> Need:
+    phase = max(phases, key=lambda name: sum(phases[name].values()))
+    items = {name: held.get(name, 0) + phases[phase].get(name, 0) for name in {**held, **phases[phase]}}
+    # Part.indptr int64, indices int32, degree int32, source_index int64, rows to send int32; sparse features' indices.
+    mapped = 8 * (part.rows + 1) + 4 * part.edges + 12 * part.rows + 4 * part.sends
+    if size.sparse:
+        mapped += 4 * _stored(part, size) + 8 * part.rows
+    at_rest = _stored(part, size) * 4
+    return Need({name: count for name, count in items.items() if count}, phase, mapped, at_rest)

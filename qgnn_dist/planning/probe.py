@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measure this machine's kernels, some 15 seconds: what `qgnn plan --calibrate` runs.
+
+Neighbours are drawn by chance, so that every one is fetched from where the states lie: graphs whose rows follow their
+neighbours are faster. Each figure is the least of a few runs. The kernels of training and prediction run as they are.
+"""
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import time
+from collections.abc import Callable
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+
+from .. import __version__, kernels
+from ..comm.exchange import Exchange
+from ..comm.pool import LocalPool, WorkerContext
+from ..config import load_config
+from ..model.features import FeatureBlock
+from ..model.perceptron import DropoutKey, FeatureMatrix, Perceptron
+from ..model.row_blocks import RowBlocks
+from ..propagation.fused import FusedLayers
+from ..propagation.fused_float import FusedFloatLayers
+from ..propagation.neighbourhood import Neighbourhood
+from ..propagation.smp import FrozenMultipliers, Multipliers, Propagation
+from ..quant.packed import row_bytes
+from ..store.reader import PeerPlan
+from .rates import FAR_BYTES, NEAR_BYTES, LayerRate, PerceptronRate, Rates
+
+__all__ = ["machine_name", "probe"]
+
+COLUMNS, ROWS, DEGREES, DEPTHS = (16, 64), (1 << 14, 1 << 17), (2, 24), (2, 5)
+LEAST_RUNS, BUDGET_S = 4, 0.06
+WIDTHS = (1, 2, 4, 8, 32)
+NETWORKS = ((32, 64, 16), (256, 64, 16), (128, 256, 40))
+"""Features, hidden, classes of the perceptrons that are timed."""
+NETWORK_ROWS = 8192
+EXCHANGE_BYTES = (1 << 12, 1 << 23)
+
+
+def probe(threads: int, say: Callable[[str], None] = lambda _: None) -> Rates:
+    """Rates of this machine with so many threads busy."""
+    before = kernels.threads()
+    kernels.set_threads(threads)
+    try:
+        layers = [rate for columns in COLUMNS for rows in ROWS for rate in _layers(columns, rows, say)]
+        say("the perceptron")
+        read_ns, score_ns = _passes()
+        far_ns = _far()
+        perceptron, serial = _perceptrons(threads)
+        say("an exchange over loopback")
+        exchange_ns, round_s = _exchange()
+    finally:
+        kernels.set_threads(before)
+    versions = {"qgnn-dist": __version__, "kernels": kernels.isa(), "numpy": metadata.version("numpy")}
+    return Rates(machine_name(), threads, serial, versions, tuple(layers), perceptron, far_ns, read_ns, score_ns,
+                 exchange_ns, round_s)
+
+
+def machine_name() -> str:
+    """The processor's model and number of cores."""
+    name = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
+    except OSError:
+        pass
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def _least(run: Callable[[], Any], prepare: Callable[[], Any] = lambda: None) -> float:
+    """Seconds of the fastest of at least LEAST_RUNS runs, more until BUDGET_S are over."""
+    times: list[float] = []
+    while len(times) < LEAST_RUNS or sum(times) < BUDGET_S:
+        prepare()
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+class _LiveMultipliers:
+    """Always −0.1 at once: what layers do with λ is measured, not a server."""
+
+    live = any = True
+
+    def value(self, layer: int) -> float:
+        return -0.1
+
+    def post(self, layer: int, dot: float) -> None:
+        pass
+
+
+def _graph(rows: int, degree: int) -> Neighbourhood:
+    rng = np.random.default_rng(0)
+    return Neighbourhood(np.arange(rows + 1, dtype=np.int64) * degree,
+                         rng.integers(0, rows, rows * degree, dtype=np.int32), np.full(rows, degree, np.int32),
+                         np.full(rows, (degree + 1) ** -0.5, np.float32), 0, 0)
+
+
+def _layers(columns: int, rows: int, say: Callable[[str], None]) -> list[LayerRate]:
+    """All kinds and widths at one size: a row's share by two depths, an edge's by two degrees."""
+    say(f"layers of {columns} columns and {rows} rows")
+    few, many = (_graph(rows, degree) for degree in DEGREES)
+    exchange = Exchange([], rows, 0, None, 0, 60.0)
+    h0 = np.random.default_rng(1).standard_normal((rows, columns), np.float32)
+    state, found = h0.copy(), []
+    for kind, bits in [*((kind, bits) for bits in WIDTHS for kind in ("training", "frozen")), ("gradient", 32)]:
+        run, fresh = _forward(kind, bits, exchange, state), functools.partial(np.copyto, state, h0)
+        two, four = (_least(functools.partial(run, few, depth), fresh) for depth in DEPTHS)
+        row = max(four - two, 0.0) / (DEPTHS[1] - DEPTHS[0])  # a round of a row and its few edges
+        if kind != "frozen":  # whose sums over edges are those of training
+            whole = _least(functools.partial(run, many, DEPTHS[0]), fresh)
+            edge = max(whole - two, 0.0) / DEPTHS[0] / (rows * (DEGREES[1] - DEGREES[0]))
+        start = max(two - DEPTHS[0] * row, 0.0)
+        found.append(LayerRate(kind, bits, columns, rows, 1e9 * start / rows,
+                               1e9 * max(row / rows - edge * DEGREES[0], 0.0), 1e9 * edge))
+    return found
+
+
+def _forward(kind: str, bits: int, exchange: Exchange, state: np.ndarray) -> Callable[[Neighbourhood, int], np.ndarray]:
+    live: Multipliers = _LiveMultipliers() if kind == "training" else FrozenMultipliers([-0.1] * DEPTHS[1])
+    direction = {"training": "forward", "frozen": "evaluation", "gradient": "backward"}[kind]
+
+    def run(graph: Neighbourhood, depth: int) -> np.ndarray:
+        spec = Propagation("smp", depth, 9.0, 0.1, "merged")
+        if bits == 32:
+            return FusedFloatLayers(spec, graph, exchange, direction).run(state, state, live)
+        steps = [2.0 ** -(k // 3) for k in range(depth)]
+        layers = FusedLayers(spec, graph, exchange, direction, bits=bits, steps=steps, innovation=True, residual_bits=8,
+                             residual_step=2.0**-5, multipliers=live, record=kind == "training")
+        return layers.run(state)
+
+    return run
+
+
+def _far() -> float:
+    """ns more that a neighbour's cache line takes from FAR_BYTES than from what the layers above lie in."""
+    rows, degree = 1 << 14, DEGREES[1]
+    indptr, out = np.arange(rows + 1, dtype=np.int64) * degree, np.empty((rows, 64), np.int32)
+    times = []
+    for size in (NEAR_BYTES, FAR_BYTES):
+        payload = np.full((size // 16, 16), 0x55, np.uint8)
+        indices = np.random.default_rng(0).integers(0, len(payload), rows * degree, dtype=np.int32)
+        times.append(_least(functools.partial(kernels.aggregate_codes, indptr, indices, payload, 2, 0, rows, out)))
+    return 1e9 * max(times[1] - times[0], 0.0) / (rows * degree)
+
+
+def _perceptrons(threads: int) -> tuple[tuple[PerceptronRate, ...], float]:
+    """Every kind and width by three shapes, and the share of the work that a second thread does not halve."""
+    shapes, times = [], dict[tuple[str, int], list[float]]()
+    serial = 0.0
+    for features, hidden, classes in NETWORKS:
+        shapes.append((features + hidden, features * hidden + hidden * classes))
+        runs = {**_training(features, hidden, classes), **_packed(features, hidden, classes)}
+        for key, run in runs.items():
+            times.setdefault(key, []).append(1e9 * _least(run) / NETWORK_ROWS)
+        if threads > 1 and (features, hidden, classes) == NETWORKS[-1]:
+            all_busy = _least(runs["packed", 8])
+            kernels.set_threads(1)
+            one = _least(runs["packed", 8])
+            kernels.set_threads(threads)
+            serial = min(max((threads * all_busy / one - 1) / (threads - 1), 0.0), 0.5)
+    forward, both = times["forward", 32], times["backward", 32]
+    times["backward", 32] = [max(b - f, 0.0) for f, b in zip(forward, both)]
+    rates = []
+    for (kind, bits), nanoseconds in times.items():
+        (value, weight), *_ = np.linalg.lstsq(np.array(shapes, float), np.array(nanoseconds), rcond=None)
+        if min(value, weight) < 0:  # noise: all of it goes to the weights
+            value, weight = 0.0, float(np.mean([t / w for t, (_, w) in zip(nanoseconds, shapes)]))
+        rates.append(PerceptronRate(kind, bits, float(value), float(weight)))
+    return tuple(rates), serial
+
+
+def _training(features: int, hidden: int, classes: int) -> dict[tuple[str, int], Callable[[], Any]]:
+    """RowBlocks at 2 bits with dropout of one half; the backward is what both passes take less the forward."""
+    rng = np.random.default_rng(0)
+    config = load_config(overrides=[f"model.hidden={hidden}", "model.dropout=0.5"])
+    codes = rng.integers(-2, 2, (NETWORK_ROWS, features)).astype(np.int16)
+    matrix = FeatureMatrix(FeatureBlock(codes, np.ones(NETWORK_ROWS, np.float32), features))
+    blocks = RowBlocks(Perceptron(config, features, classes), matrix)
+    key = DropoutKey(0, 1, np.arange(NETWORK_ROWS), 0.5)
+    grad = np.full((NETWORK_ROWS, classes), 1e-3, np.float32)
+
+    def forward() -> None:
+        blocks.forward(key, 0.2)
+
+    def both() -> None:
+        blocks.forward(key, 0.2)
+        blocks.backward(grad)
+
+    return {("forward", 32): forward, ("backward", 32): both}
+
+
+def _packed(features: int, hidden: int, classes: int) -> dict[tuple[str, int], Callable[[], Any]]:
+    """The packed model's perceptron at every width."""
+    rng, out = np.random.default_rng(0), np.empty((NETWORK_ROWS, classes), np.float32)
+    scale = np.ones(NETWORK_ROWS, np.float32)
+    runs: dict[tuple[str, int], Callable[[], Any]] = {}
+    for bits in WIDTHS[1:-1]:
+        low, high = -(2 ** (bits - 1)), 2 ** (bits - 1)
+        codes = rng.integers(low, high, (NETWORK_ROWS, features)).astype(np.int16)
+        first, second = (rng.integers(low, high, shape).astype(np.int8)
+                         for shape in ((features, hidden), (hidden, classes)))
+        runs["packed", bits] = functools.partial(
+            kernels.perceptron_dense, codes, scale, first, np.float32(0.1), np.zeros(hidden, np.float32),
+            np.float32(1.0), bits, second, np.float32(0.1), np.zeros(classes, np.float32), None, out)
+    x = rng.standard_normal((NETWORK_ROWS, features), np.float32)
+    weights = [rng.standard_normal(shape, np.float32) for shape in ((features, hidden), (hidden, classes))]
+    middle = np.empty((NETWORK_ROWS, hidden), np.float32)
+
+    def in_float() -> None:
+        kernels.matmul_float_dense(x, weights[0], middle)
+        kernels.matmul_float_dense(np.maximum(middle, 0), weights[1], out)
+
+    runs["packed", 32] = in_float
+    return runs
+
+
+def _passes() -> tuple[float, float]:
+    """ns of a feature value that is read and coded, and of a score in what surrounds the layers."""
+    x = np.random.default_rng(0).standard_normal((1 << 16, 64), np.float32)
+    codes, scale = np.empty(x.shape, np.int16), np.empty(len(x), np.float32)
+    classes, confidence, rows = np.empty(len(x), np.int32), np.empty(len(x), np.float32), np.empty((len(x), 3))
+
+    def score() -> None:
+        kernels.softmax(x, classes, confidence, None)
+        kernels.row_moments(x, rows)
+        np.zeros_like(x)[:] = 0
+
+    return (1e9 * _least(lambda: kernels.feature_codes_dense(x, 0, 2, True, codes, scale)) / x.size,
+            1e9 * _least(score) / x.size)
+
+
+class _End:
+    """One of two ranks that send each other rows."""
+
+    def __init__(self, context: WorkerContext) -> None:
+        self._context = context
+
+    def exchange(self, rows: int, repeats: int) -> float:
+        """Seconds of a round, the least of some; both ends run as many."""
+        other = PeerPlan(1 - self._context.rank, np.arange(rows, dtype=np.int32), 0, rows)
+        exchange = Exchange([other], rows, rows, self._context.group, self._context.run_id, 60.0)
+        buffer = np.zeros((2 * rows, row_bytes(64, 8)), np.uint8)
+
+        times = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            exchange.begin(buffer, 8, 64, "forward", 0, 0)
+            exchange.finish()
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+
+def _exchange() -> tuple[float, float]:
+    """ns of a byte and seconds of a round, of two ranks in this process."""
+    pool = LocalPool(_End, {}, 2, threads=kernels.threads())
+    try:
+        small, large = (max(pool.call("exchange", size // 64, repeats, timeout_s=60))
+                        for size, repeats in zip(EXCHANGE_BYTES, (50, 9)))
+    finally:
+        pool.close()
+    byte_s = max(large - small, 0.0) / (EXCHANGE_BYTES[1] - EXCHANGE_BYTES[0])
+    return 1e9 * byte_s, max(small - EXCHANGE_BYTES[0] * byte_s, 0.0)
