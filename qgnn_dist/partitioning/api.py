@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ from ..errors import InputError
 from ..memory import MemoryWatch
 from ..quant.packed import row_bytes
 from ..store.describe import summarise
-from ..store.manifest import FORMAT_VERSION, MANIFEST, ORDERED_VERSION, SOURCE_ORDER
+from ..store.manifest import CODED_VERSION, FORMAT_VERSION, MANIFEST, ORDERED_VERSION, SOURCE_ORDER
 from ..store.writer import new_store
 from . import metis, random, stream
 from .build import build_part, remove_spool, spool
 from .clean import CleanGraph, check_arrays, clean, fingerprint
+from .features import CodedFeatures, check_feature_bits
 from .order import ORDERS, choose_order
 
 __all__ = ["METHODS", "partition_graph"]
@@ -38,7 +40,8 @@ Builders = Callable[[Callable[[str, int], dict[str, Any]], str, list[int]], list
 
 
 def partition_graph(graph: Graph, *, parts: int, out: str | Path, method: str = "auto", order: str = "auto",
-                    seed: int = 0, memory_gb: float | None = None, overwrite: bool = False,
+                    seed: int = 0, memory_gb: float | None = None, features_bits: int | None = None,
+                    overwrite: bool = False,
                     run_builders: Builders | None = None, progress: Callable[[str], None] | None = None
                     ) -> dict[str, Any]:
     """Write a store of `parts` parts.
@@ -47,6 +50,7 @@ def partition_graph(graph: Graph, *, parts: int, out: str | Path, method: str = 
         method: `auto`, `metis`, `stream`, `random`: who owns a node. order: `auto`, `source`, `degree`, `rcm`,
             `community`, `random`: how rows lie inside a part (order.choose_order says how `auto` chooses). Equal graph,
             method, order, parts and seed give equal part files.
+        features_bits: 8, 4 or 2 keep dense features as codes (quant.columns); None keeps them as they are.
         memory_gb: what `auto` may count on. run_builders: runs `build_part` for all parts, e.g. on Ray actors; None
             builds them one after the other here.
     Returns: the manifest without its file list.
@@ -64,6 +68,7 @@ def partition_graph(graph: Graph, *, parts: int, out: str | Path, method: str = 
     if not 0 <= seed < 2**31:
         raise InputError(f"--seed {seed}: expected 0 to {2**31 - 1}")
     check_arrays(graph)
+    check_feature_bits(graph, features_bits)
     seconds: dict[str, float] = {}
 
     @contextmanager
@@ -88,15 +93,22 @@ def partition_graph(graph: Graph, *, parts: int, out: str | Path, method: str = 
         try:
             with new_store(target) as building:
                 with stage("build", "building the parts"):
-                    spool(graph, cleaned, owners, parts, nodes, building.folder)
+                    spooled = graph
+                    if features_bits is not None:
+                        coded = CodedFeatures(graph, features_bits)
+                        np.save(building.folder / "x_grids.npy", [coded.grids.low, coded.grids.high])
+                        spooled = replace(graph, features=coded)  # type: ignore[arg-type]
+                    spool(spooled, cleaned, owners, parts, nodes, building.folder)
                     run = run_builders or (lambda build, scratch, wanted: [build(scratch, part) for part in wanted])
                     entries = run(build_part, str(building.folder), list(range(parts)))
                     remove_spool(building.folder)
                 manifest = _manifest(graph, cleaned, entries)
                 manifest |= {
-                    "format_version": FORMAT_VERSION if found == SOURCE_ORDER else ORDERED_VERSION,
+                    "format_version": CODED_VERSION if features_bits is not None else (
+                        FORMAT_VERSION if found == SOURCE_ORDER else ORDERED_VERSION),
                     "partitioner": {"method": chosen, "requested": method, "reason": reason, "seed": seed},
                     "order": {"method": found, "requested": order, "reason": why},
+                    **({"feature_bits": features_bits} if features_bits is not None else {}),
                     "seconds": seconds, "peak": watch.peaks()}
                 building.commit(manifest)
         except OSError as error:
