@@ -125,6 +125,8 @@ class TrainConfig:
 class ClusterConfig:
     cpus_per_worker: float = _setting(1.0, "CPUs that Ray reserves for one worker; fractions allowed", above=0.0)
     threads: int = _setting(0, "threads of one worker; 0 = its CPUs", low=0, high=1024)
+    device: str = _setting("cpu", "where training computes: our own kernels, or torch on one GPU a worker; auto takes "
+                                  "GPUs where each worker gets one", choices=("cpu", "cuda", "auto"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

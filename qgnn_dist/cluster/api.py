@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..comm.device import sees_gpu
 from ..comm.pool import LocalPool, WorkerPool
 from ..config import RunConfig, load_config
 from ..data.graph import Graph
@@ -27,7 +28,7 @@ from ..propagation.multiplier import InProcessServer, MultiplierRule, Multiplier
 from ..store.describe import describe_store
 from ..store.reader import Store
 from ..training.checkpoint import RunFolder
-from ..training.loop import check_trainable, prepare_run, run_training
+from ..training.loop import check_trainable, device_can_train, prepare_run, run_training
 from ..training.worker import TrainWorker
 
 if TYPE_CHECKING:
@@ -201,11 +202,14 @@ def _resolve(config: RunConfig | dict[str, Any] | str | Path | None, overrides: 
 def _workers(worker: type, kwargs: dict[str, Any], size: int, config: RunConfig, ray_address: str | None,
              rule: MultiplierRule | None) -> Iterator[tuple[WorkerPool, Callable[..., Any]]]:
     """A pool with one worker a part, and how to call the multiplier server (which only training has)."""
-    times = config.timeouts
+    times, cluster = config.timeouts, config.cluster
+    if rule is None or (cluster.device == "auto" and not device_can_train(config)):
+        cluster = dataclasses.replace(cluster, device="cpu")  # predictions are the host's kernels', bit for bit
     if size == 1:
         server = InProcessServer(MultiplierServer(1, rule, times.server_s)) if rule is not None else None
+        on_gpu = cluster.device == "cuda" or (cluster.device == "auto" and sees_gpu())
         local = LocalPool(worker, kwargs, 1, server=server, timeout_s=times.exchange_s,
-                         threads=config.cluster.threads or os.cpu_count() or 1)
+                          threads=cluster.threads or os.cpu_count() or 1, device="cuda" if on_gpu else None)
         try:
             yield local, server.call if server is not None else _no_server
         finally:
@@ -218,7 +222,7 @@ def _workers(worker: type, kwargs: dict[str, Any], size: int, config: RunConfig,
 
     factory = _ServerFactory(size, rule, times.server_s) if rule is not None else None
     with (RaySession(ray_address, num_cpus=size * config.cluster.cpus_per_worker),
-          RayPool(worker, kwargs, size, cluster=config.cluster, timeouts=times, server_factory=factory) as pool):
+          RayPool(worker, kwargs, size, cluster=cluster, timeouts=times, server_factory=factory) as pool):
         yield pool, pool.server_call
 
 

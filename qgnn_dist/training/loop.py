@@ -22,12 +22,13 @@ from ..config import RunConfig
 from ..errors import InputError, QgnnError
 from ..model.features import FeatureStatistics, choose_norm
 from ..model.packed import PackedModel
+from ..quant.grids import AFFINE_METHODS
 from ..store.manifest import SOURCE_ORDER
 from ..store.reader import Store
 from .checkpoint import Progress, RunFolder, write_atomically
 from .metrics import figures, valid_loss
 
-__all__ = ["check_trainable", "prepare_run", "run_training"]
+__all__ = ["check_trainable", "device_can_train", "prepare_run", "run_training"]
 
 SUMMARY_VERSION = 1
 WIRE_KINDS = ("forward", "backward", "evaluation", "control")
@@ -43,7 +44,7 @@ def check_trainable(store: Store, config: RunConfig) -> None:
 
     Raises:
         InputError: features, labels or splits are absent, the metric does not fit the classes, or the method of
-            quantisation does not train on several parts.
+            quantisation does not train on several parts, or not on the device.
     """
     lacking = [what for what, there in (("features", store.num_features > 0), ("labels", store.has_labels),
                                         ("splits", store.has_split)) if not there]
@@ -53,10 +54,19 @@ def check_trainable(store: Store, config: RunConfig) -> None:
     if config.train.metric == "roc_auc" and store.num_classes != 2:
         raise InputError(f"train.metric=roc_auc: expected 2 classes, the store has {store.num_classes}",
                          file=str(store.path))
+    if config.cluster.device == "cuda" and not device_can_train(config):
+        raise InputError("cluster.device=cuda: trains quant.method recipe, lsq and minmax with quant.gradients=32, got "
+                         f"{config.quant.method} and {config.quant.gradients}; change those, or set cluster.device=cpu")
     if config.quant.method == "degree_quant" and store.num_parts > 1:
         raise InputError(f"quant.method=degree_quant: trains on a store of one part, this one has {store.num_parts} "
                          "(its protected rows keep full precision, and a round has one width on the wire); partition "
                          "with --parts 1, the model then predicts on any number", file=str(store.path))
+
+
+def device_can_train(config: RunConfig) -> bool:
+    """Whether these settings train elsewhere than on the host: our own kernels alone do the paper's affine grids, and
+    code gradients."""
+    return config.quant.method not in AFFINE_METHODS and config.quant.gradients == 32
 
 
 def prepare_run(out: str | Path, store: Store, config: RunConfig, *, resume: bool,
@@ -217,6 +227,8 @@ def _summary(pool: WorkerPool, config: RunConfig, store: Store, identity: dict[s
         "wire_bytes_calibration": progress.calibration_bytes,
         "peak_anon_bytes": [m["peak_anon_bytes"] for m in memory],
         "peak_rss_bytes": [m["peak_rss_bytes"] for m in memory],
+        "peak_device_bytes": [m.get("peak_device_bytes", 0) for m in memory],
+        "devices": [m["device"] for m in memory],
         "bits": config.quant.stages(),
         "features": identity["features"],
         "multipliers": {"last": records[-1]["multipliers"], "clamped": sum(r["clamps"] for r in records)},

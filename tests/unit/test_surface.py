@@ -14,7 +14,8 @@ import qgnn_dist
 PACKAGE = Path(qgnn_dist.__file__).parent
 LEVELS = [
     {"errors", "memory"}, {"config"}, {"data", "quant"}, {"kernels"}, {"store"}, {"partitioning", "comm"},
-    {"propagation"}, {"model"}, {"training", "inference", "diagnosis"}, {"cluster"}, {"render"}, {"bench"}, {"cli"},
+    {"propagation"}, {"model"}, {"device"}, {"training", "inference", "diagnosis"}, {"cluster"}, {"render"}, {"bench"},
+    {"cli"},
 ]
 """Imports run from a later set to an earlier one, or inside one room."""
 
