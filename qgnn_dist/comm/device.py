@@ -119,7 +119,7 @@ def choose_device(wanted: str, rank: int, host: str) -> torch.device:
         why = "torch is a CPU build" if torch.version.cuda is None else "torch sees no GPU"
         raise InputError(f"cluster.device=cuda: {why} on this host; set cluster.device=cpu, or install a CUDA build of "
                          "torch on hosts with GPUs", host=host, rank=rank)
-    torch.backends.cuda.matmul.allow_tf32 = False  # products of codes must be exact
+    torch.set_float32_matmul_precision("highest")  # products of codes must be exact, and tf32 has ten bits
     return torch.device("cuda", rank % torch.cuda.device_count())
 
 
