@@ -33,6 +33,7 @@ LEAST_ROWS, MOST_ROWS = 256, 65536
 class _Rows:
     """Feature rows that dropout has thinned: float32 (n, F), or stored values beside their rows and columns.
 
+    Sparse products accumulate by index_put_, which CUDA sorts first, so that sums have one order; index_add_ has none.
     Float features are the block's own memory where nothing is dropped, to be read only.
     """
 
@@ -45,14 +46,14 @@ class _Rows:
         if self.rows is None or self.columns is None:
             return self.values @ weight
         out = weight.new_zeros(num_rows, weight.shape[1])
-        return out.index_add_(0, self.rows, self.values[:, None] * weight[self.columns])
+        return out.index_put_((self.rows,), self.values[:, None] * weight[self.columns], accumulate=True)
 
     def add_transposed(self, grad: Tensor, out: Tensor) -> None:
         """out += Xᵀ·grad, (n, H) to (F, H)."""
         if self.rows is None or self.columns is None:
             out += self.values.T @ grad
         else:
-            out.index_add_(0, self.columns, self.values[:, None] * grad[self.rows])
+            out.index_put_((self.columns,), self.values[:, None] * grad[self.rows], accumulate=True)
 
 
 @dataclass(frozen=True)
