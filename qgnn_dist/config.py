@@ -86,7 +86,7 @@ class QuantConfig:
     hidden: int | None = _setting(None, "width of the hidden activations", choices=(2, 4, 8, 32))
     messages: int | None = _setting(None, "width of the messages", choices=WIDTHS)
     residual: int | None = _setting(None, "width of the local H0 term, which never travels", choices=WIDTHS)
-    gradients: int | None = _setting(None, "width of the gradient messages", choices=(32,))
+    gradients: int | None = _setting(None, "width of the gradient messages, rounded at random", choices=(2, 4, 8, 32))
     step_floor: float | None = _setting(None, "a round's step is at least this share of the step before (recipe)",
                                         low=0.0, high=1.0)
 

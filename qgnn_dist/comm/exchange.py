@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One round of messages: every rank sends its boundary rows to the peers that read them, and gets its halo rows.
 
-Legend: N local rows, H halo rows, P packed bytes a row. A state's rows lie in one buffer (N+H, P), halo rows last, so
-that a peer's rows arrive where the kernels read them.
+Legend: N local rows, H halo rows, P bytes of a row in a frame (wire.frame_row_bytes). A state's rows lie in one buffer
+(N+H, P), halo rows last, so that a peer's rows arrive where the kernels read them.
 """
 from __future__ import annotations
 
@@ -16,10 +16,18 @@ import numpy as np
 
 from .. import kernels
 from ..errors import StoreError
-from ..quant.packed import row_bytes
 from .group import EXCHANGE_LANE, Deadline, Group, Pending
 from .trace import PACK, WAIT, WIRE, Span, Trace, span
-from .wire import DIRECTIONS, HEADER_BYTES, Header, check_header, check_payload, pack_header, payload_sum
+from .wire import (
+    DIRECTIONS,
+    HEADER_BYTES,
+    Header,
+    check_header,
+    check_payload,
+    frame_row_bytes,
+    pack_header,
+    payload_sum,
+)
 
 __all__ = ["Exchange", "PeerRows"]
 
@@ -96,10 +104,10 @@ class Exchange:
         self.wait_s = 0.0
         self.trace: Trace | None = None
 
-    def expected_bytes(self, bits: int, columns: int) -> int:
-        """Bytes that this rank sends in one round: rows times packed bytes, and one header a peer (DESIGN law 5)."""
+    def expected_bytes(self, bits: int, columns: int, direction: str = "forward") -> int:
+        """Bytes that this rank sends in one round: rows times their bytes, and one header a peer (DESIGN law 5)."""
         rows = [len(p.send_rows) for p in self._peers]
-        return sum(rows) * row_bytes(columns, bits) + HEADER_BYTES * sum(n > 0 for n in rows)
+        return sum(rows) * frame_row_bytes(columns, bits, direction) + HEADER_BYTES * sum(n > 0 for n in rows)
 
     def begin(self, buffer: np.ndarray, bits: int, columns: int, direction: str, layer: int, round: int) -> None:
         """Send local rows to the peers and start receiving the halo rows; does not wait for them.
@@ -108,9 +116,9 @@ class Exchange:
         first a full link reaches half its rate.
 
         Args:
-            buffer: uint8 (N+H, P), P = row_bytes(columns, bits); float32 rows as their bytes, bits = 32. The halo rows
-                arrive in it, so they may be neither read nor written until `finish` returns; the local rows are copied
-                here and free again.
+            buffer: uint8 (N+H, P): packed codes, and a scale byte behind those of a coded gradient row; float32 rows
+                as their bytes, bits = 32. The halo rows arrive in it, so they may be neither read nor written until
+                `finish` returns; the local rows are copied here and free again.
             direction: forward, backward or evaluation; the counter that the bytes go to.
         Raises:
             ValueError: a buffer of another shape. ConnectionLostError: a peer is gone.
@@ -201,7 +209,7 @@ class Exchange:
         return self._frames[num_bytes]
 
     def _check_buffer(self, buffer: np.ndarray, bits: int, columns: int, direction: str) -> None:
-        shape = (self._num_local + self._num_halo, row_bytes(columns, bits))
+        shape = (self._num_local + self._num_halo, frame_row_bytes(columns, bits, direction))
         if buffer.dtype != np.uint8 or buffer.shape != shape or not buffer.flags.c_contiguous:
             raise ValueError(f"Exchange.begin: buffer is {buffer.dtype} {buffer.shape}, contiguous "
                              f"{buffer.flags.c_contiguous}; expected uint8 {shape}, C-contiguous")

@@ -5,7 +5,7 @@ Header, 64 bytes, little-endian, every field at a multiple of its own size:
 
     offset  type  field          meaning
          0  4s    magic          b"QGNF"
-         4  u16   version        1; another one is refused
+         4  u16   version        2; another one is refused
          6  u8    direction      1 forward, 2 backward, 3 evaluation, 4 control (all-reduce)
          7  u8    bits           width of a value: 1, 2, 4, 8, 32 (64 in control frames only)
          8  u64   run id         drawn once a run; a worker of another run is refused
@@ -16,13 +16,17 @@ Header, 64 bytes, little-endian, every field at a multiple of its own size:
         32  u32   columns        values in a row
         36  u16   sender         rank
         38  u16   receiver       rank
-        40  u64   payload bytes  rows * row_bytes(columns, bits)
+        40  u64   payload bytes  rows * frame_row_bytes(columns, bits, direction)
         48  u64   payload sum    the payload as little-endian u64 words (zero-padded), added up modulo 2**64
         56  u32   reserved       0
         60  u32   header crc     CRC-32 (zlib's) of bytes 0 to 59
 
-The payload is rows of planar packed bytes (quant/packed.py), or float32 little-endian at 32 bits, without gaps. Its sum
-is no CRC: it runs at memory speed and finds every single changed bit and lost tails; TCP has its own check below it.
+The payload is rows of planar packed bytes (quant/packed.py), or float32 little-endian at 32 bits, without gaps. In
+backward frames of fewer than 32 bits a row's bytes are followed by its scale byte (kernels/gradients.py says what it
+means; every value of it means something). Version 1 had no such rows, and is the same otherwise.
+
+The payload sum is no CRC: it runs at memory speed and finds every single changed bit and lost tails; TCP has its own
+check below it.
 """
 from __future__ import annotations
 
@@ -35,10 +39,13 @@ import numpy as np
 from ..errors import ExchangeError
 from ..quant.packed import row_bytes
 
-__all__ = ["DIRECTIONS", "HEADER_BYTES", "Header", "check_header", "check_payload", "pack_header", "payload_sum"]
+__all__ = [
+    "DIRECTIONS", "HEADER_BYTES", "Header", "check_header", "check_payload", "frame_row_bytes", "pack_header",
+    "payload_sum",
+]
 
 MAGIC = b"QGNF"
-VERSION = 1
+VERSION = 2
 DIRECTIONS = {"forward": 1, "backward": 2, "evaluation": 3, "control": 4}
 _DIRECTION_NAMES = {number: name for name, number in DIRECTIONS.items()}
 _LAYOUT = struct.Struct("<4sHBBQIIIIIHHQQI")
@@ -53,6 +60,15 @@ _ADVICE = {
     "payload_bytes": "the workers do not run with the same settings",
 }
 _OUT_OF_STEP = "the workers are out of step; look at the other workers' own errors"
+
+
+def frame_row_bytes(columns: int, bits: int, direction: str) -> int:
+    """Bytes that a row takes in a frame: its values, and the scale byte of a coded gradient row.
+
+    >>> frame_row_bytes(7, 2, "forward"), frame_row_bytes(7, 2, "backward"), frame_row_bytes(7, 32, "backward")
+    (2, 3, 28)
+    """
+    return row_bytes(columns, bits) + (1 if direction == "backward" and bits < 32 else 0)
 
 
 @dataclass(frozen=True)
@@ -73,7 +89,7 @@ class Header:
     @property
     def payload_bytes(self) -> int:
         """Bytes that follow the header."""
-        return self.rows * row_bytes(self.columns, self.bits)
+        return self.rows * frame_row_bytes(self.columns, self.bits, self.direction)
 
 
 def payload_sum(payload: np.ndarray) -> int:

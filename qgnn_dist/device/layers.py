@@ -18,7 +18,7 @@ from ..comm.device import DeviceExchange
 from ..propagation.smp import Multipliers, Propagation
 from .codes import DeviceGraph, level, moments, new_payload, pack, row_dot, unpack
 
-__all__ = ["CodedRounds", "FloatRounds", "run_layers"]
+__all__ = ["CodedRounds", "FloatRounds", "Rounds", "run_layers"]
 
 
 class Rounds(Protocol):

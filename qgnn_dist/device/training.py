@@ -17,10 +17,12 @@ from ..comm.device import open_device_exchange
 from ..config import RunConfig
 from ..model.features import FeatureBlock
 from ..model.perceptron import DropoutKey, Perceptron
+from ..propagation.messages import GradientCoding
 from ..propagation.neighbourhood import Neighbourhood
 from ..propagation.smp import FrozenMultipliers, Multipliers, Propagation
 from .codes import DeviceGraph, midrise, moments
-from .layers import CodedRounds, FloatRounds, run_layers
+from .gradients import GradientRounds
+from .layers import CodedRounds, FloatRounds, Rounds, run_layers
 from .row_blocks import DeviceRowBlocks
 
 if TYPE_CHECKING:
@@ -83,9 +85,11 @@ class DeviceTraining:
         grad[at] = some * float(np.float32(1 / count))
         return float(total) / count, grad
 
-    def backward(self, grad: Tensor, multipliers: list[float]) -> None:
-        """Set the parameters' gradients, this worker's share, from ∂L/∂H^K."""
-        rounds = FloatRounds(self._graph, self._exchange, grad.shape[1], "backward")
+    def backward(self, grad: Tensor, multipliers: list[float], coding: GradientCoding | None) -> None:
+        """Set the parameters' gradients, this worker's share, from ∂L/∂H^K. coding: None sends float gradients."""
+        rounds: Rounds = FloatRounds(self._graph, self._exchange, grad.shape[1], "backward")
+        if coding is not None:
+            rounds = GradientRounds(self._graph, self._exchange, grad.shape[1], coding)
         self._blocks.backward(run_layers(self._propagation, self._graph, grad, grad, rounds,
                                          FrozenMultipliers(multipliers)))
 

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Integer and float kernels over NumPy arrays: compiled C++ (AVX2 or scalar, chosen at run time), or NumPy.
 
-`isa()` says which; QGNN_SIMD=scalar|avx2 overrides. Signatures, shapes and formulas stand in ops.py and perceptron.py.
+`isa()` says which; QGNN_SIMD=scalar|avx2 overrides. Signatures, shapes and formulas stand in ops.py, gradients.py and
+perceptron.py.
 """
 from __future__ import annotations
 
 from .dispatch import isa, set_threads, threads, using_isa
+from .gradients import aggregate_scaled, code_gradients, layer_scaled
 from .ops import (
     LAYER_COLUMNS,
     add_affine,
@@ -14,7 +16,6 @@ from .ops import (
     affine_values,
     aggregate_codes,
     aggregate_float,
-    aggregate_scaled,
     apply_multiplier,
     check_csr,
     code_news,
@@ -60,10 +61,10 @@ from .perceptron import (
 __all__ = [
     "LAYER_COLUMNS", "activate", "add_affine", "add_news", "add_transposed", "add_transposed_csr", "affine_codes",
     "affine_values", "aggregate_codes", "aggregate_float", "aggregate_scaled", "apply_multiplier", "check_csr",
-    "code_news", "dropout_csr", "dropout_dense", "feature_codes_csr", "feature_codes_dense", "fixed_layer",
-    "fixed_start", "gather_rows", "half_step", "hidden_codes", "isa", "keyed_bits", "layer", "layer_float",
-    "level_histogram", "matmul_codes_csr", "matmul_codes_dense", "matmul_float_csr", "matmul_float_dense",
-    "matmul_thin", "midrise", "normalise_csr", "normalise_dense", "pack", "perceptron_csr", "perceptron_dense",
-    "propagated", "row_moments", "scale_rows", "scores_from_codes", "set_threads", "softmax", "thin_codes",
-    "thin_values", "threads", "unpack", "using_isa",
+    "code_gradients", "code_news", "dropout_csr", "dropout_dense", "feature_codes_csr", "feature_codes_dense",
+    "fixed_layer", "fixed_start", "gather_rows", "half_step", "hidden_codes", "isa", "keyed_bits", "layer",
+    "layer_float", "layer_scaled", "level_histogram", "matmul_codes_csr", "matmul_codes_dense", "matmul_float_csr",
+    "matmul_float_dense", "matmul_thin", "midrise", "normalise_csr", "normalise_dense", "pack", "perceptron_csr",
+    "perceptron_dense", "propagated", "row_moments", "scale_rows", "scores_from_codes", "set_threads", "softmax",
+    "thin_codes", "thin_values", "threads", "unpack", "using_isa",
 ]

@@ -25,7 +25,8 @@ _DTYPES = {"u1": np.uint8, "i1": np.int8, "i2": np.int16, "i4": np.int32, "i8": 
            "f4": np.float32, "f8": np.float64}
 _WHOLE = (int, np.integer)
 Limits = tuple[tuple[type, ...], Callable[[Any], bool], str]
-_FEATURE_BITS: Limits = (_WHOLE, lambda v: v in (2, 4, 8), "2, 4 or 8")  # a mid-tread grid of two levels has no use
+_MID_TREAD_BITS: Limits = (_WHOLE, lambda v: v in (2, 4, 8), "2, 4 or 8")  # such a grid of two levels has no use
+_MID_TREAD = ("feature_codes_dense", "feature_codes_csr", "code_gradients", "aggregate_scaled", "layer_scaled")
 _RANGES: dict[str, Limits] = {
     "bits": (_WHOLE, lambda v: v in (1, 2, 4, 8), "1, 2, 4 or 8"),
     "residual_bits": (_WHOLE, lambda v: v in (1, 2, 4, 8), "1, 2, 4 or 8"),
@@ -129,8 +130,8 @@ def kernel(**arrays: str) -> Callable[[Function], Function]:
 
     Args:
         arrays: for each array argument `dtype dim dim`. A dim is a letter (equal letters mean equal sizes), `N+1`, `N+`
-            (at least N), `B` (packed bytes of C columns at `bits`), `S` (C rounded up to a multiple of 8, as registers
-            are stored whole), a number, or the name of a whole-number argument.
+            (at least N), `B` (packed bytes of C columns at `bits`), `G` (those and a scale byte), `S` (C rounded up to
+            a multiple of 8, as registers are stored whole), a number, or the name of a whole-number argument.
             `=` in front: written to; `?`: may be None.
     """
     def register(reference: Function) -> Function:
@@ -140,7 +141,7 @@ def kernel(**arrays: str) -> Callable[[Function], Function]:
         pointer = names.index("indptr") if "indptr" in names else None
         stored = next((s for s in specs if s[1] in ("indices", "values")), None) if pointer is not None else None
         function = reference.__name__
-        ranges = {**_RANGES, "bits": _FEATURE_BITS} if function.startswith("feature_codes") else _RANGES
+        ranges = {**_RANGES, "bits": _MID_TREAD_BITS} if function in _MID_TREAD else _RANGES
         scalars = [(at, name, ranges[name]) for at, name in enumerate(names) if name in ranges and name not in arrays]
         rows_at = names.index("rows") if "seed" in names else None
         begin_at = names.index("begin") if "begin" in names else None
@@ -192,7 +193,7 @@ def _check(function: str, specs: list[Any], args: tuple[Any, ...], names: list[s
         if "=" in flags and not array.flags.writeable:
             raise ValueError(f"{function}: {name} is read-only, but results are written to it")
         for axis, dim in enumerate(dims):
-            if len(dim) == 1 and dim.isalpha() and dim not in "BS" and dim not in sizes:
+            if len(dim) == 1 and dim.isalpha() and dim not in "BGS" and dim not in sizes:
                 sizes[dim] = array.shape[axis]
             else:
                 later.append((name, axis, dim, array.shape))
@@ -207,6 +208,8 @@ def _size(dim: str, sizes: dict[str, int], args: tuple[Any, ...], names: list[st
     """The size that a dim stands for, and whether more is fine."""
     if dim == "B":
         return row_bytes(sizes["C"], args[names.index("bits")]), False
+    if dim == "G":
+        return row_bytes(sizes["C"], args[names.index("bits")]) + 1, False
     if dim == "S":
         return -(-sizes["C"] // 8) * 8, False
     if dim.isdigit():

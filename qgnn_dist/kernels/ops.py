@@ -12,8 +12,8 @@ from ..quant.packed import pack_codes, unpack_codes
 from .dispatch import kernel
 
 __all__ = [
-    "add_affine", "add_news", "affine_codes", "affine_values", "aggregate_codes", "aggregate_float", "aggregate_scaled",
-    "apply_multiplier", "check_csr", "code_news", "fixed_layer", "fixed_start", "gather_rows", "half_step", "layer",
+    "add_affine", "add_news", "affine_codes", "affine_values", "aggregate_codes", "aggregate_float", "apply_multiplier",
+    "check_csr", "code_news", "fixed_layer", "fixed_start", "gather_rows", "half_step", "layer",
     "layer_float", "level_histogram", "midrise", "pack", "propagated", "row_moments", "scale_rows", "unpack",
 ]
 F4 = np.float32
@@ -71,19 +71,6 @@ def aggregate_codes(indptr: np.ndarray, indices: np.ndarray, payload: np.ndarray
     out[begin:end] = 0
     rows = np.repeat(np.arange(begin, end), np.diff(indptr[begin:end + 1]))
     np.add.at(out, rows, codes[indices[indptr[begin]:indptr[end]]])
-
-
-@kernel(indptr="i8 N+1", indices="i4 E", payload="u1 M B", exponents="i1 M", out="=f4 N C")
-def aggregate_scaled(indptr: np.ndarray, indices: np.ndarray, payload: np.ndarray, exponents: np.ndarray, bits: int,
-                     begin: int, end: int, out: np.ndarray) -> None:
-    """Sums of neighbours' rows that have a scale each, for rows begin ≤ i < end: what coded gradients will need.
-
-    A row j stands for 2^exponents[j]·(2·code − (2^b − 1)), for zeros where its exponent is −127 or less. float32, added
-    in the order of the row.
-    """
-    scale = np.where(exponents > -127, np.ldexp(F4(1), exponents.astype(np.int32)), F4(0)).astype(F4)
-    codes = unpack_codes(payload, bits, out.shape[1]).astype(np.int32)
-    aggregate_float(indptr, indices, scale[:, None] * (2 * codes - (2**bits - 1)).astype(F4), begin, end, out)
 
 
 @kernel(indptr="i8 N+1", indices="i4 E", x="f4 M C", out="=f4 N C")

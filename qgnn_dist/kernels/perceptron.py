@@ -9,6 +9,7 @@ import numpy as np
 
 from .dispatch import kernel
 from .ops import moments_by_row
+from .random import philox
 
 __all__ = [
     "activate", "add_transposed", "add_transposed_csr", "dropout_csr", "dropout_dense", "feature_codes_csr",
@@ -167,21 +168,21 @@ def keyed_bits(seed: int, epoch: int, stage: int, layer: int, round: int, rows: 
     Counter: row (40 bits), column/4 (24 bits), epoch (32), layer (16), stage (8), round (8); lane = column mod 4; key =
     seed (64 bits).
     """
-    out[:] = _philox(seed, epoch, stage, layer, round, rows[:, None], np.arange(columns)[None])
+    out[:] = philox(seed, epoch, stage, layer, round, rows[:, None], np.arange(columns)[None])
 
 
 @kernel(rows="i8 N", out="=f4 N columns")
 def dropout_dense(seed: int, epoch: int, stage: int, layer: int, rows: np.ndarray, columns: int, p: float,
                   out: np.ndarray) -> None:
     """out = 0 with probability p, else 1/(1 − p), by `keyed_bits`."""
-    _mask(_philox(seed, epoch, stage, layer, 0, rows[:, None], np.arange(columns)[None]), p, out)
+    _mask(philox(seed, epoch, stage, layer, 0, rows[:, None], np.arange(columns)[None]), p, out)
 
 
 @kernel(rows="i8 N", indptr="i8 N+1", indices="i4 Z", out="=f4 Z")
 def dropout_csr(seed: int, epoch: int, stage: int, layer: int, rows: np.ndarray, indptr: np.ndarray,
                 indices: np.ndarray, p: float, out: np.ndarray) -> None:
     """The same numbers as `dropout_dense`, at the stored places only."""
-    _mask(_philox(seed, epoch, stage, layer, 0, np.repeat(rows, np.diff(indptr)), indices), p, out)
+    _mask(philox(seed, epoch, stage, layer, 0, np.repeat(rows, np.diff(indptr)), indices), p, out)
 
 
 def _second_layer(sums: np.ndarray, scale: np.ndarray, step1: float, bias1: np.ndarray, hidden_step: float,
@@ -274,27 +275,12 @@ def activate(sums: np.ndarray, row_scale: np.ndarray, weight_step: float, bias: 
 
 
 def _kept(seed: int, epoch: int, stage: int, layer: int, rows: np.ndarray, columns: int, p: float) -> np.ndarray:
-    bits = _philox(seed, epoch, stage, layer, 0, rows[:, None], np.arange(columns)[None])
+    bits = philox(seed, epoch, stage, layer, 0, rows[:, None], np.arange(columns)[None])
     return bits.astype(np.uint64) >= round(p * 2**32)
 
 
 def _mask(bits: np.ndarray, p: float, out: np.ndarray) -> None:
     out[:] = np.where(bits.astype(np.uint64) >= round(p * 2**32), F4(1 / (1 - p)), F4(0))
-
-
-def _philox(seed: int, epoch: int, stage: int, layer: int, round: int, rows: np.ndarray,
-            columns: np.ndarray) -> np.ndarray:
-    rows, columns = np.broadcast_arrays(rows.astype(np.uint64), columns.astype(np.uint64))
-    low = np.uint64(0xFFFFFFFF)
-    c = [rows & low, (rows >> np.uint64(32)) | ((columns // np.uint64(4)) << np.uint64(8)) & low,
-         np.full(rows.shape, epoch, np.uint64), np.full(rows.shape, layer | stage << 16 | round << 24, np.uint64)]
-    k0, k1 = seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF
-    shift = np.uint64(32)
-    for _ in range(10):
-        a, b = np.uint64(0xD2511F53) * c[0], np.uint64(0xCD9E8D57) * c[2]
-        c = [(b >> shift) ^ c[1] ^ np.uint64(k0), b & low, (a >> shift) ^ c[3] ^ np.uint64(k1), a & low]
-        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
-    return np.choose((columns % np.uint64(4)).astype(np.int64), c).astype(np.uint32)
 
 
 def _row_sums(indptr: np.ndarray, terms: np.ndarray) -> np.ndarray:

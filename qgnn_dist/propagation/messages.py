@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a round of messages carries: float rows, or packed codes of the state or of its change.
+"""What a round of messages carries: float rows, packed codes of the state or of its change, or coded gradients.
 
 A messenger turns the states of all workers into the neighbours' sums R = A·y of its own rows, with y = D̃^-½·h folded,
 so that coded sums are sums of whole numbers. n local rows, H halo rows, C columns, P packed bytes a row.
@@ -7,17 +7,22 @@ so that coded sums are sums of whole numbers. n local rows, H halo rows, C colum
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from .. import kernels
 from ..comm.exchange import Exchange
+from ..comm.wire import frame_row_bytes
 from ..quant.packed import row_bytes
 from ..quant.ranges import moments_of
 from .neighbourhood import Neighbourhood
 
-__all__ = ["CodedMessenger", "FloatMessenger", "Messenger"]
+__all__ = ["CodedMessenger", "FloatMessenger", "GradientCoding", "GradientMessenger", "Messenger"]
+
+STAGE_GRADIENTS = 4
+"""Stage number of the random-number key; dropout has 1 and 2, degree_quant 3."""
 
 
 class Messenger(Protocol):
@@ -31,7 +36,7 @@ class Messenger(Protocol):
 
 
 class FloatMessenger:
-    """Float32 messages: training at `quant.messages=32`, every gradient, and the calibration forward.
+    """Float32 messages: training at `quant.messages=32`, gradients at `quant.gradients=32`, the calibration forward.
 
     Args:
         record: collect, in `moments`, what an error-free coder would have to code: the change of y since the round
@@ -131,3 +136,46 @@ class CodedMessenger:
         g = self._graph
         kernels.aggregate_codes(g.indptr, g.indices, self._payload, self._bits, begin, end, self._code_sums)
         kernels.add_news(self._code_sums, g.degree, step, self._bits, self._innovation, begin, end, self._sums)
+
+
+@dataclass(frozen=True)
+class GradientCoding:
+    """How a backward's messages are coded: `bits` of 2, 4 or 8, rounded at random by the run's seed and the epoch.
+
+    Attributes: rows: int64 (n,), each local row's place in the source, so that no number depends on the cut.
+    """
+
+    bits: int
+    seed: int
+    epoch: int
+    rows: np.ndarray
+
+    def key(self, layer: int, second: bool) -> tuple[int, int, int, int, int]:
+        """Seed, epoch, stage, layer and round of the random numbers of one round."""
+        return self.seed, self.epoch, STAGE_GRADIENTS, layer, int(second)
+
+
+class GradientMessenger:
+    """Rows of packed codes with a scale each, rounded up or down at random: R is right on average.
+
+    Every row that is read, a local one too, is read as codes, so that nothing depends on the cut.
+    """
+
+    def __init__(self, graph: Neighbourhood, exchange: Exchange, columns: int, coding: GradientCoding) -> None:
+        n = graph.num_local
+        self._graph, self._exchange, self._columns, self._coding = graph, exchange, columns, coding
+        self._payload = np.zeros((n + graph.num_halo, frame_row_bytes(columns, coding.bits, "backward")), np.uint8)
+        self._sums = np.empty((n, columns), np.float32)
+        self._round, self._layer = 0, -1
+
+    def gather(self, h: np.ndarray, layer: int) -> np.ndarray:
+        """See Messenger. A layer's second call is its second round."""
+        g, n, coding = self._graph, self._graph.num_local, self._coding
+        kernels.code_gradients(h, g.inv_sqrt_degree, coding.bits, *coding.key(layer, layer == self._layer), coding.rows,
+                               0, n, self._payload)
+        self._exchange.begin(self._payload, coding.bits, self._columns, "backward", layer, self._round)
+        kernels.aggregate_scaled(g.indptr, g.indices, self._payload, coding.bits, g.num_boundary, n, self._sums)
+        self._exchange.finish()
+        kernels.aggregate_scaled(g.indptr, g.indices, self._payload, coding.bits, 0, g.num_boundary, self._sums)
+        self._round, self._layer = self._round + 1, layer
+        return self._sums

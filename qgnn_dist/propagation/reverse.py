@@ -27,7 +27,7 @@ class Reverse:
     """One backward pass; all workers run it together.
 
     Args:
-        messenger: carries float gradients (FloatMessenger).
+        messenger: carries gradients (FloatMessenger or GradientMessenger).
         multipliers: λ_0 … of the forward. clipped: of every round of the forward, in its order; empty where every
             element passes its gradient.
     After `run`: `residual`, float32 (n, C), is the gradient of the H⁰ term of all layers; `delivered[k]`, float32

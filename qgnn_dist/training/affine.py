@@ -19,7 +19,7 @@ from ..comm.group import Group
 from ..config import RunConfig
 from ..model.perceptron import AffineHidden, Perceptron
 from ..propagation.affine import AffineMessenger, Clipped
-from ..propagation.messages import FloatMessenger
+from ..propagation.messages import FloatMessenger, GradientCoding, GradientMessenger, Messenger
 from ..propagation.neighbourhood import Neighbourhood
 from ..propagation.reverse import Reverse
 from ..propagation.smp import Propagation
@@ -122,15 +122,19 @@ class AffineTraining:
         return messenger
 
     def backward(self, grad: np.ndarray, multipliers: list[float], ranges: Mapping[str, Range],
-                 grids: Mapping[str, AffineGrid]) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+                 grids: Mapping[str, AffineGrid],
+                 coding: GradientCoding | None = None) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
         """Through the layers of the last training forward.
 
+        Args: coding: of the gradient messages; None: float rows.
         Returns:
             ∂L/∂H⁰, float32 (n, C), and this worker's share of the gradients of a_l and a_u of all stages (add them
             where `StageRanges` has the parameters; hidden's comes by autograd).
         """
-        reverse = Reverse(self._propagation, self._graph, FloatMessenger(self._graph, self._exchange, grad.shape[1],
-                                                                         "backward"), multipliers, self._forward.rounds)
+        messenger: Messenger = (
+            FloatMessenger(self._graph, self._exchange, grad.shape[1], "backward") if coding is None
+            else GradientMessenger(self._graph, self._exchange, grad.shape[1], coding))
+        reverse = Reverse(self._propagation, self._graph, messenger, multipliers, self._forward.rounds)
         first = reverse.run(grad)
         low, high = np.zeros(len(self._stages.names)), np.zeros(len(self._stages.names))
 

@@ -43,8 +43,9 @@ def check_trainable(store: Store, config: RunConfig) -> None:
     """Refuse a store that cannot be trained on, before anything starts.
 
     Raises:
-        InputError: features, labels or splits are absent, the metric does not fit the classes, or the method of
-            quantisation does not train on several parts, or not on the device.
+        InputError: features, labels or splits are absent, the metric does not fit the classes, the method of
+            quantisation does not train on several parts or on the device, or gradients are coded and rows too wide for
+            that.
     """
     lacking = [what for what, there in (("features", store.num_features > 0), ("labels", store.has_labels),
                                         ("splits", store.has_split)) if not there]
@@ -55,18 +56,21 @@ def check_trainable(store: Store, config: RunConfig) -> None:
         raise InputError(f"train.metric=roc_auc: expected 2 classes, the store has {store.num_classes}",
                          file=str(store.path))
     if config.cluster.device == "cuda" and not device_can_train(config):
-        raise InputError("cluster.device=cuda: trains quant.method recipe, lsq and minmax with quant.gradients=32, got "
-                         f"{config.quant.method} and {config.quant.gradients}; change those, or set cluster.device=cpu")
+        raise InputError(f"cluster.device=cuda: quant.method={config.quant.method} trains on the CPU only; expected "
+                         "recipe, lsq or minmax, or set cluster.device=cpu")
     if config.quant.method == "degree_quant" and store.num_parts > 1:
         raise InputError(f"quant.method=degree_quant: trains on a store of one part, this one has {store.num_parts} "
                          "(its protected rows keep full precision, and a round has one width on the wire); partition "
                          "with --parts 1, the model then predicts on any number", file=str(store.path))
+    if config.quant.gradients != 32 and store.num_classes > kernels.LAYER_COLUMNS:
+        raise InputError(f"quant.gradients={config.quant.gradients}: the store has {store.num_classes} classes, "
+                         f"expected at most {kernels.LAYER_COLUMNS}; --set quant.gradients=32 takes any number",
+                         file=str(store.path))
 
 
 def device_can_train(config: RunConfig) -> bool:
-    """Whether these settings train elsewhere than on the host: our own kernels alone do the paper's affine grids, and
-    code gradients."""
-    return config.quant.method not in AFFINE_METHODS and config.quant.gradients == 32
+    """Whether these settings train elsewhere than on the host: only there are there the paper's affine grids."""
+    return config.quant.method not in AFFINE_METHODS
 
 
 def prepare_run(out: str | Path, store: Store, config: RunConfig, *, resume: bool,

@@ -28,7 +28,7 @@ from ..model.perceptron import DropoutKey, FeatureMatrix, Perceptron
 from ..model.row_blocks import RowBlocks
 from ..propagation.fused import FusedLayers
 from ..propagation.fused_float import FusedFloatLayers
-from ..propagation.messages import CodedMessenger, FloatMessenger
+from ..propagation.messages import CodedMessenger, FloatMessenger, GradientCoding
 from ..propagation.multiplier import MultiplierRule
 from ..propagation.neighbourhood import Neighbourhood
 from ..propagation.smp import FrozenMultipliers, LiveMultipliers, Multipliers, Propagation
@@ -248,7 +248,7 @@ class TrainWorker:
             self._multipliers = multipliers.values
         rows = self._split_rows["train"]
         loss, grad = device.loss(out, rows, self._labels[rows], self._num_train)
-        device.backward(grad, self._multipliers)
+        device.backward(grad, self._multipliers, self._gradient_coding(epoch))
         self._reduce_gradients()
         self._optimizer.step()
         return loss, self._follow(epoch, {**moments, "hidden": figures})
@@ -283,11 +283,13 @@ class TrainWorker:
         loss, grad = loss_gradient(out, rows, self._labels[rows], self._num_train)
         del out
         if affine is not None:
-            grad, factors = affine.backward(grad, self._multipliers, self._ranges, affine.grids(self._ranges))
+            grad, factors = affine.backward(grad, self._multipliers, self._ranges, affine.grids(self._ranges),
+                                            self._gradient_coding(epoch))
             affine.add_gradients(factors)
             h0.backward(torch.from_numpy(grad))
         else:
-            layers = FusedFloatLayers(self._propagation, self._graph, self._exchange, "backward")
+            layers = FusedFloatLayers(self._propagation, self._graph, self._exchange, "backward",
+                                      coding=self._gradient_coding(epoch))
             self._blocks.backward(layers.run(grad, grad, FrozenMultipliers(self._multipliers)))
         self._reduce_gradients()
         self._optimizer.step()
@@ -422,6 +424,12 @@ class TrainWorker:
     def _dropout(self, epoch: int) -> DropoutKey:
         return DropoutKey(self._config.seed, epoch, np.ascontiguousarray(self._part.source_index),
                           self._config.model.dropout)
+
+    def _gradient_coding(self, epoch: int) -> GradientCoding | None:
+        bits = int(self._config.quant.gradients or 32)
+        if bits == 32:
+            return None
+        return GradientCoding(bits, self._config.seed, epoch, np.ascontiguousarray(self._part.source_index, np.int64))
 
     def _live_multipliers(self, epoch: int, energy: float) -> Multipliers:
         """The server's multipliers for smp; none at all for the other kinds. energy: ‖H⁰‖² of the local rows."""

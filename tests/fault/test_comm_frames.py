@@ -130,7 +130,7 @@ WRONG = {
     "direction": (packed(replace(GOOD, direction="evaluation")), unchanged, "direction is evaluation, expected"),
     "sender": (packed(replace(GOOD, sender=2)), unchanged, "sender is 2, expected 1"),
     "magic": (packed(GOOD, changes={0: 65}, fresh_crc=True), unchanged, "magic is b'AGNF', expected b'QGNF'"),
-    "version": (packed(GOOD, changes={4: 2}, fresh_crc=True), unchanged, "frame version is 2, expected 1; install"),
+    "version": (packed(GOOD, changes={4: 1}, fresh_crc=True), unchanged, "frame version is 1, expected 2; install"),
     "unknown direction": (packed(GOOD, changes={6: 9}, fresh_crc=True), unchanged, "direction is 9"),
     "reserved": (packed(GOOD, changes={57: 1}, fresh_crc=True), unchanged, "reserved field 256"),
     "flipped header": (packed(GOOD, changes={29: 1}), unchanged, "header crc is 0x"),

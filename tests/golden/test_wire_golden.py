@@ -6,14 +6,14 @@ import zlib
 
 import numpy as np
 
-from qgnn_dist.comm.wire import HEADER_BYTES, Header, check_header, pack_header, payload_sum
+from qgnn_dist.comm.wire import HEADER_BYTES, Header, check_header, frame_row_bytes, pack_header, payload_sum
 
 HEADER = Header(run_id=0x1122334455667788, sequence=70_000, direction="backward", layer=9, round=10, bits=2, rows=257,
                 columns=40, sender=3, receiver=5)
 PAYLOAD_SUM = 0xFEDCBA9876543210
 GOLDEN = bytes.fromhex(
     "51474e46"          # magic "QGNF"
-    "0100"              # version
+    "0200"              # version
     "02"                # direction: backward
     "02"                # bits
     "8877665544332211"  # run id
@@ -24,10 +24,10 @@ GOLDEN = bytes.fromhex(
     "28000000"          # columns
     "0300"              # sender
     "0500"              # receiver
-    "0a0a000000000000"  # payload bytes: 257 rows of 10
+    "0b0b000000000000"  # payload bytes: 257 rows of 10 and a scale byte
     "1032547698badcfe"  # payload sum
     "00000000"          # reserved
-    "3467c01f"          # crc of the 60 bytes before
+    "53e8fa8b"          # crc of the 60 bytes before
 )
 
 
@@ -48,6 +48,13 @@ def test_directions_have_fixed_numbers() -> None:
     for number, direction in enumerate(("forward", "backward", "evaluation", "control"), start=1):
         pack_header(Header(1, 2, direction, 3, 4, 8, 5, 6, 7, 8), 0, out)
         assert out[6] == number
+
+
+def test_bytes_of_a_row() -> None:
+    """Packed values, and a scale byte where gradients are coded."""
+    got = {direction: [frame_row_bytes(7, bits, direction) for bits in (1, 2, 4, 8, 32)]
+           for direction in ("forward", "backward", "evaluation")}
+    assert got == {"forward": [1, 2, 4, 7, 28], "backward": [2, 3, 5, 8, 28], "evaluation": [1, 2, 4, 7, 28]}
 
 
 def test_payload_sum() -> None:

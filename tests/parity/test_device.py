@@ -17,10 +17,11 @@ from qgnn_dist import kernels
 from qgnn_dist.comm.device import HostCopyExchange
 from qgnn_dist.comm.exchange import Exchange
 from qgnn_dist.config import RunConfig
-from qgnn_dist.device import codes, random
+from qgnn_dist.device import codes, gradients, random
 from qgnn_dist.device.layers import CodedRounds, FloatRounds, run_layers
 from qgnn_dist.propagation.fused import FusedLayers
 from qgnn_dist.propagation.fused_float import FusedFloatLayers
+from qgnn_dist.propagation.messages import STAGE_GRADIENTS, GradientCoding, GradientMessenger
 from qgnn_dist.propagation.neighbourhood import Neighbourhood
 from qgnn_dist.propagation.smp import FrozenMultipliers, Propagation
 from qgnn_dist.store.reader import Store
@@ -135,6 +136,47 @@ def test_coded_layers_have_the_kernels_bits(device: torch.device, tmp_path: Path
         assert coded.moments[name] == pytest.approx(figures, rel=1e-12)
 
 
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("columns", [1, 5, 16, 47])
+def test_coded_gradients_have_the_kernels_bytes(device: torch.device, bits: int, columns: int) -> None:
+    """Rows of every size, of zeros, of one value, and of numbers that are none or too large."""
+    rng, n = np.random.default_rng(bits * columns), 400
+    h = rng.normal(size=(n, columns)).astype(np.float32) * np.exp2(rng.integers(-100, 30, (n, 1))).astype(np.float32)
+    h[3], h[5, :1], h[6, -1:], h[7, :1], h[9] = 0, np.nan, np.inf, 1e30, 2.0 ** rng.integers(-3, 3)
+    h[10], h[11] = -np.abs(h[10]), 2.0**-140
+    ones, rows = np.full(n, 0.7, np.float32), rng.permutation(2**33 + np.arange(n)).astype(np.int64)
+    key = (7, 3, STAGE_GRADIENTS, 9, 1)
+    want = np.zeros((n, -(-columns * bits // 8) + 1), np.uint8)
+    kernels.code_gradients(h, ones, bits, *key, rows, 0, n, want)
+    payload = torch.zeros(want.shape, dtype=torch.uint8, device=device)
+    y = torch.from_numpy(ones).to(device)[:, None] * torch.from_numpy(h).to(device)
+    gradients.code_gradients(y, bits, key, torch.from_numpy(rows).to(device), payload)
+    np.testing.assert_array_equal(payload.cpu().numpy(), want)
+    values, got = np.empty((n, columns), np.float32), torch.empty(n, columns, device=device)
+    kernels.aggregate_scaled(np.arange(n + 1), np.arange(n, dtype=np.int32), want, bits, 0, n, values)
+    gradients.gradient_values(payload, bits, got)
+    np.testing.assert_array_equal(got.cpu().numpy(), values)
+    assert np.isnan(values[5:8]).all()
+    assert (values[3] == 0).all()
+
+
+@pytest.mark.parametrize("rounds", ["merged", "two"])
+def test_rounds_of_coded_gradients(device: torch.device, tmp_path: Path, rounds: str) -> None:
+    """The same numbers are drawn in every round; a sum's last bits may still lift single values to the next level."""
+    graph, exchange = _one_part(tmp_path / "s")
+    spec = Propagation("smp", 5, 9.0, 0.1, rounds)
+    multipliers = FrozenMultipliers([-1.0, -0.5, -0.25, -0.125, -0.7])
+    coding = GradientCoding(4, 5, 2, np.arange(400))
+    grad = np.random.default_rng(0).normal(size=(400, 6)).astype(np.float32)
+    want = spec.run(graph, grad, grad, GradientMessenger(graph, exchange, 6, coding), multipliers)
+    on, state = codes.DeviceGraph.of(graph, device), torch.from_numpy(grad).to(device)
+    coded = gradients.GradientRounds(on, _rounds_exchange(graph, device), 6, coding)
+    got = run_layers(spec, on, state, state, coded, multipliers).cpu().numpy()
+    far = np.abs(got - want) > 1e-4 * np.abs(want) + 1e-6 * np.abs(want).max()
+    print(f"torch on {device}, {rounds} rounds of 4-bit gradients: {far.mean():.1e} of the values differ")
+    assert far.mean() <= 0.01
+
+
 @pytest.mark.parametrize("kind", ["smp", "appnp", "none"])
 @pytest.mark.parametrize("rounds", ["merged", "two"])
 def test_float_layers(device: torch.device, tmp_path: Path, kind: str, rounds: str) -> None:
@@ -174,6 +216,7 @@ def _epochs(store: Store, config: RunConfig, device: str | None, count: int) -> 
     ("quant.bits=2", "propagation.rounds=two"), ("quant.messages=1",), ("quant.bits=8", "propagation.kind=appnp"),
     ("quant.bits=4", "messages.coding=direct"), ("quant.method=lsq",), ("quant.method=minmax",),
     ("quant.weights=32", "quant.hidden=4"), ("propagation.kind=none",), ("messages.stride=3", "propagation.layers=9"),
+    ("quant.gradients=4",), ("quant.gradients=2", "propagation.rounds=two"),
 ])
 @pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize("parts", [1, 3])

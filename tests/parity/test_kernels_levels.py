@@ -248,30 +248,6 @@ def test_zero_one_features_are_exact_when_normalised() -> None:
         np.testing.assert_allclose(codes * scale[:, None], plain, rtol=3e-7)
 
 
-@pytest.mark.parametrize("bits", [2, 4, 8])
-@pytest.mark.parametrize("columns", [1, 7, 40, 130])
-def test_rows_with_a_scale_each(bits: int, columns: int) -> None:
-    rng = np.random.default_rng(columns)
-    indptr, indices, buffer = _graph(rng, 90)
-    n = len(indptr) - 1
-    payload = rng.integers(0, 256, (buffer, row_bytes(columns, bits))).astype(np.uint8)
-    codes = np.empty((buffer, columns), np.uint8)
-    kernels.unpack(payload, bits, codes)
-    exponents = rng.integers(-12, -4, buffer).astype(np.int8)
-    exponents[::5], exponents[1::5] = -128, -127
-
-    def call() -> dict[str, np.ndarray]:
-        out = np.full((n, columns), 7, np.float32)
-        kernels.aggregate_scaled(indptr, indices, payload, exponents, bits, 2, n - 1, out)
-        return {"out": out}
-
-    got = _everywhere(call)["out"]
-    exact = np.where(exponents > -127, 2.0 ** exponents, 0.0)[:, None] * (2.0 * codes - (2**bits - 1))
-    for row in range(2, n - 1):  # whole numbers of 2^-12: no sum is rounded
-        np.testing.assert_array_equal(got[row], exact[indices[indptr[row]:indptr[row + 1]]].sum(0))
-    assert (got[[0, 1, n - 1]] == 7).all()
-
-
 @pytest.mark.parametrize("columns", [1, 2, 7, 40])
 def test_softmax(columns: int) -> None:
     rng = np.random.default_rng(columns)

@@ -12,7 +12,7 @@ import pytest
 from qgnn_dist.comm.exchange import Exchange
 from qgnn_dist.comm.group import Group
 from qgnn_dist.comm.pool import LocalPool, WorkerContext
-from qgnn_dist.comm.wire import HEADER_BYTES
+from qgnn_dist.comm.wire import HEADER_BYTES, frame_row_bytes
 from qgnn_dist.errors import StoreError
 from qgnn_dist.quant.packed import row_bytes
 
@@ -70,7 +70,7 @@ class HaloWorker:
         self.exchange = Exchange(own.peers, own.num_local, len(own.halo), context.group, context.run_id, 10.0)
 
     def rounds(self, bits: int, columns: int, count: int, direction: str) -> tuple[dict[str, int], int]:
-        own, rank, width = self.layouts[self.context.rank], self.context.rank, row_bytes(columns, bits)
+        own, rank, width = self.layouts[self.context.rank], self.context.rank, frame_row_bytes(columns, bits, direction)
         buffer = np.zeros((own.num_local + len(own.halo), width), np.uint8)
         for r in range(count):
             buffer[:own.num_local] = state(rank, own.num_local, width, r)
@@ -81,7 +81,7 @@ class HaloWorker:
             np.testing.assert_array_equal(buffer[own.num_local:], expected)
             np.testing.assert_array_equal(buffer[:own.num_local], states[rank])
         assert self.context.group is not None
-        return asdict(self.context.group.counters), self.exchange.expected_bytes(bits, columns)
+        return asdict(self.context.group.counters), self.exchange.expected_bytes(bits, columns, direction)
 
     def reduce(self, size: int, dtype: str) -> tuple[np.ndarray, dict[str, int]]:
         array = np.random.default_rng(self.context.rank).normal(size=size) * 100
@@ -114,6 +114,22 @@ def test_halo_rows_are_exact_and_bytes_follow_the_formula(size: int) -> None:
                     before[rank] = counters["forward"]
         finally:
             pool.close()
+
+
+def test_a_row_of_coded_gradients_has_a_scale_byte() -> None:
+    layouts = random_layouts(2, 1)
+    pool = pool_of(2, layouts)
+    try:
+        sent = 0
+        for bits, width in ((2, 3), (4, 5), (8, 8), (32, 28)):
+            results = pool.call("rounds", bits, 7, 2, "backward", timeout_s=30)
+            by_hand = width * len(layouts[0].peers[0].send_rows) + 64
+            assert results[0][1] == by_hand
+            sent += 2 * by_hand
+            assert results[0][0]["backward"] == sent
+            assert results[0][0]["forward"] == 0
+    finally:
+        pool.close()
 
 
 def test_a_direction_without_rows_sends_nothing() -> None:
@@ -200,6 +216,7 @@ def test_one_part_has_no_group_and_nothing_to_do() -> None:
     ((4, 1), "uint8", 8, "forward", r"\(4, 1\)"),
     ((5, 1), "int8", 8, "forward", "int8"),
     ((5, 1), "uint8", 8, "control", "direction"),
+    ((5, 1), "uint8", 8, "backward", r"\(5, 1\).*expected uint8 \(5, 2\)"),
 ])
 def test_begin_refuses_a_wrong_buffer(shape: tuple[int, int], dtype: str, bits: int, direction: str,
                                       words: str) -> None:

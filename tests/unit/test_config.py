@@ -14,6 +14,9 @@ def test_int2_means_what_the_design_says() -> None:
     assert (one["weights"], one["features"], one["hidden"], one["messages"], one["residual"]) == (2, 2, 2, 1, 8)
     assert set(load_config(overrides=["quant.bits=32"]).quant.stages().values()) == {32}
     assert load_config(overrides=["quant.residual=2"]).quant.residual == 2
+    for bits in (2, 4, 8, 32):
+        assert load_config(overrides=[f"quant.gradients={bits}"]).quant.gradients == bits
+        assert load_config(overrides=["quant.bits=32", f"quant.gradients={bits}"]).quant.gradients == bits
 
 
 @pytest.mark.parametrize(("layers", "floor"), [(2, 0.75), (20, 0.75), (42, 0.8), (64, 0.85), (100, 0.85)])
@@ -25,6 +28,7 @@ def test_step_floor_follows_depth(layers: int, floor: float) -> None:
     ("quant.bit=2", "did you mean quant.bits"),
     ("quant.bits=3", "quant.bits=3: expected one of 1, 2, 4, 8, 32"),
     ("quant.weights=1", "quant.weights=1: expected one of 2, 4, 8, 32"),
+    ("quant.gradients=1", "quant.gradients=1: expected one of 2, 4, 8, 32"),
     ("propagation.kind=smq", "did you mean smp"),
     ("train.epochs=0", "train.epochs=0: expected a whole number of at least 1"),
     ("train.lr=nan", "train.lr=nan"),

@@ -15,9 +15,9 @@ using namespace qgnn;
 
 namespace {
 
-void check_width(const char* function, i64 width) {
+void check_width(const char* function, i64 width, const char* argument = "h") {
   if (width > kLayerColumns)
-    throw nb::value_error((std::string(function) + ": h has " + std::to_string(width) + " columns, expected at most " +
+    throw nb::value_error((std::string(function) + ": " + argument + " has " + std::to_string(width) + " columns, expected at most " +
                            std::to_string(kLayerColumns)).c_str());
 }
 
@@ -75,12 +75,20 @@ NB_MODULE(_kernels, m) {
   }, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg(),
      nb::arg().noconvert());
 
-  m.def("aggregate_scaled", [](In64 indptr, In32 indices, In8 payload, Array<const std::int8_t, 1> exponents, int bits,
-                               i64 begin, i64 end, OutF out) {
-    RUN(begin, end, 32 * columns(out), k.aggregate_scaled(indptr.data(), indices.data(), payload.data(),
-                                                          exponents.data(), columns(out), bits, out.data(), b, e))
-  }, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg(),
-     nb::arg(), nb::arg().noconvert());
+  m.def("aggregate_scaled", [](In64 indptr, In32 indices, In8 payload, int bits, i64 begin, i64 end, OutF out) {
+    check_width("aggregate_scaled", columns(out), "out");
+    RUN(begin, end, 16 * columns(out), k.aggregate_scaled(indptr.data(), indices.data(), payload.data(), rows(payload),
+                                                          columns(out), bits, out.data(), b, e))
+  }, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg(),
+     nb::arg().noconvert());
+
+  m.def("code_gradients", [](InF h, InF1 d, int bits, std::uint64_t seed, std::uint32_t epoch, std::uint32_t stage,
+                             std::uint32_t layer, std::uint32_t round, In64 index, i64 begin, i64 end, Out8 payload) {
+    check_width("code_gradients", columns(h));
+    const GradientRows work{nullptr, payload.data(), index.data(), {seed, epoch, stage, layer, round}, 0, bits};
+    RUN(begin, end, 8 * columns(h), k.code_gradients(work, h.data(), d.data(), columns(h), b, e))
+  }, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
+     nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg().noconvert());
 
   m.def("aggregate_float", [](In64 indptr, In32 indices, InF x, i64 begin, i64 end, OutF out) {
     RUN(begin, end, 16 * columns(out),
@@ -178,6 +186,26 @@ NB_MODULE(_kernels, m) {
      nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert().none(), nb::arg().noconvert(),
      nb::arg().noconvert().none(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
      nb::arg().noconvert().none(), nb::arg().noconvert().none(), nb::arg(), nb::arg());
+
+  m.def("layer_scaled", [](In64 indptr, In32 indices, In8 payload, int bits, InF1 d, InF h0, InF h,
+                           std::optional<InF> before, OutF out, std::optional<OutF> p, bool first, bool second,
+                           float coefficient, float a, float b_, float c, std::optional<Out8> next, std::uint64_t seed,
+                           std::uint32_t epoch, std::uint32_t stage, std::uint32_t layer, std::uint32_t round,
+                           In64 index, i64 begin, i64 end) {
+    check_width("layer_scaled", columns(h));
+    if (((second || coefficient != 0.0f) && !p.has_value()) || (second && !before.has_value()))
+      throw nb::value_error("layer_scaled: a multiplier needs p, and its second round needs before");
+    const FloatLayer work{indptr.data(), indices.data(), nullptr, d.data(), h0.data(), h.data(), data_or_null(before),
+                          out.data(), data_or_null(p), nullptr, nullptr, columns(h), a, b_, c, coefficient, first,
+                          second};
+    const GradientRows messages{payload.data(), data_or_null(next), index.data(), {seed, epoch, stage, layer, round},
+                                rows(payload), bits};
+    RUN(begin, end, 32 * columns(h), k.layer_scaled(work, messages, b, e))
+  }, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg().noconvert(),
+     nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert().none(), nb::arg().noconvert(),
+     nb::arg().noconvert().none(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
+     nb::arg().noconvert().none(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().noconvert(),
+     nb::arg(), nb::arg());
 
   m.def("scale_rows", [](InF h, InF1 d, i64 begin, i64 end, OutF out) {
     RUN(begin, end, columns(h), k.scale_rows(h.data(), d.data(), columns(h), out.data(), b, e))

@@ -76,26 +76,34 @@ QGNN_INLINE void constrain_columns(const FloatLayer& s, const float* __restrict 
   for (i64 i = 0; i < n; ++i) out[i] = h[i] + s.coefficient * ((h[i] - before[i]) - (p[i] - held[i]));
 }
 
+// n columns of a row from the sums of its neighbours, which become P: `out` and P are brought up to date, and `dot` takes
+// its share where it is not null.
+QGNN_INLINE void advance_columns(const FloatLayer& s, i64 row, i64 first, i64 n, float* __restrict p, Product* dot) {
+  alignas(32) float fresh[kTile];
+  const float one = s.d[row], two = one * one;
+  const i64 at = row * s.C + first;
+  const float *h = s.h + at, *before = s.before == nullptr ? nullptr : s.before + at;
+  float* held = s.p == nullptr ? nullptr : s.p + at;
+  for (i64 i = 0; i < n; ++i) p[i] = one * p[i] + two * h[i];
+  if (dot != nullptr)
+    dot->add(n, [&](i64 i) { return h[i] - before[i]; },
+             [&](i64 i) { return (h[i] - before[i]) - (p[i] - held[i]); });
+  if (s.second) constrain_columns(s, p, held, before, h, fresh, n);
+  else step_columns(s, p, s.h0 + at, held, h, fresh, n);
+  std::memcpy(s.out + at, fresh, n * sizeof(float));  // `out` may be where `h` or `before` is
+}
+
 static void layer_float(const FloatLayer& s, i64 begin, i64 end) {
   const i64 C = s.C, last_edge = s.indptr[end];
-  alignas(32) float p[kTile], fresh[kTile];
+  alignas(32) float p[kTile];
   for (i64 row = begin; row < end; ++row) {
-    const float one = s.d[row], two = one * one;
     Product dot;
     for (i64 first = 0; first < C; first += kTile) {
       const i64 n = C - first < kTile ? C - first : kTile, at = row * C + first;
-      const float *h = s.h + at, *before = s.before == nullptr ? nullptr : s.before + at;
-      float* held = s.p == nullptr ? nullptr : s.p + at;
       sum_float_row(s.indptr, s.indices, s.y, C, row, last_edge, first, n, p);
-      for (i64 i = 0; i < n; ++i) p[i] = one * p[i] + two * h[i];
-      if (s.dots != nullptr && !s.first)
-        dot.add(n, [&](i64 i) { return h[i] - before[i]; },
-                [&](i64 i) { return (h[i] - before[i]) - (p[i] - held[i]); });
-      if (s.second) constrain_columns(s, p, held, before, h, fresh, n);
-      else step_columns(s, p, s.h0 + at, held, h, fresh, n);
-      std::memcpy(s.out + at, fresh, n * sizeof(float));  // `out` may be where `h` or `before` is
+      advance_columns(s, row, first, n, p, s.dots != nullptr && !s.first ? &dot : nullptr);
       if (s.next != nullptr)
-        for (i64 i = 0; i < n; ++i) s.next[at + i] = one * fresh[i];
+        for (i64 i = 0; i < n; ++i) s.next[at + i] = s.d[row] * s.out[at + i];
     }
     if (s.dots != nullptr) s.dots[row] = dot.total();
   }

@@ -118,6 +118,17 @@ struct FloatLayer {
   bool first, second;
 };
 
+// Rows of coded gradients: `payload` are M rows that are read, `next` the own ones that are written (or null), each of
+// packed codes and a scale byte; `rows` and `key` are the places and the key of what is drawn for `next`.
+struct GradientRows {
+  const std::uint8_t* payload;
+  std::uint8_t* next;
+  const i64* rows;
+  Key key;
+  i64 M;
+  int bits;
+};
+
 // The hidden layer: relu(sums·(row_scale·weight_step) + bias), the grid of `step` (0: none), dropout. `out` may be
 // `sums`; grad, errors, moments may be null, and errors need grad.
 struct Activation {
@@ -143,8 +154,8 @@ struct Kernels {
   // Of the neighbours `begin`..`end` among all edges; C at most kLayerColumns, `out` has kSlack more.
   void (*sum_edges)(const std::int32_t* indices, const std::uint8_t* payload, i64 M, i64 C, int bits, i64 begin,
                     i64 end, std::int32_t* out);
-  void (*aggregate_scaled)(const i64* indptr, const std::int32_t* indices, const std::uint8_t* payload,
-                           const std::int8_t* exponents, i64 C, int bits, float* out, i64 begin, i64 end);
+  void (*aggregate_scaled)(const i64* indptr, const std::int32_t* indices, const std::uint8_t* payload, i64 M, i64 C,
+                           int bits, float* out, i64 begin, i64 end);
   void (*aggregate_float)(const i64* indptr, const std::int32_t* indices, const float* x, i64 C, float* out, i64 begin,
                           i64 end);
   void (*code_news)(const float* h, const float* d, float* believed, float step, int bits, i64 C,
@@ -154,6 +165,8 @@ struct Kernels {
   void (*layer)(const Layer& layer, i64 begin, i64 end);
   void (*fixed_start)(const Layer& layer, int residual_bits, i64 begin, i64 end);
   void (*layer_float)(const FloatLayer& layer, i64 begin, i64 end);
+  void (*layer_scaled)(const FloatLayer& layer, const GradientRows& messages, i64 begin, i64 end);
+  void (*code_gradients)(const GradientRows& messages, const float* h, const float* d, i64 C, i64 begin, i64 end);
   void (*scale_rows)(const float* h, const float* d, i64 C, float* out, i64 begin, i64 end);
   void (*propagated)(const float* r, const float* h, const float* d, i64 C, float* out, i64 begin, i64 end);
   void (*half_step)(const float* h, const float* p, const float* h0, float a, float b, float c, i64 C, float* out,

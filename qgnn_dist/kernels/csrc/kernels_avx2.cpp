@@ -151,21 +151,14 @@ static void matmul_codes_dense(const std::int16_t* codes, const CodeWeights& wei
 }
 
 // Four groups a register, each number in the low half of 64 bits: what vpmuludq reads, whatever the high half holds.
-static void draw_groups(const Key& key, i64 row, i64 group, std::uint32_t out[4 * kGroups]) {
+QGNN_INLINE void philox_groups(const Key& key, __m256i c[2][4], std::uint32_t* out) {
   const __m256i m0 = _mm256_set1_epi64x(0xD2511F53), m1 = _mm256_set1_epi64x(0xCD9E8D57);
   const __m256i low = _mm256_set1_epi64x(0xFFFFFFFF);
-  __m256i c[2][4];
-  for (int half = 0; half < 2; ++half) {
-    const __m256i groups = _mm256_add_epi64(_mm256_set1_epi64x(group + 4 * half), _mm256_set_epi64x(3, 2, 1, 0));
-    c[half][0] = _mm256_set1_epi64x(row);
-    c[half][1] = _mm256_or_si256(_mm256_set1_epi64x(row >> 32), _mm256_slli_epi64(groups, 8));
-    c[half][2] = _mm256_set1_epi64x(key.epoch);
-    c[half][3] = _mm256_set1_epi64x(key.layer | key.stage << 16 | key.round << 24);
-  }
   std::uint32_t k0 = static_cast<std::uint32_t>(key.seed), k1 = static_cast<std::uint32_t>(key.seed >> 32);
   for (int i = 0; i < 10; ++i, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {
     const __m256i key0 = _mm256_set1_epi64x(k0), key1 = _mm256_set1_epi64x(k1);
-    for (auto& x : c) {
+    for (int half = 0; half < 2; ++half) {
+      __m256i* x = c[half];
       const __m256i a = _mm256_mul_epu32(m0, x[0]), b = _mm256_mul_epu32(m1, x[2]);
       x[0] = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(b, 32), x[1]), key0);
       x[1] = b;
@@ -184,10 +177,36 @@ static void draw_groups(const Key& key, i64 row, i64 group, std::uint32_t out[4 
   }
 }
 
+// Counters of four groups.
+QGNN_INLINE void set_counters(const Key& key, __m256i rows, __m256i groups, __m256i c[4]) {
+  c[0] = rows;
+  c[1] = _mm256_or_si256(_mm256_srli_epi64(rows, 32), _mm256_slli_epi64(groups, 8));
+  c[2] = _mm256_set1_epi64x(key.epoch);
+  c[3] = _mm256_set1_epi64x(key.layer | key.stage << 16 | key.round << 24);
+}
+
+static void draw_groups(const Key& key, i64 row, i64 group, std::uint32_t out[4 * kGroups]) {
+  __m256i c[2][4];
+  for (int half = 0; half < 2; ++half)
+    set_counters(key, _mm256_set1_epi64x(row),
+                 _mm256_add_epi64(_mm256_set1_epi64x(group + 4 * half), _mm256_set_epi64x(3, 2, 1, 0)), c[half]);
+  philox_groups(key, c, out);
+}
+
+static void draw_rows(const Key& key, const i64 rows[kGroups], i64 group, std::uint32_t out[4 * kGroups]) {
+  __m256i c[2][4];
+  for (int half = 0; half < 2; ++half)
+    set_counters(key, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(rows) + half), _mm256_set1_epi64x(group),
+                 c[half]);
+  philox_groups(key, c, out);
+}
+
 }  // namespace avx2
 }  // namespace qgnn
 
 #include "layer_body.h"
+#include "gradients_avx2.h"
+#include "gradients_body.h"
 #include "lookup_avx2.h"
 #include "network_body.h"
 

@@ -192,33 +192,6 @@ static void sum_planes(const std::int32_t* indices, const std::uint8_t* payload,
   }
 }
 
-// n columns of one neighbour: scale·(2·code − top).
-QGNN_INLINE void add_scaled_plane(const std::uint8_t* __restrict packed, int shift, std::int32_t top, float scale,
-                                  i64 n, float* __restrict sum) {
-  for (i64 i = 0; i < n; ++i) sum[i] += scale * static_cast<float>(2 * ((packed[i] >> shift) & top) - top);
-}
-
-static void aggregate_scaled(const i64* indptr, const std::int32_t* indices, const std::uint8_t* payload,
-                             const std::int8_t* exponents, i64 C, int bits, float* out, i64 begin, i64 end) {
-  const i64 B = row_bytes(C, bits), last = indptr[end] - 1;
-  const std::int32_t top = (1 << bits) - 1;
-  for (i64 row = begin; row < end; ++row) {
-    float* sum = out + row * C;
-    std::memset(sum, 0, C * sizeof(float));
-    for (i64 e = indptr[row]; e < indptr[row + 1]; ++e) {
-      __builtin_prefetch(payload + indices[e + 8 < last ? e + 8 : last] * B);
-      const std::int32_t exponent = exponents[indices[e]] + 127;
-      if (exponent <= 0) continue;
-      const std::uint32_t word = static_cast<std::uint32_t>(exponent) << 23;
-      float scale;
-      std::memcpy(&scale, &word, sizeof scale);
-      const std::uint8_t* packed = payload + indices[e] * B;
-      for (i64 first = 0, shift = 0; first < C; first += B, shift += bits)
-        add_scaled_plane(packed, static_cast<int>(shift), top, scale, C - first < B ? C - first : B, sum + first);
-    }
-  }
-}
-
 // Whether x / step and x * (1 / step) are the same for every x: a division costs several products.
 QGNN_INLINE bool is_power_of_two(float step) {
   std::uint32_t word;
@@ -426,6 +399,7 @@ static void add_affine(const std::int32_t* sums, const std::int32_t* degree, flo
 }  // namespace QGNN_ISA
 }  // namespace qgnn
 
+#include "scales.h"
 #include "perceptron_body.h"
 #include "float_layer_body.h"
 #include "random_body.h"
@@ -434,7 +408,7 @@ static void add_affine(const std::int32_t* sums, const std::int32_t* degree, flo
 #define QGNN_TABLE(NAME, ISA)                                                                                         \
   const Kernels NAME = {ISA, pack, unpack, aggregate_codes, sum_edges, aggregate_scaled, aggregate_float, code_news, \
                         add_news, layer,                                                                              \
-                        fixed_start, layer_float, scale_rows, propagated, half_step, apply_multiplier, midrise,       \
+                        fixed_start, layer_float, layer_scaled, code_gradients, scale_rows, propagated, half_step, apply_multiplier, midrise,       \
                         affine_codes, affine_values, add_affine, row_moments, softmax, normalise_dense, normalise_csr,\
                         feature_codes_dense, feature_codes_csr, matmul_codes_dense, matmul_codes_csr,                 \
                         matmul_float_dense, matmul_float_csr, hidden_codes, perceptron, scores_from_codes,            \

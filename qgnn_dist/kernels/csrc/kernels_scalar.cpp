@@ -40,6 +40,31 @@ struct CodeSums {
   }
 };
 
+// As in gradients_avx2.h, one code after the other.
+struct ScaledSums {
+  const std::int32_t* indices;
+  const std::uint8_t* payload;
+  const i64 C;
+  const int bits;
+
+  ScaledSums(const std::int32_t* indices, const std::uint8_t* payload, i64, i64 C, int bits, i64)
+      : indices(indices), payload(payload), C(C), bits(bits) {}
+  void operator()(i64 begin, i64 end, float* __restrict sum) const {
+    const i64 B = row_bytes(C, bits);
+    const std::int32_t mask = (1 << bits) - 1, zero = zero_code(bits);
+    std::memset(sum, 0, C * sizeof(float));
+    for (i64 e = begin; e < end; ++e) {
+      const std::uint8_t* __restrict packed = payload + indices[e] * (B + 1);
+      const float scale = kScales.at[packed[B]];
+      for (i64 first = 0, shift = 0; first < C; first += B, shift += bits) {
+        const i64 n = C - first < B ? C - first : B;
+        for (i64 i = 0; i < n; ++i)
+          sum[first + i] += scale * static_cast<float>((packed[i] >> shift & mask) - zero);
+      }
+    }
+  }
+};
+
 // sum += x·w in products of 16 by 16 bits, which baseline instructions have.
 QGNN_INLINE void add_scaled(std::int16_t x, const std::int16_t* __restrict w, i64 n, std::int32_t* __restrict sum) {
   for (i64 i = 0; i < n; ++i) sum[i] += x * w[i];
@@ -64,10 +89,15 @@ static void draw_groups(const Key& key, i64 row, i64 group, std::uint32_t out[4 
   for (int i = 0; i < kGroups; ++i) draw(key, row, group + i, out + 4 * i);
 }
 
+static void draw_rows(const Key& key, const i64 rows[kGroups], i64 group, std::uint32_t out[4 * kGroups]) {
+  for (int i = 0; i < kGroups; ++i) draw(key, rows[i], group, out + 4 * i);
+}
+
 }  // namespace scalar
 }  // namespace qgnn
 
 #include "layer_body.h"
+#include "gradients_body.h"
 #include "network_body.h"
 
 namespace qgnn {

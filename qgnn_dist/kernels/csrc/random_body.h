@@ -39,6 +39,9 @@ constexpr int kGroups = 8;
 // `draw` for eight groups in a row; each build has its own.
 static void draw_groups(const Key& key, i64 row, i64 group, std::uint32_t out[4 * kGroups]);
 
+// The same group of eight rows.
+static void draw_rows(const Key& key, const i64 rows[kGroups], i64 group, std::uint32_t out[4 * kGroups]);
+
 // Calls use(column, numbers, count) for the columns of a row, up to 32 at a time.
 template <typename Use>
 QGNN_INLINE void each_run(const Key& key, i64 row, i64 columns, Use use) {
