@@ -97,6 +97,8 @@ def partition(
     seed: Annotated[int, typer.Option(help="Seed of the partitioner, and of a random order.")] = 0,
     memory: Annotated[float | None, typer.Option(
         help="GB of memory that edges may take, and each `auto` count on; default: half of what is available.")] = None,
+    features_bits: Annotated[int | None, typer.Option(
+        help="Keep dense features as codes of 8, 4 or 2 bits; default: as they are.")] = None,
     root: Annotated[Path | None, typer.Option(help="Folder that holds OGB data sets.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Agree to a download whose size was shown.")] = False,
     node_id: Annotated[str, typer.Option("--node-id", help="Parquet: column of the node's id.")] = "node_id",
@@ -114,7 +116,7 @@ def partition(
         result = api.partition(
             source, parts=parts, out=out, method=method, order=order, seed=seed, memory_gb=memory, root=root, yes=yes,
             columns=ColumnNames(node_id=node_id, src=src, dst=dst, label=label, split=split),
-            overwrite=overwrite, ray_address=ray_address, progress=status.update)
+            features_bits=features_bits, overwrite=overwrite, ray_address=ray_address, progress=status.update)
     return result, render.partition
 
 

@@ -127,6 +127,8 @@ class ClusterConfig:
     threads: int = _setting(0, "threads of one worker; 0 = its CPUs", low=0, high=1024)
     memory_check: str = _setting("on", "refuse a run whose estimate exceeds what its hosts have left",
                                  choices=("on", "off"))
+    device: str = _setting("cpu", "where training computes: our own kernels, or torch on one GPU a worker; auto takes "
+                                  "GPUs where each worker gets one", choices=("cpu", "cuda", "auto"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

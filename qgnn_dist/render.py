@@ -183,7 +183,9 @@ def _partition_peak(peak: dict[str, Any]) -> str:
 
 def _store(result: dict[str, Any], console: Console) -> None:
     cleaned, balance, how = result["cleaned"], result["balance"], result["partitioner"]
-    features = f"{result['num_features']} ({result['feature_kind']})" if result["num_features"] else "none"
+    at_rest = f" codes of {result['feature_bits']} bits" if "feature_bits" in result else ""
+    features = (f"{result['num_features']} ({result['feature_kind']}{at_rest}, {byte_size(result['feature_bytes'])})"
+                if result["num_features"] else "none")
     rows = [
         ("nodes, edges", f"{result['num_nodes']:,}, {result['num_edges']:,} undirected"),
         ("features, classes", f"{features}, {result['num_classes'] or 'none'}"),

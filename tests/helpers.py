@@ -55,12 +55,16 @@ def make_store(graph: Graph, path: Path, parts: int, method: str = "random", see
 
 
 @contextmanager
-def train_pool(store: Store, config: RunConfig, server: Any = None) -> Iterator[LocalPool]:
-    """TrainWorkers, one thread a part with real gloo between them, set up and calibrated."""
+def train_pool(store: Store, config: RunConfig, server: Any = None, device: str | None = None) -> Iterator[LocalPool]:
+    """TrainWorkers, one thread a part with real gloo between them, set up and calibrated.
+
+    Args: device: torch's name of where training computes; None for our own kernels.
+    """
     size = store.num_parts
     own = server or InProcessServer(
         MultiplierServer(size, MultiplierRule.of(config, store.num_edges), config.timeouts.server_s))
-    pool = LocalPool(TrainWorker, {"store": str(store.path), "config": config}, size, server=own, timeout_s=60)
+    pool = LocalPool(TrainWorker, {"store": str(store.path), "config": config}, size, server=own, timeout_s=60,
+                     device=device)
     try:
         loaded = pool.call("load", store.fingerprint, timeout_s=60)
         negative = sum(w["statistics"].negative for w in loaded)

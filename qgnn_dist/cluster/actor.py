@@ -17,13 +17,16 @@ class WorkerActor:
 
     Args:
         environment: variables of the controller that decide how this process computes (QGNN_SIMD).
+        device: see comm.pool.WorkerContext.
     """
 
-    def __init__(self, rank: int, size: int, threads: int, run_id: int, environment: Mapping[str, str]) -> None:
+    def __init__(self, rank: int, size: int, threads: int, run_id: int, environment: Mapping[str, str],
+                 device: str | None = None) -> None:
         os.environ.update(environment)
         # Ray sets it to the reserved CPUs, 1 for a fraction; `cluster.threads` decides.
         os.environ["OMP_NUM_THREADS"] = str(threads)
         self._rank, self._size, self._threads, self._run_id = rank, size, threads, run_id
+        self._device = device
         self._host = socket.gethostname()
         self._group: Any = None
         self._worker: Any = None
@@ -82,7 +85,8 @@ class WorkerActor:
                                      timeouts.exchange_s, self._store, rendezvous_s=timeouts.rendezvous_s,
                                      run_id=self._run_id)
         client = RayMultiplierClient(server, self._rank) if server is not None else None
-        context = WorkerContext(self._rank, self._size, self._host, self._threads, self._group, client, self._run_id)
+        context = WorkerContext(self._rank, self._size, self._host, self._threads, self._group, client, self._run_id,
+                                self._device)
         self._worker = worker_class(context, **kwargs)
 
 

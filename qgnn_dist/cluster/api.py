@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..comm.device import sees_gpu
 from ..comm.pool import LocalPool, WorkerPool
 from ..config import RunConfig, load_config
 from ..data.graph import Graph
@@ -27,7 +28,7 @@ from ..propagation.multiplier import InProcessServer, MultiplierRule, Multiplier
 from ..store.describe import describe_store
 from ..store.reader import Store
 from ..training.checkpoint import RunFolder
-from ..training.loop import check_trainable, prepare_run, run_training
+from ..training.loop import check_trainable, device_can_train, prepare_run, run_training
 from ..training.worker import TrainWorker
 
 if TYPE_CHECKING:
@@ -38,8 +39,8 @@ __all__ = ["export", "inspect", "partition", "predict", "train"]
 
 def partition(source: Any, *, parts: int, out: str | Path, method: str = "auto", order: str = "auto", seed: int = 0,
               memory_gb: float | None = None, root: str | Path | None = None, yes: bool = False,
-              columns: ColumnNames | None = None, overwrite: bool = False, ray_address: str | None = None,
-              progress: Callable[[str], None] | None = None) -> dict[str, Any]:
+              columns: ColumnNames | None = None, features_bits: int | None = None, overwrite: bool = False,
+              ray_address: str | None = None, progress: Callable[[str], None] | None = None) -> dict[str, Any]:
     """Cut a graph into parts and write a store.
 
     Args:
@@ -50,7 +51,8 @@ def partition(source: Any, *, parts: int, out: str | Path, method: str = "auto",
         order: of a part's rows: `auto`, `source`, `degree`, `rcm`, `community` or `random`; no result depends on it.
         memory_gb: bound of the anonymous memory that edges may take, and what `auto` may count on; None for half of
             what the machine has available. root: where OGB data sets lie. yes: agree to a download.
-        columns: Parquet column names. progress: called with the name of each step.
+        columns: Parquet column names. features_bits: 8, 4 or 2 keep dense features as codes of so many bits.
+        progress: called with the name of each step.
     Returns: the manifest's summary: counts, cut fraction, halo sizes, bytes a round, seconds, peak memory.
     Raises: InputError for bad input; nothing is written then.
     """
@@ -69,7 +71,8 @@ def partition(source: Any, *, parts: int, out: str | Path, method: str = "auto",
     if not 1 <= parts <= graph.num_nodes:
         raise InputError(f"--parts {parts}: expected 1 to {graph.num_nodes}, the number of nodes")
     build = functools.partial(partition_graph, graph, parts=parts, out=out, method=method, order=order,
-                              seed=seed, memory_gb=memory_gb, overwrite=overwrite, progress=progress)
+                              seed=seed, memory_gb=memory_gb, features_bits=features_bits, overwrite=overwrite,
+                              progress=progress)
     if parts == 1:
         return build()
     from .builders import count_builders, ray_builders
@@ -201,11 +204,14 @@ def _resolve(config: RunConfig | dict[str, Any] | str | Path | None, overrides: 
 def _workers(worker: type, kwargs: dict[str, Any], size: int, config: RunConfig, ray_address: str | None,
              rule: MultiplierRule | None) -> Iterator[tuple[WorkerPool, Callable[..., Any]]]:
     """A pool with one worker a part, and how to call the multiplier server (which only training has)."""
-    times = config.timeouts
+    times, cluster = config.timeouts, config.cluster
+    if rule is None or (cluster.device == "auto" and not device_can_train(config)):
+        cluster = dataclasses.replace(cluster, device="cpu")  # predictions are the host's kernels', bit for bit
     if size == 1:
         server = InProcessServer(MultiplierServer(1, rule, times.server_s)) if rule is not None else None
+        on_gpu = cluster.device == "cuda" or (cluster.device == "auto" and sees_gpu())
         local = LocalPool(worker, kwargs, 1, server=server, timeout_s=times.exchange_s,
-                         threads=config.cluster.threads or os.cpu_count() or 1)
+                          threads=cluster.threads or os.cpu_count() or 1, device="cuda" if on_gpu else None)
         try:
             yield local, server.call if server is not None else _no_server
         finally:
@@ -218,7 +224,7 @@ def _workers(worker: type, kwargs: dict[str, Any], size: int, config: RunConfig,
 
     factory = _ServerFactory(size, rule, times.server_s) if rule is not None else None
     with (RaySession(ray_address, num_cpus=size * config.cluster.cpus_per_worker),
-          RayPool(worker, kwargs, size, cluster=config.cluster, timeouts=times, server_factory=factory) as pool):
+          RayPool(worker, kwargs, size, cluster=cluster, timeouts=times, server_factory=factory) as pool):
         yield pool, pool.server_call
 
 

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from ..config import ClusterConfig, TimeoutsConfig
-from ..errors import DeadlineError
+from ..errors import DeadlineError, InputError
 from .actor import WorkerActor
 from .failure import wait_for_all
 from .server import call_server, start_server
@@ -31,10 +31,12 @@ class RayPool:
         worker_class, kwargs: each worker is worker_class(context, **kwargs), built in its own process; both must
             pickle. A `close` method, if any, ends it.
         size: number of workers. Several may share a host, and a CPU with `cluster.cpus_per_worker` below 1.
-        cluster, timeouts: of the run's settings; `timeouts.start_s` bounds placement, and again the start.
+        cluster, timeouts: of the run's settings; `timeouts.start_s` bounds placement, and again the start. With
+            cluster.device=cuda every worker gets a GPU of its own; with auto, where the cluster has so many.
         server_factory: builds the multiplier server in an actor of its own, which takes no CPU; None: no server.
         strategy: Ray's placement strategy: PACK (few hosts), SPREAD (many), STRICT_SPREAD (one worker a host).
     Raises:
+        InputError: cluster.device=cuda, and the cluster has fewer GPUs than workers.
         DeadlineError: not placed, started or met in time; says what was asked for and what is there, or which rank.
         QgnnError: a worker failed while it was built, with its rank and host.
     """
@@ -50,6 +52,7 @@ class RayPool:
         self._actors: list[Any] = []
         self._server: Any = None
         self._placement: Any = None
+        self._num_gpus = 0
         self._where: list[dict[str, Any]] = []
         self._broken = True
         try:
@@ -121,13 +124,27 @@ class RayPool:
         """One bundle a worker, all at once or not at all."""
         from ray.util.placement_group import placement_group
 
-        cpus = self._cluster.cpus_per_worker
-        self._placement = placement_group([{"CPU": cpus}] * self.size, strategy=strategy)
+        cpus, gpus = self._cluster.cpus_per_worker, self._gpus_per_worker()
+        self._num_gpus = gpus
+        bundle = {"CPU": cpus, **({"GPU": gpus} if gpus else {})}
+        self._placement = placement_group([bundle] * self.size, strategy=strategy)
         if not self._placement.wait(self._timeouts.start_s):
             raise DeadlineError(
-                f"{self.size} workers of {cpus:g} CPU ({strategy}) could not be placed within "
+                f"{self.size} workers of {cpus:g} CPU{' and 1 GPU' * gpus} ({strategy}) could not be placed within "
                 f"{self._timeouts.start_s:g} s; {_what_is_there()}; add hosts, lower cluster.cpus_per_worker, or raise "
                 "timeouts.start_s")
+
+    def _gpus_per_worker(self) -> int:
+        """1 where each worker is to have a GPU, else 0."""
+        import ray
+
+        if self._cluster.device == "cpu":
+            return 0
+        there = int(ray.cluster_resources().get("GPU", 0))
+        if there < self.size and self._cluster.device == "cuda":
+            raise InputError(f"cluster.device=cuda: {self.size} workers need a GPU each, and Ray knows {there}; "
+                             f"{_what_is_there()}; set cluster.device=cpu or auto, or join hosts with GPUs")
+        return int(there >= self.size)
 
     def _start(self, server_factory: Callable[[], Any] | None) -> None:
         import ray
@@ -142,8 +159,9 @@ class RayPool:
         for rank in range(self.size):
             place = PlacementGroupSchedulingStrategy(self._placement, placement_group_bundle_index=rank)
             self._actors.append(actor.options(
-                name=f"qgnn-worker-{self._run_id:016x}-{rank}", num_cpus=cpus, max_restarts=0,
-                scheduling_strategy=place).remote(rank, self.size, threads, self._run_id, environment))
+                name=f"qgnn-worker-{self._run_id:016x}-{rank}", num_cpus=cpus, num_gpus=self._num_gpus,
+                max_restarts=0, scheduling_strategy=place).remote(rank, self.size, threads, self._run_id, environment,
+                                                                  "cuda" if self._num_gpus else None))
         self._where = self._wait({r: a.hello.remote() for r, a in enumerate(self._actors)}, self._timeouts.start_s,
                                  "its start", "timeouts.start_s")
 
@@ -185,5 +203,6 @@ def _what_is_there() -> str:
         if node["Alive"]:
             total = node["Resources"].get("CPU", 0.0)
             left = f"{free[node['NodeID']].get('CPU', 0.0):g} free of " if node["NodeID"] in free else ""
-            hosts.append(f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}) {left}{total:g} CPU")
+            gpus = f", {node['Resources']['GPU']:g} GPU" if node["Resources"].get("GPU") else ""
+            hosts.append(f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}) {left}{total:g} CPU{gpus}")
     return f"the cluster has {len(hosts)} host(s): {', '.join(hosts)}"

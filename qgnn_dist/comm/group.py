@@ -220,6 +220,16 @@ class Group:
         self._sequence = (self._sequence + 1) % 2**32
         self.reduce_s += time.perf_counter() - start
 
+    def open_nccl(self, timeout_s: float) -> Any:
+        """A second process group of the same ranks that moves GPU memory; every rank opens it, with a GPU of its own.
+
+        Args: timeout_s: deadline of its collectives; past it torch's watchdog ends the process.
+        """
+        options = dist.ProcessGroupNCCL.Options()
+        options._timeout = timedelta(seconds=timeout_s)
+        place = dist.PrefixStore(f"nccl-{self.run_id:016x}", self._store)
+        return dist.ProcessGroupNCCL(place, self.rank, self.size, options)
+
     def barrier(self) -> None:
         """Return when every rank has called it; DeadlineError names who did not."""
         self.all_reduce_sum(np.zeros(self.size, np.int64))

@@ -73,7 +73,10 @@ class _TimedReply:
 
 @dataclass(frozen=True)
 class WorkerContext:
-    """What a worker is told of its place. `group` is None with one worker, `server` where there is none."""
+    """What a worker is told of its place. `group` is None with one worker, `server` where there is none.
+
+    `device` is torch's name of where the rows live in training; None: on the host, by our own kernels.
+    """
 
     rank: int
     size: int
@@ -82,6 +85,7 @@ class WorkerContext:
     group: Group | None
     server: MultiplierClient | None
     run_id: int
+    device: str | None = None
 
 
 class WorkerPool(Protocol):
@@ -149,17 +153,18 @@ class LocalPool:
         server: has `client(rank)`, which becomes the worker's `context.server`; None: no multiplier server.
         timeout_s: deadline of the group's waits, and of the start.
         threads: of each worker (torch's, and the kernels' pool, which all workers of a process share).
+        device: see WorkerContext.
     """
 
     def __init__(self, worker_class: type, kwargs: Mapping[str, Any], size: int, server: Any = None,
-                 timeout_s: float = 60.0, threads: int = 1) -> None:
+                 timeout_s: float = 60.0, threads: int = 1, device: str | None = None) -> None:
         self.size = size
         self.workers: list[Any] = [None] * size
         self._groups: list[Group | None] = [None] * size
         self._timeout_s = timeout_s
         host, run_id = socket.gethostname(), new_run_id()
         contexts = [WorkerContext(rank, size, host, threads, None, server.client(rank) if server is not None else None,
-                                  run_id) for rank in range(size)]
+                                  run_id, device) for rank in range(size)]
         kernels.set_threads(threads)
         if size == 1:
             torch.set_num_threads(threads)

@@ -21,7 +21,7 @@ from ..quant.ranges import moments_of
 from ..quant.straight_through import WeightQuantizer, scale_gradient
 from .perceptron import STAGE_HIDDEN, DropoutKey, FeatureMatrix, Perceptron, ThinnedRows
 
-__all__ = ["RowBlocks", "block_rows"]
+__all__ = ["RowBlocks", "Weights", "block_rows"]
 
 BLOCK_VALUES = 2**18
 """Values of a block's widest array: it stays in the second level of a core's memory."""
@@ -34,7 +34,7 @@ def block_rows(widest: int) -> int:
 
 
 @dataclass(frozen=True)
-class _Weights:
+class Weights:
     """A weight matrix as the products see it, and the way back to its parameters."""
 
     codes: np.ndarray
@@ -43,7 +43,7 @@ class _Weights:
     parameter: Tensor
 
     @classmethod
-    def of(cls, quantizer: WeightQuantizer | AffineWeightQuantizer | None, parameter: Tensor) -> _Weights:
+    def of(cls, quantizer: WeightQuantizer | AffineWeightQuantizer | None, parameter: Tensor) -> Weights:
         assert not isinstance(quantizer, AffineWeightQuantizer)
         if quantizer is None:
             return cls(np.ascontiguousarray(parameter.detach().numpy()), np.float32(1), None, parameter)
@@ -68,8 +68,8 @@ class _Pass:
     """What a forward leaves for its backward: the weights in use, never anything by row."""
 
     key: DropoutKey
-    first: _Weights
-    second: _Weights
+    first: Weights
+    second: Weights
     hidden_step: np.float32
     kept: np.float32
 
@@ -94,8 +94,8 @@ class RowBlocks:
         """
         network, n = self._network, self._matrix.num_rows
         step = np.float32(0 if hidden_step is None or network.bits_hidden == 32 else hidden_step)
-        now = self._pass = _Pass(key, _Weights.of(network.quantizer1, network.weight1),
-                                 _Weights.of(network.quantizer2, network.weight2), step,
+        now = self._pass = _Pass(key, Weights.of(network.quantizer1, network.weight1),
+                                 Weights.of(network.quantizer2, network.weight2), step,
                                  np.float32(1 / (1 - key.share)))
         scale, bias = (step or np.float32(1)) * now.second.step * now.kept, network.bias2.detach().numpy()
         h0, moments = np.empty((n, len(bias)), np.float32), np.empty((n, 3), np.float64)

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ from ..errors import InputError
 from ..memory import MemoryWatch, available_bytes
 from ..quant.packed import row_bytes
 from ..store.describe import summarise
-from ..store.manifest import FORMAT_VERSION, MANIFEST, ORDERED_VERSION, SOURCE_ORDER
+from ..store.manifest import CODED_VERSION, FORMAT_VERSION, MANIFEST, ORDERED_VERSION, SOURCE_ORDER
 from ..store.writer import new_store
 from . import metis, random, stream
 from .build import build_part, disk_bytes, edges_at_once, remove_spool, spool
 from .clean import CleanGraph, check_arrays, clean, fingerprint
+from .features import CodedFeatures, check_feature_bits
 from .order import ORDERS, choose_order
 from .scratch import check_room, disk_errors
 
@@ -44,8 +46,8 @@ Builders = Callable[[Callable[[str, int], dict[str, Any]], str, list[int]], list
 
 
 def partition_graph(graph: Graph, *, parts: int, out: str | Path, method: str = "auto", order: str = "auto",
-                    seed: int = 0, memory_gb: float | None = None, overwrite: bool = False,
-                    run_builders: Builders | None = None, builders: int = 1,
+                    seed: int = 0, memory_gb: float | None = None, features_bits: int | None = None,
+                    overwrite: bool = False, run_builders: Builders | None = None, builders: int = 1,
                     progress: Callable[[str], None] | None = None) -> dict[str, Any]:
     """Write a store of `parts` parts.
 
@@ -55,6 +57,7 @@ def partition_graph(graph: Graph, *, parts: int, out: str | Path, method: str = 
             method, order, parts and seed give equal part files, if each `auto` chooses the same.
         memory_gb: bound of the anonymous memory that edges may take, and what `auto` may count on; None for half of
             what the machine has available. A method or order that was asked for by name takes what it takes.
+        features_bits: 8, 4 or 2 keep dense features as codes (quant.columns); None keeps them as they are.
         run_builders: runs `build_part` for all parts, e.g. on Ray actors; None builds them one after the other here.
         builders: how many of them `run_builders` runs side by side at most; they share the memory.
     Returns: the manifest without its file list.
@@ -76,6 +79,7 @@ def partition_graph(graph: Graph, *, parts: int, out: str | Path, method: str = 
     elif not memory_gb > 0:
         raise InputError(f"--memory {memory_gb:g}: expected more than 0 GB")
     check_arrays(graph)
+    check_feature_bits(graph, features_bits)
     memory, seconds, laps = int(memory_gb * 1e9), dict[str, float](), dict[str, int]()
     watch = MemoryWatch()
 
@@ -106,7 +110,12 @@ def partition_graph(graph: Graph, *, parts: int, out: str | Path, method: str = 
             check_room(scratch, needed, str(out))
             with disk_errors(scratch, needed, str(out)):
                 with stage("build", "building the parts"):
-                    spool(graph, cleaned, owners, parts, nodes, scratch, edges_at_once(memory, builders),
+                    spooled = graph
+                    if features_bits is not None:
+                        coded = CodedFeatures(graph, features_bits)
+                        np.save(scratch / "x_grids.npy", [coded.grids.low, coded.grids.high])
+                        spooled = replace(graph, features=coded)  # type: ignore[arg-type]
+                    spool(spooled, cleaned, owners, parts, nodes, scratch, edges_at_once(memory, builders),
                           {"out": str(out), "needed_bytes": needed})
                     run = run_builders or (lambda build, folder, wanted: [build(folder, part) for part in wanted])
                     entries = run(build_part, str(scratch), list(range(parts)))
@@ -114,9 +123,11 @@ def partition_graph(graph: Graph, *, parts: int, out: str | Path, method: str = 
                     manifest = _manifest(graph, cleaned, entries)
                     remove_spool(scratch)
                 manifest |= {
-                    "format_version": FORMAT_VERSION if found == SOURCE_ORDER else ORDERED_VERSION,
+                    "format_version": CODED_VERSION if features_bits is not None else (
+                        FORMAT_VERSION if found == SOURCE_ORDER else ORDERED_VERSION),
                     "partitioner": {"method": chosen, "requested": method, "reason": reason, "seed": seed},
                     "order": {"method": found, "requested": order, "reason": why},
+                    **({"feature_bits": features_bits} if features_bits is not None else {}),
                     "seconds": seconds,
                     "peak": {**watch.peaks(), "memory_gb": memory_gb, "anon_bytes_by_stage": laps,
                              "builder_anon_bytes": built}}

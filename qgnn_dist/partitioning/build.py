@@ -271,6 +271,9 @@ def _node_ids(source: Path, nodes: np.ndarray) -> pa.Array:
 def _write_features(source: Path, folder: Path, part: int, nodes: np.ndarray, about: dict[str, Any]) -> None:
     num_features = about["features"]
     if (source / "x.npy").exists():
+        if (source / "x_grids.npy").exists():  # then x holds codes
+            low, high = _load(source, "x_grids")
+            write_columns(folder / "feature_grids.arrow", {"low": low, "high": high})
         x = _load(source, "x")
         schema = pa.schema([("x", pa.list_(pa.from_numpy_dtype(x.dtype), num_features))])
 

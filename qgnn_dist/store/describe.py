@@ -10,10 +10,13 @@ __all__ = ["describe_store", "summarise"]
 
 
 def summarise(manifest: dict[str, Any]) -> dict[str, Any]:
-    """What people ask of a store: all of its manifest but the files."""
+    """What people ask of a store: all of its manifest but the files, of which it counts those of the features."""
     parts = [{"part": i, **{k: v for k, v in entry.items() if not isinstance(v, dict)}}
              for i, entry in enumerate(manifest["parts"])]
-    return {**{k: v for k, v in manifest.items() if k != "parts"}, "num_parts": len(parts), "parts": parts}
+    features = sum(file["bytes"] for entry in manifest["parts"] for name, file in entry["files"].items()
+                   if name.startswith("feature"))
+    return {**{k: v for k, v in manifest.items() if k != "parts"}, "feature_bytes": features, "num_parts": len(parts),
+            "parts": parts}
 
 
 def describe_store(store: Store, verify: bool = False) -> dict[str, Any]:

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import StoreError
+from ..quant.columns import FEATURE_BITS
 
-__all__ = ["FORMAT_VERSION", "MANIFEST", "ORDERED_VERSION", "SOURCE_ORDER", "part_folder", "read_manifest"]
+__all__ = ["CODED_VERSION", "FORMAT_VERSION", "MANIFEST", "ORDERED_VERSION", "SOURCE_ORDER", "part_folder",
+           "read_manifest"]
 
-FORMAT_VERSION, ORDERED_VERSION = 1, 2
-"""Of a store whose rows lie in the order of the source, which every reader knows, and in another order."""
+FORMAT_VERSION, ORDERED_VERSION, CODED_VERSION = 1, 2, 3
+"""Of a store whose rows lie in the order of the source, which every reader knows; in another order; and of one whose
+dense features are codes, in any order."""
 SOURCE_ORDER = "source"
 MANIFEST = "manifest.json"
 LARGEST_MANIFEST = 256 << 20
@@ -54,17 +57,21 @@ def read_manifest(store: Path) -> dict[str, Any]:
         words = getattr(error, "strerror", None) or str(error)
         raise StoreError(f"manifest cannot be read: {words}; partition the graph again", file=str(file)) from None
     version = manifest.get("format_version") if isinstance(manifest, dict) else None
-    if version not in (FORMAT_VERSION, ORDERED_VERSION):
-        raise StoreError(f"store format {version}, this program reads {FORMAT_VERSION} and {ORDERED_VERSION}; "
+    if version not in (FORMAT_VERSION, ORDERED_VERSION, CODED_VERSION):
+        raise StoreError(f"store format {version}, this program reads {FORMAT_VERSION} to {CODED_VERSION}; "
                          "partition the graph again", file=str(file))
     _demand(manifest, _TOP, file, "manifest")
     _check_top(manifest, file)
     _check_order(manifest, file)
+    _check_feature_bits(manifest, file)
+    feature_files = _FEATURE_FILES[manifest["feature_kind"]]
+    if version == CODED_VERSION:
+        feature_files = {*feature_files, "feature_grids.arrow"}
     for part, entry in enumerate(manifest["parts"]):
         if not isinstance(entry, dict):
             raise StoreError(f"part {part} is no object", file=str(file))
         _demand(entry, _PART, file, f"part {part}")
-        _check_files(store, part, entry["files"], _FILES | _FEATURE_FILES[manifest["feature_kind"]], file)
+        _check_files(store, part, entry["files"], _FILES | feature_files, file)
     _check_sums(manifest, file)
     return manifest
 
@@ -84,14 +91,25 @@ def _check_top(manifest: dict[str, Any], file: Path) -> None:
 
 
 def _check_order(manifest: dict[str, Any], file: Path) -> None:
-    """Version 1 means the order of the source, said or not; another order is named, and is version 2."""
-    if "order" in manifest or manifest["format_version"] == ORDERED_VERSION:
+    """Version 1 means the order of the source, said or not; another order is named, and is version 2 (or 3)."""
+    if "order" in manifest or manifest["format_version"] != FORMAT_VERSION:
         _demand(manifest, {"order": dict}, file, "manifest")
         _demand(manifest["order"], {"method": str}, file, "order")
+        if manifest["format_version"] == CODED_VERSION:
+            return
         if (manifest["order"]["method"] != SOURCE_ORDER) != (manifest["format_version"] == ORDERED_VERSION):
             raise StoreError(f"order is {manifest['order']['method'][:80]!r} in store format "
                              f"{manifest['format_version']}; expected {SOURCE_ORDER!r} in {FORMAT_VERSION} alone",
                              file=str(file))
+
+
+def _check_feature_bits(manifest: dict[str, Any], file: Path) -> None:
+    """Dense features are codes in version 3, and in no other."""
+    bits, version = manifest.get("feature_bits"), manifest["format_version"]
+    fits = type(bits) is int and bits in FEATURE_BITS and manifest["feature_kind"] == "dense"
+    if fits != (version == CODED_VERSION) or (bits is not None and not fits):
+        raise StoreError(f"feature_bits is {str(bits)[:20]} with {manifest['feature_kind']} features in store format "
+                         f"{version}; expected 8, 4 or 2 with dense ones in {CODED_VERSION} alone", file=str(file))
 
 
 def _check_sums(manifest: dict[str, Any], file: Path) -> None:

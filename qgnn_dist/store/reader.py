@@ -15,6 +15,8 @@ import pyarrow as pa
 
 from ..data.graph import NO_SPLIT, TEST, SparseFeatures
 from ..errors import StoreError
+from ..quant.columns import ColumnGrids
+from ..quant.packed import row_bytes
 from .checks import check_order, check_peers, check_range, check_row_pointer
 from .columns import check_values, checksum, open_batches, read_batch, read_columns
 from .manifest import SOURCE_ORDER, part_folder, read_manifest
@@ -53,6 +55,7 @@ class Store:
         self.num_edges: int = manifest["num_edges"]
         self.num_features: int = manifest["num_features"]
         self.feature_kind: str | None = manifest["feature_kind"]
+        self.feature_bits: int | None = manifest.get("feature_bits")
         self.num_classes: int = manifest["num_classes"]
         self.class_names: list[str] | None = manifest["class_names"]
         self.has_labels: bool = manifest["has_labels"]
@@ -113,6 +116,7 @@ class Part:
         self.folder = store.path / part_folder(index)
         self.num_local, self.num_boundary, self.num_halo = entry["rows"], entry["boundary"], entry["halo"]
         self.feature_kind, self.num_features = store.feature_kind, store.num_features
+        self.feature_bits = store.feature_bits
         names = ["source_index", "node_id", "degree"]
         names += ["label"] * store.has_labels + ["split"] * store.has_split
         nodes = read_columns(self.folder / "nodes.arrow", names)
@@ -133,16 +137,20 @@ class Part:
         return self._column("halo.arrow", "source_index", np.int64, self.num_halo)
 
     def features_dense(self, begin: int, end: int) -> np.ndarray:
-        """Rows begin..end as float32 (n, F), C-contiguous; a view where one float32 block holds them."""
-        reader, size, file = self._feature_batches, self.num_features, self.folder / "features.arrow"
+        """Rows begin..end as float32 (n, F), C-contiguous; a view where one float32 block holds them, made anew of
+        features that are codes in the store."""
+        reader, file, grids = self._feature_batches, self.folder / "features.arrow", self._feature_grids
+        size = self.num_features if grids is None else row_bytes(self.num_features, grids.bits)
         pieces = []
         for number in range(begin // FEATURE_BLOCK_ROWS, -(-end // FEATURE_BLOCK_ROWS) if end > begin else 0):
             first = number * FEATURE_BLOCK_ROWS
             column = read_batch(reader, number, file).column("x")
             low, high = max(begin - first, 0), min(end - first, len(column))
             flat = column.flatten().to_numpy(zero_copy_only=True)
-            pieces.append(flat[low * size:high * size].reshape(-1, size))
-        rows = pieces[0] if len(pieces) == 1 else np.concatenate(pieces or [np.empty((0, size), np.float32)])
+            piece = flat[low * size:high * size].reshape(-1, size)
+            pieces.append(piece if grids is None else grids.unpack(piece))
+        rows = pieces[0] if len(pieces) == 1 else np.concatenate(
+            pieces or [np.empty((0, self.num_features), np.float32)])
         if len(rows) != end - begin:
             raise StoreError(f"holds {len(rows)} of the rows {begin}…{end}; partition the graph again", file=str(file))
         return np.ascontiguousarray(rows, np.float32)
@@ -155,11 +163,25 @@ class Part:
     def _feature_batches(self) -> pa.ipc.RecordBatchFileReader:
         file = self.folder / "features.arrow"
         reader = open_batches(file)
-        fitting = [pa.schema([("x", pa.list_(kind, self.num_features))]) for kind in (pa.float32(), pa.float16())]
-        if reader.schema not in fitting:
-            raise StoreError(f"columns are {str(reader.schema)[:80]!r}, expected x: float32 or float16 "
-                             f"[{self.num_features}]; partition the graph again", file=str(file))
+        kinds, words, width = [pa.float32(), pa.float16()], "float32 or float16", self.num_features
+        if self.feature_bits is not None:
+            kinds, words, width = [pa.uint8()], "uint8", row_bytes(self.num_features, self.feature_bits)
+        if reader.schema not in [pa.schema([("x", pa.list_(kind, width))]) for kind in kinds]:
+            raise StoreError(f"columns are {str(reader.schema)[:80]!r}, expected x: {words} [{width}]; partition the "
+                             "graph again", file=str(file))
         return reader
+
+    @cached_property
+    def _feature_grids(self) -> ColumnGrids | None:
+        """What codes of features mean; None where features are not coded."""
+        if self.feature_bits is None:
+            return None
+        low, high = (self._column("feature_grids.arrow", name, np.float32, self.num_features)
+                     for name in ("low", "high"))
+        if not (np.isfinite(low).all() and np.isfinite(high).all() and (low <= high).all()):
+            raise StoreError("a column's grid is not a range of finite numbers; partition the graph again",
+                             file=str(self.folder / "feature_grids.arrow"))
+        return ColumnGrids(self.feature_bits, low, high)
 
     @cached_property
     def _sparse(self) -> SparseFeatures:

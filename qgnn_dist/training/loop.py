@@ -24,13 +24,14 @@ from ..errors import InputError, QgnnError
 from ..model.features import FeatureStatistics, choose_norm
 from ..model.packed import PackedModel
 from ..planning.admission import check_training
+from ..quant.grids import AFFINE_METHODS
 from ..store.manifest import SOURCE_ORDER
 from ..store.reader import Store
 from .checkpoint import Progress, RunFolder, write_atomically
 from .metrics import figures, valid_loss
 from .slow import Place, SlowWorkers
 
-__all__ = ["check_trainable", "prepare_run", "run_training"]
+__all__ = ["check_trainable", "device_can_train", "prepare_run", "run_training"]
 
 _LOG = logging.getLogger(__name__)
 SUMMARY_VERSION = 1
@@ -47,7 +48,8 @@ def check_trainable(store: Store, config: RunConfig) -> None:
 
     Raises:
         InputError: features, labels or splits are absent, the metric does not fit the classes, the method of
-            quantisation does not train on several parts, or gradients are coded and rows too wide for that.
+            quantisation does not train on several parts or on the device, or gradients are coded and rows too wide for
+            that.
     """
     lacking = [what for what, there in (("features", store.num_features > 0), ("labels", store.has_labels),
                                         ("splits", store.has_split)) if not there]
@@ -57,6 +59,9 @@ def check_trainable(store: Store, config: RunConfig) -> None:
     if config.train.metric == "roc_auc" and store.num_classes != 2:
         raise InputError(f"train.metric=roc_auc: expected 2 classes, the store has {store.num_classes}",
                          file=str(store.path))
+    if config.cluster.device == "cuda" and not device_can_train(config):
+        raise InputError(f"cluster.device=cuda: quant.method={config.quant.method} trains on the CPU only; expected "
+                         "recipe, lsq or minmax, or set cluster.device=cpu")
     if config.quant.method == "degree_quant" and store.num_parts > 1:
         raise InputError(f"quant.method=degree_quant: trains on a store of one part, this one has {store.num_parts} "
                          "(its protected rows keep full precision, and a round has one width on the wire); partition "
@@ -65,6 +70,11 @@ def check_trainable(store: Store, config: RunConfig) -> None:
         raise InputError(f"quant.gradients={config.quant.gradients}: the store has {store.num_classes} classes, "
                          f"expected at most {kernels.LAYER_COLUMNS}; --set quant.gradients=32 takes any number",
                          file=str(store.path))
+
+
+def device_can_train(config: RunConfig) -> bool:
+    """Whether these settings train elsewhere than on the host: only there are there the paper's affine grids."""
+    return config.quant.method not in AFFINE_METHODS
 
 
 def prepare_run(out: str | Path, store: Store, config: RunConfig, *, resume: bool,
@@ -202,13 +212,14 @@ def _restore(pool: WorkerPool, server_call: ServerCall, found: tuple[Any, ...]) 
 def _identity(store: Store, config: RunConfig) -> dict[str, Any]:
     """What a run is about: the same store, parts and settings give the same numbers."""
     return {"config": config.digest(), "fingerprint": store.fingerprint, "parts": store.num_parts,
-            "partitioner": store.manifest["partitioner"], "order": store.order}
+            "partitioner": store.manifest["partitioner"], "order": store.order, "feature_bits": store.feature_bits}
 
 
 def _check_identity(there: dict[str, Any], here: dict[str, Any], run: RunFolder) -> None:
-    there = {"order": SOURCE_ORDER, **there}  # older runs knew no other
+    there = {"order": SOURCE_ORDER, "feature_bits": None, **there}  # older runs knew no other
     for key, name in (("fingerprint", "another graph"), ("parts", "another number of parts"),
                       ("partitioner", "another partition"), ("order", "another order of rows"),
+                      ("feature_bits", "features of another width"),
                       ("config", "other settings")):
         if there.get(key) != here[key]:
             raise InputError(f"cannot resume: the run was started with {name} ({key}: {there.get(key)}, now "
@@ -232,6 +243,8 @@ def _summary(pool: WorkerPool, config: RunConfig, store: Store, identity: dict[s
         "wire_bytes_calibration": progress.calibration_bytes,
         "peak_anon_bytes": [m["peak_anon_bytes"] for m in memory],
         "peak_rss_bytes": [m["peak_rss_bytes"] for m in memory],
+        "peak_device_bytes": [m.get("peak_device_bytes", 0) for m in memory],
+        "devices": [m["device"] for m in memory],
         "bits": config.quant.stages(),
         "features": identity["features"],
         "multipliers": {"last": records[-1]["multipliers"], "clamped": sum(r["clamps"] for r in records)},

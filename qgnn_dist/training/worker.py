@@ -14,11 +14,13 @@ import numpy as np
 import torch
 
 from .. import kernels
+from ..comm.device import choose_device
 from ..comm.exchange import Exchange
 from ..comm.pool import TimedClient
 from ..comm.trace import Span, Trace
 from ..config import RunConfig
 from ..data.graph import SPLITS
+from ..device.training import DeviceTraining
 from ..errors import StoreError
 from ..memory import MemoryWatch
 from ..model.features import FeatureScheme, feature_level, feature_statistics, read_block
@@ -85,6 +87,7 @@ class TrainWorker:
         Raises: StoreError where this host sees another graph under the path.
         """
         context = self._context
+        self._place = choose_device(context.device, context.rank, context.host) if context.device else None
         self._store = Store.open(self._store_path)
         if self._store.fingerprint != fingerprint:
             raise StoreError(f"this host sees graph {self._store.fingerprint[:12]}, the controller {fingerprint[:12]}; "
@@ -118,6 +121,10 @@ class TrainWorker:
         self._propagation = Propagation.of(config)
         self._exchange = Exchange(part.peers, part.num_local, part.num_halo, self._context.group,
                                   self._context.run_id, config.timeouts.exchange_s)
+        self._device: DeviceTraining | None = None
+        if self._place is not None:
+            self._device = DeviceTraining(self._place, self._context, config, self._network, self._block, part,
+                                          self._graph)
         self._affine: AffineTraining | None = None
         if self._network.ranges is not None:
             self._affine = AffineTraining(config, self._network, self._graph, self._exchange, self._context.group,
@@ -139,11 +146,14 @@ class TrainWorker:
             self._follow(CALIBRATION_EPOCH, self._affine.moments(values))
             self._affine.start(values, self._ranges)
             return self._sent_since(before)
-        state, figures = self._blocks.forward(key, None)
-        layers = FusedFloatLayers(self._propagation, self._graph, self._exchange, "forward", record=True,
-                                  innovation=innovation)
-        layers.run(state, state, FrozenMultipliers([]))
-        self._follow(CALIBRATION_EPOCH, {**layers.moments, "residual": _moments(state), "hidden": figures})
+        if self._device is not None:
+            self._follow(CALIBRATION_EPOCH, self._device.calibrate(key))
+        else:
+            state, figures = self._blocks.forward(key, None)
+            layers = FusedFloatLayers(self._propagation, self._graph, self._exchange, "forward", record=True,
+                                      innovation=innovation)
+            layers.run(state, state, FrozenMultipliers([]))
+            self._follow(CALIBRATION_EPOCH, {**layers.moments, "residual": _moments(state), "hidden": figures})
         if self._config.quant.method == "lsq":
             levels = 2 ** int(self._config.quant.hidden or 32) - 1
             with torch.no_grad():
@@ -208,6 +218,10 @@ class TrainWorker:
         """Scores of the training forward's float arithmetic, without dropout, at the frozen ranges; for comparison."""
         ranges = self._packed_ranges()
         key = dataclasses.replace(self._dropout(CALIBRATION_EPOCH), share=0.0)
+        if self._device is not None:
+            h0 = self._device.forward(key, self._hidden_step(ranges))[0]
+            scores, _ = self._device_layers(self._device, h0, FrozenMultipliers(self._multipliers), ranges, False)
+            return {"source_index": np.asarray(self._part.source_index), "scores": scores.cpu().numpy()}
         if self._affine is not None:
             with torch.no_grad():
                 state = self._network(self._matrix, key, self._affine.hidden(ranges, None))[0].numpy()
@@ -227,15 +241,45 @@ class TrainWorker:
         before, self._exchange.trace = self._exchange.trace, Trace() if on else None
         return before.spans if before is not None else []
 
-    def memory(self) -> dict[str, int]:
-        """Peak memory of this worker's process."""
-        return self._memory.peaks()
+    def memory(self) -> dict[str, Any]:
+        """Peak memory of this worker's process, and of its device where that is a GPU; the device's name."""
+        if self._device is None:
+            return {**self._memory.peaks(), "device": "cpu"}
+        return {**self._memory.peaks(), **self._device.memory(), "device": self._device.name}
 
     def close(self) -> None:
         """Stop the memory watch."""
         self._memory.close()
 
+    def _device_step(self, device: DeviceTraining, epoch: int) -> tuple[float, dict[str, Any]]:
+        """`_step` of rows that lie on a device."""
+        self._optimizer.zero_grad()
+        state, figures, residual = device.forward(self._dropout(epoch), self._hidden_step(self._ranges))
+        multipliers = self._live_multipliers(epoch, residual[0])
+        out, moments = self._device_layers(device, state, multipliers, self._ranges, True)
+        if self._config.quant.residual != 32:
+            moments = {**moments, "residual": residual}
+        if isinstance(multipliers, LiveMultipliers):
+            self._multipliers = multipliers.values
+        rows = self._split_rows["train"]
+        loss, grad = device.loss(out, rows, self._labels[rows], self._num_train)
+        device.backward(grad, self._multipliers, self._gradient_coding(epoch))
+        self._reduce_gradients()
+        self._optimizer.step()
+        return loss, self._follow(epoch, {**moments, "hidden": figures})
+
+    def _device_layers(self, device: DeviceTraining, state: torch.Tensor, multipliers: Multipliers,
+                       ranges: dict[str, Range], record: bool) -> tuple[torch.Tensor, dict[str, list[float]]]:
+        """`_propagate` of rows that lie on a device."""
+        quant, step = self._config.quant, 1.0
+        if quant.residual != 32:
+            step = residual_step(ranges["residual"], int(quant.residual or 32), quant.method)
+        return device.propagate(state, multipliers, steps=[] if quant.messages == 32 else self._message_steps(ranges),
+                                residual_step=step, record=record)
+
     def _step(self, epoch: int) -> tuple[float, dict[str, Any]]:
+        if self._device is not None:
+            return self._device_step(self._device, epoch)
         key, affine = self._dropout(epoch), self._affine
         self._optimizer.zero_grad()
         protected = affine.protected(epoch) if affine is not None else None
@@ -245,7 +289,7 @@ class TrainWorker:
             figures = affine.moments({"hidden": hidden.numpy()})["hidden"]
         else:
             state, figures = self._blocks.forward(key, self._hidden_step(self._ranges))
-        multipliers = self._live_multipliers(epoch, state)
+        multipliers = self._live_multipliers(epoch, _moments(state)[0])
         out, moments = self._propagate(state, multipliers, self._ranges, record=True, protected=protected)
         del state
         if isinstance(multipliers, LiveMultipliers):
@@ -402,12 +446,11 @@ class TrainWorker:
             return None
         return GradientCoding(bits, self._config.seed, epoch, np.ascontiguousarray(self._part.source_index, np.int64))
 
-    def _live_multipliers(self, epoch: int, state: np.ndarray) -> Multipliers:
-        """The server's multipliers for smp; none at all for the other kinds."""
+    def _live_multipliers(self, epoch: int, energy: float) -> Multipliers:
+        """The server's multipliers for smp; none at all for the other kinds. energy: ‖H⁰‖² of the local rows."""
         if self._config.propagation.kind != "smp":
             return FrozenMultipliers([])
         rule = MultiplierRule.of(self._config, self._store.num_edges)
-        energy = _moments(state)[0]
         assert self._server is not None
         return LiveMultipliers(self._server, epoch, rule.start()[0], energy, self._config.timeouts.server_s)
 

@@ -107,7 +107,7 @@ def _edit(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
 
 
 @pytest.mark.parametrize(("damage", "text"), [
-    (_edit(lambda m: m.update(format_version=3)), "store format 3, this program reads 1 and 2"),
+    (_edit(lambda m: m.update(format_version=4)), "store format 4, this program reads 1 to 3"),
     (_edit(lambda m: m.update(format_version=2)), "order is 'source' in store format 2"),
     (_edit(lambda m: m.update(order={"method": "rcm"})), "order is 'rcm' in store format 1"),
     (_edit(lambda m: (m.update(format_version=2), m.pop("order"))), "order is None"),

@@ -14,7 +14,7 @@ import qgnn_dist
 PACKAGE = Path(qgnn_dist.__file__).parent
 LEVELS = [
     {"errors", "memory"}, {"config"}, {"data", "quant"}, {"kernels"}, {"store"}, {"partitioning", "comm"},
-    {"propagation"}, {"model"}, {"planning"}, {"training", "inference", "diagnosis"}, {"cluster"}, {"render"},
+    {"propagation"}, {"model"}, {"device", "planning"}, {"training", "inference", "diagnosis"}, {"cluster"}, {"render"},
     {"bench"}, {"cli"},
 ]
 """Imports run from a later set to an earlier one, or inside one room."""
