@@ -11,6 +11,7 @@ import importlib.util
 import os
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -222,8 +223,10 @@ def _sage(data: _Data, hidden: int) -> Iterator[Point]:
     mean = product_of("torch-csr", (graph.indptr, graph.indices.astype(np.int64),
                                     np.repeat(1 / np.maximum(counts, 1), counts).astype(np.float32)))
     start = time.perf_counter()
-    loader = NeighborLoader(Data(x=data.x, y=data.y, edge_index=edges), num_neighbors=list(FAN_OUT),
-                            batch_size=SAGE_BATCH, input_nodes=data.rows["train"], shuffle=True)
+    with warnings.catch_warnings():  # of torch-sparse, which will not always serve
+        warnings.simplefilter("ignore", UserWarning)
+        loader = NeighborLoader(Data(x=data.x, y=data.y, edge_index=edges), num_neighbors=list(FAN_OUT),
+                                batch_size=SAGE_BATCH, input_nodes=data.rows["train"], shuffle=True)
     model = _Sage(data.x.shape[1], hidden, data.classes)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.003)
     spent = time.perf_counter() - start

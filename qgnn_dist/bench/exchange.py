@@ -207,6 +207,8 @@ def _measure(ranks: Ranks, hosts: Hosts, store: Store, configs: Mapping[Cell, Ru
     for cell, config in configs.items():
         say(f"setting up {_name(cell)}")
         trainings[cell] = ranks.training(store, config)
+        # Ends each worker's watch over its memory: a process holds many workers here, whose watches would add up.
+        trainings[cell].call("close", timeout_s=60.0)
     try:
         modes = [False, True] if evaluate else [False]
         times: dict[tuple[Cell, bool], list[float]] = {key: [] for key in itertools.product(configs, modes)}

@@ -69,16 +69,16 @@ def test_a_rank_that_fails_is_named(tmp_path: Path) -> None:
 
 
 def test_growth_measures_memory_and_bytes(tmp_path: Path) -> None:
-    words = ["bench", "growth", "--out", str(tmp_path / "g"), "--edges", "30e3", "--edges", "60e3", "--workers", "1",
-             "--workers", "2", "--fixed-edges", "30e3", "--set", "model.hidden=8", "--set", "propagation.layers=2",
+    words = ["bench", "growth", "--out", str(tmp_path / "g"), "--edges", "100e3", "--edges", "200e3", "--workers", "1",
+             "--workers", "2", "--fixed-edges", "100e3", "--set", "model.hidden=8", "--set", "propagation.layers=2",
              "--json"]
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.stderr
     table = json.loads(result.stdout)
     rows = {(row["series"], row["asked_edges"], row["workers"]): row for row in table["rows"]}
-    assert list(rows) == [("edges", 30000, 2), ("edges", 60000, 2), ("workers", 30000, 1), ("workers", 30000, 2)]
-    assert max(rows["workers", 30000, 1]["wire_bytes"]) == 0
-    assert rows["workers", 30000, 2]["wire_bytes"] == rows["edges", 30000, 2]["wire_bytes"]
+    assert list(rows) == [("edges", 100000, 2), ("edges", 200000, 2), ("workers", 100000, 1), ("workers", 100000, 2)]
+    assert max(rows["workers", 100000, 1]["wire_bytes"]) == 0
+    assert rows["workers", 100000, 2]["wire_bytes"] == rows["edges", 100000, 2]["wire_bytes"]
     assert table["fits"]["edges"]["bytes"] > 0.3
     assert all(len(row["anon_bytes"]) == row["workers"] for row in rows.values())
     assert (tmp_path / "g" / "growth.png").exists()
