@@ -97,7 +97,8 @@ def partition_graph(graph: Graph, *, parts: int, out: str | Path, method: str = 
             scratch, keys = building.folder, max(memory // 16, LEAST_KEYS)
             needed = _first_room(graph, parts, keys)
             check_room(scratch, needed, str(out))
-            with disk_errors(scratch, needed, str(out)), stage("read", "reading and sorting the edges"):
+            known = needed if graph.edge_rows is not None else 0
+            with disk_errors(scratch, known, str(out)), stage("read", "reading and sorting the edges"):
                 cleaned = clean(graph, scratch, keys)
             chosen, reason = _choose(method, cleaned, parts, memory_gb)
             owners = np.zeros(cleaned.num_nodes, np.int32)
@@ -140,7 +141,7 @@ def partition_graph(graph: Graph, *, parts: int, out: str | Path, method: str = 
 
 
 def _first_room(graph: Graph, parts: int, keys: int) -> int:
-    """Bytes of disk that building will take, as far as is known before the edges are read: each once, both ways."""
+    """Bytes of disk that building takes, as far as is known before edges are read: at least those if none repeats."""
     rows = graph.edge_rows or 0
     runs = 16 * rows if 2 * rows > keys else 0
     return max(runs + 4 * rows, 4 * rows + disk_bytes(graph, rows, parts))

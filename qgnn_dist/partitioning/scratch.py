@@ -55,8 +55,8 @@ def check_room(folder: Path, needed: int, out: str) -> None:
     """
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise InputError(f"building the store takes about {needed / 1e9:.2f} GB of disk, {free / 1e9:.2f} GB are free; "
-                         "free some, or choose an --out on a larger disk", file=out)
+        raise InputError(f"building the store takes about {_size(needed)} of disk, {_size(free)} are free; free some, "
+                         "or choose an --out on a larger disk", file=out)
 
 
 @contextmanager
@@ -73,7 +73,11 @@ def disk_errors(folder: Path, needed: int, out: str) -> Iterator[None]:
     except OSError as error:
         room = ""
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            takes = f", building the store takes about {needed / 1e9:.2f} GB" if needed else ""
-            room = (f" ({shutil.disk_usage(folder).free / 1e9:.2f} GB are free{takes}); free some, or choose an --out "
-                    "on a larger disk")
+            takes = f", building the store takes about {_size(needed)}" if needed else ""
+            room = (f" ({_size(shutil.disk_usage(folder).free)} are free{takes}); free some, or choose an --out on a "
+                    "larger disk")
         raise InputError(f"cannot write the store: {error.strerror or error}{room}", file=out) from error
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.2f} MB"
