@@ -159,8 +159,9 @@ class Part:
         """Rows begin..end in CSR form, views."""
         return self._sparse.block(begin, end)
 
-    @cached_property
+    @property
     def _feature_batches(self) -> pa.ipc.RecordBatchFileReader:
+        """The dense features' file, mapped anew for every block: what was read once would stay resident otherwise."""
         file = self.folder / "features.arrow"
         reader = open_batches(file)
         kinds, words, width = [pa.float32(), pa.float16()], "float32 or float16", self.num_features

@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from qgnn_dist import kernels
-from qgnn_dist.comm.device import HostCopyExchange
+from qgnn_dist.comm.device import CollectiveExchange, HostCopyExchange
 from qgnn_dist.comm.exchange import Exchange
+from qgnn_dist.comm.wire import HEADER_BYTES
 from qgnn_dist.config import RunConfig
 from qgnn_dist.device import codes, gradients, random
 from qgnn_dist.device.layers import CodedRounds, FloatRounds, run_layers
@@ -240,6 +241,31 @@ def test_an_epoch_is_the_hosts(device: torch.device, tmp_path: Path, words: tupl
     for name, figures in want["ranges"].items():
         np.testing.assert_allclose(dataclasses.astuple(got["ranges"][name]), dataclasses.astuple(figures), rtol=1e-3,
                                    atol=1e-6)
+
+
+@pytest.mark.parametrize("words", [("quant.bits=2", "quant.gradients=4"), ("quant.bits=32",)])
+def test_all_to_alls_carry_what_host_copies_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                               words: tuple[str, ...]) -> None:
+    """The exchange that NCCL serves on GPUs, here over gloo: the same numbers, and the same bytes but for headers."""
+    store = make_store(small_graph(signed=True), tmp_path / "s", 3, "random")
+    config = settings(*words, "model.feature_norm=none")
+    want = _epochs(store, config, "cpu", 2)
+    opened = []
+
+    def collective(peers: Any, num_local: int, *rest: Any) -> CollectiveExchange:
+        _, _, group, _, _, device = rest
+        opened.append(group.rank)
+        return CollectiveExchange(peers, num_local, group, group._backend, device)
+
+    monkeypatch.setattr("qgnn_dist.device.training.open_device_exchange", collective)
+    got = _epochs(store, config, "cpu", 2)
+    assert sorted(opened) == [0, 1, 2]
+    np.testing.assert_array_equal(got["loss"], want["loss"])
+    for mine, theirs in zip(got["gradients"], want["gradients"]):
+        for name, value in theirs.items():
+            np.testing.assert_array_equal(mine[name], value)
+    frames = [2 * 4 * HEADER_BYTES * sum(len(store.part(i).peers) for i in range(3))] * 2
+    assert [a - b for a, b in zip(want["wire"], got["wire"])] == frames
 
 
 def test_first_epochs_codes_are_the_hosts(device: torch.device, tmp_path: Path,

@@ -145,6 +145,22 @@ def test_refused(tmp_path: Path, bits: int, kind: str, text: str) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("bits", [None, 4])
+def test_what_was_read_does_not_stay_resident(tmp_path: Path, bits: int | None) -> None:
+    """The features' file is mapped as long as somebody looks at its rows, and no longer."""
+    part = _coded(small_graph(), tmp_path / "s", 1, bits).part(0)
+    file = str(part.folder / "features.arrow")
+
+    def mapped() -> bool:
+        return file in Path("/proc/self/maps").read_text()
+
+    rows = part.features_dense(0, 200)
+    assert mapped() == (bits is None), "float rows are views, decoded ones are not"
+    assert rows.sum() != 0
+    del rows
+    assert not mapped()
+
+
 Change = Callable[[dict[str, Any]], Any]
 
 
