@@ -181,7 +181,8 @@ def _shuffle(cleaned: CleanGraph, owners: np.ndarray, parts: int, scratch: Path,
 
 def _finite_blocks(graph: Graph) -> Iterator[np.ndarray]:
     features = graph.features
-    assert isinstance(features, np.ndarray)
+    assert features is not None
+    assert not isinstance(features, SparseFeatures)
     for start in range(0, graph.num_nodes, FEATURE_BLOCK_ROWS):
         block = features[start:start + FEATURE_BLOCK_ROWS]
         finite = np.isfinite(block)
