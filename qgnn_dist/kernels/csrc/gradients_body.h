@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Coded gradients: rows of codes with a scale each, rounded at random by a key and a place alone. Included after
-// layer_body.h, which packs, and after ScaledSums, the sums of such rows, which each instruction set has of its own.
+// layer_body.h, which packs, and after what each instruction set has of its own: ScaledSums, the sums of such rows, and
+// registers of random numbers and their largest.
 
 namespace qgnn {
 namespace QGNN_ISA {
 
-typedef std::uint32_t W4 __attribute__((vector_size(16)));
 typedef std::uint32_t W8 __attribute__((vector_size(32)));
 
 // As many rows at a time as fit, so that each pass over them loads what was stored long before.
@@ -46,9 +46,7 @@ struct GradientScratch {
 // Of columns j..j+7, 31 bits each. Four columns share a number, turned by a byte each: every one is uniform, and the
 // upper bytes, which nearly always decide, are independent.
 QGNN_INLINE I8 chances(const GradientScratch& scratch, i64 k, i64 j) {
-  W4 four;
-  std::memcpy(&four, scratch.words(k, j / 16), sizeof four);
-  const W8 w = __builtin_shufflevector(four, four, 0, 1, 2, 3, 0, 1, 2, 3);
+  const W8 w = (W8)four_twice(scratch.words(k, j / 16));
   const W8 turn = j % 16 == 0 ? W8{0, 0, 0, 0, 8, 8, 8, 8} : W8{16, 16, 16, 16, 24, 24, 24, 24};
   return (I8)((w << turn | w >> 1 >> (31 - turn)) >> 1);
 }
@@ -58,14 +56,6 @@ QGNN_INLINE int least_exponent(std::int32_t word, int bits, bool one_fewer) {
   const int exponent = (word >> 23) - 127, fraction = word & 0x7FFFFF;
   if (!one_fewer) return exponent - (bits - 1) + (fraction != 0);
   return exponent - (bits - 2) + (fraction > (1 << 23) - (1 << (25 - bits)));
-}
-
-QGNN_INLINE std::int32_t largest(I8 v) {
-  const I8 half = __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3);
-  v = v > half ? v : half;
-  const I8 quarter = __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5);
-  v = v > quarter ? v : quarter;
-  return v[0] > v[1] ? v[0] : v[1];
 }
 
 // The scale byte of one·x.

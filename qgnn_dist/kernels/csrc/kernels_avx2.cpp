@@ -24,6 +24,16 @@ QGNN_INLINE void store_low_bytes(U16x8 v, std::uint8_t* out) {
   _mm_storel_epi64(reinterpret_cast<__m128i*>(out), _mm_packus_epi16(bytes, bytes));
 }
 
+// For gradients_body.h: four numbers in both halves of a register, and the largest of eight.
+QGNN_INLINE I8 four_twice(const std::uint32_t* four) {
+  return (I8)_mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(four)));
+}
+QGNN_INLINE std::int32_t largest(I8 v) {
+  __m128i m = _mm_max_epi32(_mm256_castsi256_si128((__m256i)v), _mm256_extracti128_si256((__m256i)v, 1));
+  m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0x4E));
+  return _mm_cvtsi128_si32(_mm_max_epi32(m, _mm_shuffle_epi32(m, 0xB1)));
+}
+
 // Row after row: all rows' factors loaded first, the compiler has to send sums to memory and back.
 QGNN_INLINE void keep_in_registers(__m256i& a, __m256i& b) { asm volatile("" : "+x"(a), "+x"(b)); }
 

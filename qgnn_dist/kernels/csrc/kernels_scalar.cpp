@@ -26,6 +26,18 @@ QGNN_INLINE void store_low_bytes(U16x8 v, std::uint8_t* out) {
   for (int i = 0; i < 8; ++i) out[i] = static_cast<std::uint8_t>(v[i]);
 }
 
+// For gradients_body.h: four numbers in both halves of a register, and the largest of eight.
+QGNN_INLINE I8 four_twice(const std::uint32_t* four) {
+  I8 out{};
+  for (int i = 0; i < 8; ++i) out[i] = static_cast<std::int32_t>(four[i % 4]);
+  return out;
+}
+QGNN_INLINE std::int32_t largest(I8 v) {
+  std::int32_t most = v[0];
+  for (int i = 1; i < 8; ++i) most = v[i] > most ? v[i] : most;
+  return most;
+}
+
 // As in sums_avx2.h, one code after the other.
 struct CodeSums {
   const std::int32_t* indices;
