@@ -93,8 +93,8 @@ def _memory(plan: dict[str, Any], console: Console) -> None:
 
 
 def _widths(plan: dict[str, Any], console: Console) -> None:
-    table = _table("By bits of messages and gradients", "bits", "forward", "backward", "evaluation", "an epoch", "epoch",
-                   "predict", "worker")
+    table = _table("By bits of messages and gradients", "bits", "forward", "backward", "evaluation", "an epoch",
+                   "epoch", "predict", "worker")
     for row in plan["widths"]:
         bits = " / ".join("float" if b == 32 else str(b) for b in (row["messages"], row["gradients"]))
         table.add_row(bits, *(byte_size(row[name]) for name in ("forward", "backward", "evaluation", "epoch_bytes")),
