@@ -26,6 +26,8 @@ __all__ = ["Cut", "cut_of_graph", "cut_of_numbers", "cut_of_store"]
 
 BALANCE = 1.05
 """Rows and edges of the largest part against the mean: the capacity of `stream`."""
+WINDOWS, SAMPLE_ROWS = 32, 1 << 16
+"""Distances of neighbours are counted by powers of two, for so many rows of each part."""
 SAMPLE_EDGES = 10_000_000
 """Undirected edges up to which a source is cut as a whole; beyond, the subgraph of drawn nodes that has as many."""
 
@@ -37,7 +39,8 @@ class Cut:
     Attributes:
         share: cut fraction over that of a random cut, 1 − 1/P. how: where it comes from, for people.
         degrees, counts: how many nodes have a degree. halo_factor: rows that are read, against the formula's.
-        known: number of parts → their sizes, where these were counted.
+        known: number of parts → their sizes, where these were counted. within: shares of neighbours that lie at most
+        2^k rows away.
     """
 
     size: GraphSize
@@ -47,6 +50,11 @@ class Cut:
     counts: np.ndarray
     halo_factor: float = 1.0
     known: Mapping[int, list[PartSize]] = field(default_factory=dict)
+    within: np.ndarray = field(default_factory=lambda: np.zeros(WINDOWS))
+
+    def near(self, rows: float) -> float:
+        """Share of the neighbours that lie at most so many rows away in their part; 0 where nothing is known."""
+        return float(np.interp(math.log2(max(rows, 1.0)), np.arange(WINDOWS), self.within))
 
     def fraction(self, parts: int) -> float:
         """Share of the edges whose ends lie in two parts."""
@@ -81,14 +89,29 @@ class Cut:
 def cut_of_store(store: Store) -> Cut:
     """Counted for the store's own number of parts."""
     parts, own = store.num_parts, parts_of(store)
-    degrees, counts = _histogram(np.concatenate([np.asarray(store.part(p).degree) for p in range(parts)]))
+    opened = [store.part(p) for p in range(parts)]
+    degrees, counts = _histogram(np.concatenate([np.asarray(part.degree) for part in opened]))
+    distances = np.concatenate([_distances(part.indptr, part.indices, part.num_local) for part in opened])
+    within = np.array([float((distances <= 2**k).mean()) if len(distances) else 0.0 for k in range(WINDOWS)])
     how = f"counted in the store's {parts} part{'s' * (parts > 1)}"
     if parts == 1:
-        return Cut(GraphSize.of(store), 1.0, f"{how}; a random cut for other numbers", degrees, counts, known={1: own})
+        return Cut(GraphSize.of(store), 1.0, f"{how}; a random cut for other numbers", degrees, counts, known={1: own},
+                   within=within)
     share = store.manifest["cut_fraction"] / (1 - 1 / parts)
     expected = _read(degrees, counts, share, parts)
     factor = sum(part.sends for part in own) / expected if expected else 1.0
-    return Cut(GraphSize.of(store), share, how, degrees, counts, factor, {parts: own})
+    return Cut(GraphSize.of(store), share, how, degrees, counts, factor, {parts: own}, within)
+
+
+def _distances(indptr: np.ndarray, indices: np.ndarray, rows: int) -> np.ndarray:
+    """How far neighbours lie from some rows, a run of rows at a time; halo rows lie farther than any."""
+    found = []
+    for begin in np.linspace(0, max(rows - SAMPLE_ROWS // 16, 0), 16, dtype=np.int64):
+        end = min(int(begin) + SAMPLE_ROWS // 16, rows)
+        own = np.repeat(np.arange(begin, end), np.diff(indptr[begin:end + 1]))
+        other = np.asarray(indices[indptr[begin]:indptr[end]], np.int64)
+        found.append(np.where(other < rows, np.abs(other - own), 2**31))
+    return np.concatenate(found)
 
 
 def cut_of_numbers(size: GraphSize, cut: float | None = None, parts: int = 1) -> Cut:

@@ -23,11 +23,12 @@ from ..quant.packed import row_bytes
 from .shapes import GraphSize, PartSize, weight_count
 from .traffic import gradient_row_bytes
 
-__all__ = ["BASE_BYTES", "RAY_BASE_BYTES", "Need", "prediction_need", "training_need", "worst_steps"]
+__all__ = ["BASE_BYTES", "RAY_BASE_BYTES", "Need", "multipliers_act", "prediction_need", "training_need", "worst_steps"]
 
-BASE_BYTES, RAY_BASE_BYTES = 190 << 20, 230 << 20
-"""Anonymous memory of an idle worker with its libraries loaded: in the command's own process, and as a Ray actor.
-Measured on Linux x86-64, CPU build of torch 2.13."""
+BASE_BYTES, RAY_BASE_BYTES = 255 << 20, 275 << 20
+"""Anonymous memory of a worker of a tiny graph: in the command's own process, and as a Ray actor; a prediction, which
+wakes less of torch, takes PREDICT_LESS. Measured on Linux x86-64, CPU build of torch 2.13."""
+PREDICT_LESS = 58 << 20
 WRITTEN_ROWS = 1 << 20
 """Rows of a Parquet row group, which the writer encodes at once."""
 _WORD_BYTES = 16
@@ -94,7 +95,7 @@ def prediction_need(part: PartSize, size: GraphSize, info: ModelInfo, *, base: i
     """Of one worker of a prediction with a packed model. Args: scores: whether all scores are written."""
     bits, n, classes = info.bits, part.rows, info.num_classes
     held = {
-        "process": base,
+        "process": max(base - PREDICT_LESS, 0),
         "node data": 4 * n,  # Neighbourhood.inv_sqrt_degree
         "send buffers": part.sends * row_bytes(classes, bits["messages"]),
         # PackedModel: int8 codes or float32.
@@ -114,6 +115,12 @@ def prediction_need(part: PartSize, size: GraphSize, info: ModelInfo, *, base: i
               "writing": {"states": 4 * n * classes, "rows to write": written}}
     need = _largest(held, phases, part, size)
     return Need(need.items, need.phase, need.mapped + 8 * n, need.at_rest)  # node ids
+
+
+def multipliers_act(config: RunConfig) -> bool:
+    """Whether some λ may leave 0; at the default alpha = 1 a layer never changes states by as much as they are."""
+    p = config.propagation
+    return p.kind == "smp" and (p.constraint == "published" or p.alpha < 1 or p.lambda0 != 0)
 
 
 def worst_steps(config: RunConfig) -> list[float]:
@@ -141,17 +148,18 @@ def _training_phases(part: PartSize, size: GraphSize, config: RunConfig,
         "calibration": {"states": state * (6 if two_rounds else 4), "halo rows": 2 * halo, "moments": moments},
         "forward": _layers(part, classes, bits["messages"], steps, innovation=innovation, two=smp, before=smp,
                            record=True, live=smp),
-        # ∂L/∂H^K, the state, and P of the layer before where there are multipliers; two buffers of float messages,
-        # or what coded gradients are kept in.
-        "backward": {"states": (3 if smp else 2) * state + (state if two_rounds else 0) + 2 * n * gradient,
+        # ∂L/∂H^K, the state, and P of the layer before where multipliers act; two buffers of float messages, or what
+        # coded gradients are kept in.
+        "backward": {"states": (2 + multipliers_act(config) + two_rounds) * state + 2 * n * gradient,
                      "halo rows": 2 * part.halo * gradient},
     }
     if config.propagation.kind == "none":
         # H⁰, its copies, and the buffers of a CodedMessenger, which is made though nothing is sent.
         return {"loading": phases["loading"], "forward": {"states": 6 * state, "moments": moments}}
     # PackedForward with moments, then scores, classes and confidence, and cross_entropy's three float64 arrays.
-    phases["evaluation"] = _layers(part, classes, bits["messages"], steps, innovation=innovation, two=smp,
-                                   before=two_rounds, record=True, live=False)
+    phases["evaluation"] = _layers(
+        part, classes, bits["messages"], steps, innovation=innovation, two=multipliers_act(config) or two_rounds,
+        before=two_rounds, record=True, live=False)
     phases["loss of the evaluation"] = {"states": state, "node data": 8 * n, "validation": 20 * part.valid * classes}
     return phases
 

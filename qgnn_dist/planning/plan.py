@@ -18,7 +18,7 @@ from ..model.packed import ModelInfo
 from ..store.reader import Store
 from .alternatives import sampled, sign
 from .cut import Cut, cut_of_graph, cut_of_numbers, cut_of_store
-from .memory import BASE_BYTES, RAY_BASE_BYTES, Need, prediction_need, training_need, worst_steps
+from .memory import BASE_BYTES, RAY_BASE_BYTES, Need, multipliers_act, prediction_need, training_need, worst_steps
 from .rates import Rates, cache_file, load_rates, save_rates
 from .seconds import LINK_USE, ROUND_S, SERVER_S, Hosts, epoch_seconds, predict_seconds
 from .shapes import GraphSize
@@ -65,7 +65,7 @@ def make_plan(cut: Cut, hosts: Hosts, config: RunConfig, rates: Rates, rates_fro
     if number > cut.size.nodes:
         raise InputError(f"{number} workers for {cut.size.nodes} nodes; take fewer hosts")
     now = _case(cut, number, hosts, config, rates)
-    seconds = epoch_seconds(cut.parts(number), number, cut.size, config, rates, hosts)
+    seconds = epoch_seconds(cut, number, config, rates, hosts)
     suffice = _suffice(cut, hosts, config, rates, parts)
     rows = [_row(cut, number, hosts, _at(config, *pair), rates) for pair in _pairs(config)]
     result = {
@@ -148,9 +148,11 @@ def choose_rates(file: str | Path | None, calibrate: bool, say: Callable[[str], 
     if calibrate:
         from .probe import probe
 
-        rates, target = probe(os.cpu_count() or 1, say), Path(file) if file is not None else cache_file()
+        load, cores = os.getloadavg()[0], os.cpu_count() or 1
+        rates, target = probe(cores, say), Path(file) if file is not None else cache_file()
         save_rates(rates, target)
-        return rates, f"calibrated just now, kept in {target}"
+        busy = f", while {load:.1f} of {cores} cores were busy: do it again when they are not" * (load > cores / 2)
+        return rates, f"calibrated just now, kept in {target}{busy}"
     if file is not None:
         return load_rates(Path(file)), f"calibration {file}"
     if cache_file().exists():
@@ -165,8 +167,8 @@ def _case(cut: Cut, number: int, hosts: Hosts, config: RunConfig, rates: Rates) 
     prediction = max((prediction_need(part, size, info, base=base) for part in parts), key=lambda n: n.resident)
     host = HOST_BYTES + hosts.workers * max(training.resident, prediction.resident)
     return _Case(training, prediction, host,
-                 epoch_seconds(parts, number, size, config, rates, hosts).total,
-                 predict_seconds(parts, number, size, config, rates, hosts).total,
+                 epoch_seconds(cut, number, config, rates, hosts).total,
+                 predict_seconds(cut, number, config, rates, hosts).total,
                  host <= USABLE * hosts.ram_bytes)
 
 
@@ -177,7 +179,7 @@ def _model(size: GraphSize, config: RunConfig) -> ModelInfo:
         num_features=size.features, hidden=config.model.hidden, num_classes=size.classes, bits=bits,
         method=config.quant.method, coding=config.messages.coding, feature_norm="none", feature_signed=True,
         kind=p.kind, layers=p.layers, mu=p.mu, eta=p.eta, rounds=p.rounds,
-        multipliers=[-0.1] * p.layers if p.kind == "smp" else [], message_steps=worst_steps(config),
+        multipliers=[-0.1] * p.layers if multipliers_act(config) else [], message_steps=worst_steps(config),
         weight_steps=[1.0, 1.0], hidden_step=1.0, residual_step=1.0, level=-1, feature_level=-1, class_names=None,
         graph="", fingerprint="")
 
@@ -276,7 +278,8 @@ def _assumptions(cut: Cut, hosts: Hosts, rates: Rates, rates_from: str) -> list[
     return [
         f"cut: {cut.how}",
         f"rates: {rates_from}; {rates.machine}, {rates.threads} threads, more cores speed it up with "
-        f"{100 * rates.serial:.0f} % of the work left serial; neighbours lie anywhere in memory",
+        f"{100 * rates.serial:.0f} % of the work left serial; neighbours lie "
+        f"{'as the order of the rows puts them' if cut.within.any() else 'anywhere in memory'}",
         f"link: {hosts.link_gbps:g} Gbit/s full duplex a host, {100 * LINK_USE:.0f} % of it used, {1000 * ROUND_S:g} "
         f"ms a round, {1000 * SERVER_S:g} ms to the multiplier server, hidden behind interior rows as far as they last",
         f"memory: {100 * USABLE:.0f} % of a host's, {byte_size(HOST_BYTES)} of it for Ray; the store's graph stays "

@@ -33,8 +33,9 @@ from .rates import FAR_BYTES, NEAR_BYTES, LayerRate, PerceptronRate, Rates
 
 __all__ = ["machine_name", "probe"]
 
-COLUMNS, ROWS, DEGREES, DEPTHS = (16, 64), (1 << 14, 1 << 17), (2, 24), (2, 5)
-LEAST_RUNS, BUDGET_S = 4, 0.06
+COLUMNS, ROWS, DEGREES, DEPTHS = (16, 64), (1 << 14, 1 << 18), (2, 24), (2, 5)
+RAGGED = 47
+LEAST_RUNS, BUDGET_S = 3, 0.06
 WIDTHS = (1, 2, 4, 8, 32)
 NETWORKS = ((32, 64, 16), (256, 64, 16), (128, 256, 40))
 """Features, hidden, classes of the perceptrons that are timed."""
@@ -48,6 +49,8 @@ def probe(threads: int, say: Callable[[str], None] = lambda _: None) -> Rates:
     kernels.set_threads(threads)
     try:
         layers = [rate for columns in COLUMNS for rows in ROWS for rate in _layers(columns, rows, say)]
+        say(f"layers of {RAGGED} columns")
+        ragged = {kind: _ragged(kind, bits) for kind, bits in (("training", 2), ("frozen", 2), ("gradient", 32))}
         say("the perceptron")
         read_ns, score_ns = _passes()
         far_ns = _far()
@@ -57,8 +60,10 @@ def probe(threads: int, say: Callable[[str], None] = lambda _: None) -> Rates:
     finally:
         kernels.set_threads(before)
     versions = {"qgnn-dist": __version__, "kernels": kernels.isa(), "numpy": metadata.version("numpy")}
-    return Rates(machine_name(), threads, serial, versions, tuple(layers), perceptron, far_ns, read_ns, score_ns,
-                 exchange_ns, round_s)
+    return Rates(
+        machine=machine_name(), threads=threads, serial=serial, versions=versions, layers=tuple(layers), ragged=ragged,
+        perceptron=perceptron, far_ns=far_ns, read_ns=read_ns, score_ns=score_ns, exchange_ns=exchange_ns,
+        round_s=round_s)
 
 
 def machine_name() -> str:
@@ -84,12 +89,12 @@ def _least(run: Callable[[], Any], prepare: Callable[[], Any] = lambda: None) ->
 
 
 class _LiveMultipliers:
-    """Always −0.1 at once: what layers do with λ is measured, not a server."""
+    """Always 0, which it is at the defaults, and at once: layers are measured, not a server."""
 
     live = any = True
 
     def value(self, layer: int) -> float:
-        return -0.1
+        return 0.0
 
     def post(self, layer: int, dot: float) -> None:
         pass
@@ -122,8 +127,19 @@ def _layers(columns: int, rows: int, say: Callable[[str], None]) -> list[LayerRa
     return found
 
 
+def _ragged(kind: str, bits: int) -> float:
+    """How much longer a round of rows takes whose columns fill no whole vectors: RAGGED against one more."""
+    rows, graph = ROWS[1] // 2, _graph(ROWS[1] // 2, DEGREES[0])
+    exchange, times = Exchange([], rows, 0, None, 0, 60.0), []
+    for columns in (RAGGED, RAGGED + 1):
+        h0 = np.random.default_rng(1).standard_normal((rows, columns), np.float32)
+        run, fresh = _forward(kind, bits, exchange, h0), functools.partial(np.copyto, h0, h0.copy())
+        times.append(_least(functools.partial(run, graph, DEPTHS[1]), fresh))
+    return max(times[0] / times[1], 1.0)
+
+
 def _forward(kind: str, bits: int, exchange: Exchange, state: np.ndarray) -> Callable[[Neighbourhood, int], np.ndarray]:
-    live: Multipliers = _LiveMultipliers() if kind == "training" else FrozenMultipliers([-0.1] * DEPTHS[1])
+    live: Multipliers = _LiveMultipliers() if kind == "training" else FrozenMultipliers([])
     direction = {"training": "forward", "frozen": "evaluation", "gradient": "backward"}[kind]
 
     def run(graph: Neighbourhood, depth: int) -> np.ndarray:
@@ -169,9 +185,12 @@ def _perceptrons(threads: int) -> tuple[tuple[PerceptronRate, ...], float]:
     times["backward", 32] = [max(b - f, 0.0) for f, b in zip(forward, both)]
     rates = []
     for (kind, bits), nanoseconds in times.items():
-        (value, weight), *_ = np.linalg.lstsq(np.array(shapes, float), np.array(nanoseconds), rcond=None)
-        if min(value, weight) < 0:  # noise: all of it goes to the weights
-            value, weight = 0.0, float(np.mean([t / w for t, (_, w) in zip(nanoseconds, shapes)]))
+        # Of least relative errors; where one share comes out negative, the other takes all.
+        scaled = np.array(shapes, float) / np.array(nanoseconds)[:, None]
+        (value, weight), *_ = np.linalg.lstsq(scaled, np.ones(len(shapes)), rcond=None)
+        if min(value, weight) < 0:
+            alone = scaled.sum(0) / (scaled * scaled).sum(0)
+            value, weight = (alone[0], 0.0) if weight < 0 else (0.0, alone[1])
         rates.append(PerceptronRate(kind, bits, float(value), float(weight)))
     return tuple(rates), serial
 

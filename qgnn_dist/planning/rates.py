@@ -58,6 +58,7 @@ class Rates:
     """What the probe found on one machine.
 
     Attributes:
+        ragged: kind of layers → how much longer rows take that fill no whole vectors of 8 columns.
         threads: that all rates hold for. serial: share of the work that more threads do not speed up.
         far_ns: a neighbour's cache line, more where the messages take FAR_BYTES than where they take NEAR_BYTES.
         read_ns: a feature value, read and coded. score_ns: a score, through softmax and its moments.
@@ -69,6 +70,7 @@ class Rates:
     serial: float
     versions: dict[str, str]
     layers: tuple[LayerRate, ...]
+    ragged: dict[str, float]
     perceptron: tuple[PerceptronRate, ...]
     far_ns: float
     read_ns: float
@@ -76,8 +78,24 @@ class Rates:
     exchange_ns: float
     round_s: float
 
-    def layer(self, kind: str, bits: int, columns: int, rows: int) -> LayerRate:
-        """At any number of columns (in proportion) and rows (by the logarithm of the bytes that neighbours lie in)."""
+    def layer(self, kind: str, bits: int, columns: int, rows: int, near: float = 0.0) -> LayerRate:
+        """At any number of columns (in proportion) and rows (by the logarithm of the bytes that neighbours lie in).
+
+        Args: near: share of the neighbours that are still in a core's own memory.
+        """
+        found, size = self._layer(kind, bits, columns, rows), row_bytes(columns, bits)
+        measured = [r for r in self.layers if r.kind == kind and r.bits == bits]
+        least, most = min(r.rows for r in measured), max(r.rows for r in measured)
+        # What lies farther away than the probe's own rows did.
+        probed = max(row_bytes(min(r.columns for r in measured), bits) * most, NEAR_BYTES)
+        farther = math.log(max(rows * size / probed, 1.0)) / math.log(FAR_BYTES / NEAR_BYTES)
+        far_ns = found.edge_ns + self.far_ns * -(-size // LINE_BYTES) * min(farther, 1.0)
+        near_ns = min(self._layer(kind, bits, columns, least).edge_ns, far_ns)
+        ragged = self.ragged[kind] if columns % 8 else 1.0
+        return dataclasses.replace(found, row_ns=found.row_ns * ragged, edge_ns=near * near_ns + (1 - near) * far_ns)
+
+    def _layer(self, kind: str, bits: int, columns: int, rows: int) -> LayerRate:
+        """Between what was measured, and beyond in columns."""
         near = [r for r in self.layers if r.kind == kind and r.bits == bits]
         by_columns = []
         for width in sorted({r.columns for r in near}):
@@ -85,13 +103,7 @@ class Rates:
             at = math.log(max(rows * columns / width, 1) / low.rows) / math.log(high.rows / low.rows)
             by_columns.append(_between(low, high, min(max(at, 0.0), 1.0)))
         few, many = by_columns
-        found = _between(few, many, (columns - few.columns) / (many.columns - few.columns))
-        # What lies farther away than the probe's own rows did.
-        size = row_bytes(columns, bits)
-        probed = max(row_bytes(few.columns, bits) * max(r.rows for r in near), NEAR_BYTES)
-        farther = math.log(max(rows * size / probed, 1.0)) / math.log(FAR_BYTES / NEAR_BYTES)
-        far = self.far_ns * -(-size // LINE_BYTES) * min(farther, 1.0)
-        return dataclasses.replace(found, edge_ns=found.edge_ns + far)
+        return _between(few, many, (columns - few.columns) / (many.columns - few.columns))
 
     def perceptron_ns(self, kind: str, bits: int, values: float, weights: float) -> float:
         """A row with so many input and hidden values, and weights that meet it."""
@@ -159,6 +171,8 @@ def _checked(found: dict[str, Any]) -> Rates:
             if field.type in ("int", "float") and not (
                     isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e12):
                 raise ValueError(f"{field.name} is {value!r}")
+    if set(rates.ragged) != set(KINDS) or not all(1 <= float(v) < 100 for v in rates.ragged.values()):
+        raise ValueError(f"ragged is {str(rates.ragged)[:60]}")
     for kind in KINDS:
         for bits in (1, 2, 4, 8, 32) if kind != "gradient" else (32,):
             grid = {(r.columns, r.rows) for r in layers if r.kind == kind and r.bits == bits}

@@ -7,15 +7,15 @@ max(wire, server + interior rows) + boundary rows, of the worker that takes long
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..comm.wire import HEADER_BYTES
 from ..config import RunConfig
 from ..propagation.smp import Propagation
 from ..quant.packed import row_bytes
+from .cut import Cut
 from .rates import Rates
-from .shapes import GraphSize, PartSize, row_work
+from .shapes import PartSize, row_work
 from .traffic import gradient_row_bytes, sent_rounds
 
 __all__ = ["LINK_USE", "ROUND_S", "Hosts", "Seconds", "epoch_seconds", "predict_seconds"]
@@ -24,6 +24,8 @@ LINK_USE = 0.85
 """Share of a link's rate that payloads reach: 0.83 to 0.94 measured with 16 MB messages on 1 Gbit/s."""
 ROUND_S = 1e-3
 """Latency of a round over Ethernet, beside its bytes."""
+CORE_BYTES = 1 << 19
+"""Of messages that lie around a row and are still in its core's own memory when a neighbour is fetched."""
 SERVER_S, LOCAL_SERVER_S = 1.5e-3, 2e-4
 """Round trip to the multiplier server as a Ray actor, and in this process."""
 EPOCH_S, LOCAL_EPOCH_S = 8e-3, 2e-3
@@ -66,81 +68,91 @@ class Seconds:
         return self.perceptron + self.layers + self.evaluation + self.exposed + self.rest
 
 
-def epoch_seconds(parts: Sequence[PartSize], number: int, size: GraphSize, config: RunConfig, rates: Rates,
-                  hosts: Hosts) -> Seconds:
-    """An epoch with its evaluation, of `number` parts of which `parts` are known (all, or the largest)."""
-    return max((_epoch(part, number, size, config, rates, hosts) for part in parts), key=lambda s: s.total)
-
-
-def predict_seconds(parts: Sequence[PartSize], number: int, size: GraphSize, config: RunConfig, rates: Rates,
-                    hosts: Hosts) -> Seconds:
-    """A prediction with a model of these settings, without its start and without writing."""
-    return max((_frozen(part, number, size, config, rates, hosts, at_rest=True) for part in parts),
+def epoch_seconds(cut: Cut, number: int, config: RunConfig, rates: Rates, hosts: Hosts) -> Seconds:
+    """An epoch with its evaluation, of `number` parts."""
+    return max((_Worker(cut, part, number, config, rates, hosts).epoch() for part in cut.parts(number)),
                key=lambda s: s.total)
 
 
-def _epoch(part: PartSize, number: int, size: GraphSize, config: RunConfig, rates: Rates, hosts: Hosts) -> Seconds:
-    bits, slower = config.quant.stages(), _slower(rates, hosts)
-    keep = 1 - config.model.dropout
-    values, weights = row_work(size, config.model.hidden)
-    # Rates were measured with half of the values dropped; products skip what is 0.
-    perceptron = sum(rates.perceptron_ns(kind, 32, values, weights * keep / 0.5) for kind in ("forward", "backward"))
-    scores = rates.score_ns * size.classes
-    server = 0.0 if config.propagation.kind != "smp" else SERVER_S if number > 1 else LOCAL_SERVER_S
-    forward = _rounds("training", bits["messages"], row_bytes(size.classes, bits["messages"]), sent_rounds(config),
-                      server, part, number, size, config, rates, hosts)
-    gradient = gradient_row_bytes(size.classes, bits["gradients"])
-    backward = _rounds("gradient", 32, gradient, Propagation.of(config).num_rounds, 0.0, part, number, size, config,
-                       rates, hosts)
-    evaluation = _frozen(part, number, size, config, rates, hosts, at_rest=False)
-    return Seconds(
-        perceptron=1e-9 * slower * part.rows * (perceptron + scores), layers=forward.layers + backward.layers,
-        evaluation=evaluation.total - evaluation.exposed,
-        exposed=forward.exposed + backward.exposed + evaluation.exposed,
-        rest=(EPOCH_S if number > 1 else LOCAL_EPOCH_S))
+def predict_seconds(cut: Cut, number: int, config: RunConfig, rates: Rates, hosts: Hosts) -> Seconds:
+    """A prediction with a model of these settings, without its start and without writing."""
+    return max((_Worker(cut, part, number, config, rates, hosts).frozen("frozen", at_rest=True)
+                for part in cut.parts(number)), key=lambda s: s.total)
 
 
-def _frozen(part: PartSize, number: int, size: GraphSize, config: RunConfig, rates: Rates, hosts: Hosts, *,
-            at_rest: bool) -> Seconds:
-    """The packed model's forward. Args: at_rest: features are read from the store, and coded."""
-    bits = config.quant.stages()
-    values, weights = row_work(size, config.model.hidden)
-    integer = max(bits["weights"], bits["hidden"], bits["features"])
-    row = rates.perceptron_ns("packed", integer, values, weights) + rates.score_ns * size.classes
-    row += rates.read_ns * size.stored * at_rest
-    layers = _rounds("frozen", bits["messages"], row_bytes(size.classes, bits["messages"]), sent_rounds(config), 0.0,
-                     part, number, size, config, rates, hosts)
-    return Seconds(perceptron=1e-9 * _slower(rates, hosts) * part.rows * row, layers=layers.layers,
-                   exposed=layers.exposed)
+@dataclass(frozen=True)
+class _Worker:
+    """One worker, and all that its seconds depend on."""
 
+    cut: Cut
+    part: PartSize
+    number: int
+    config: RunConfig
+    rates: Rates
+    hosts: Hosts
 
-def _rounds(kind: str, bits: int, message_bytes: int, sent: int, server_s: float, part: PartSize, number: int,
-            size: GraphSize, config: RunConfig, rates: Rates, hosts: Hosts) -> Seconds:
-    """All rounds of one direction: seconds of the layers, and what of the wire they do not hide."""
-    rounds = Propagation.of(config).num_rounds
-    if not rounds:
-        return Seconds()
-    slower = _slower(rates, hosts)
-    rate = rates.layer(kind, bits, size.classes, part.rows + part.halo)
-    start = 1e-9 * slower * rate.start_ns * part.rows
-    work = 1e-9 * slower * (rate.row_ns * part.rows + rate.edge_ns * part.edges)
-    # Bytes of both directions travel at once; the larger decides.
-    largest = max(part.sends, part.halo) * message_bytes + part.peers * HEADER_BYTES
-    outside = _outside(number, hosts)
-    processor = 1e-9 * rates.exchange_ns * largest
-    link = largest * outside * hosts.workers / (hosts.link_gbps * 1e9 / 8 * LINK_USE)
-    wire = max(link, processor) + (ROUND_S if outside else rates.round_s) if number > 1 else 0.0
-    interior = work * part.interior_share
-    exposed = max(wire, server_s + interior) - interior
-    return Seconds(layers=start + rounds * work,
-                   exposed=sent * exposed + (rounds - sent) * server_s if number > 1 else rounds * server_s)
+    def epoch(self) -> Seconds:
+        """Both passes, one step and an evaluation."""
+        size, config, rates = self.cut.size, self.config, self.rates
+        bits = config.quant.stages()
+        values, weights = row_work(size, config.model.hidden)
+        # Rates were measured with half of the values dropped; products skip what is 0.
+        kept = weights * (1 - config.model.dropout) / 0.5
+        row = sum(rates.perceptron_ns(kind, 32, values, kept) for kind in ("forward", "backward"))
+        row += rates.score_ns * size.classes
+        server = 0.0 if config.propagation.kind != "smp" else SERVER_S if self.number > 1 else LOCAL_SERVER_S
+        forward = self._rounds("training", bits["messages"], row_bytes(size.classes, bits["messages"]),
+                               sent_rounds(config), server)
+        backward = self._rounds("gradient", 32, gradient_row_bytes(size.classes, bits["gradients"]),
+                                Propagation.of(config).num_rounds, 0.0)
+        evaluation = self.frozen("training", at_rest=False)  # it records moments, too
+        return Seconds(
+            perceptron=self._slower * self.part.rows * row, layers=forward.layers + backward.layers,
+            evaluation=evaluation.total - evaluation.exposed,
+            exposed=forward.exposed + backward.exposed + evaluation.exposed,
+            rest=EPOCH_S if self.number > 1 else LOCAL_EPOCH_S)
 
+    def frozen(self, kind: str, *, at_rest: bool) -> Seconds:
+        """The packed model's forward. Args: at_rest: features are read from the store, and coded."""
+        size, config, rates = self.cut.size, self.config, self.rates
+        bits = config.quant.stages()
+        integer = max(bits["weights"], bits["hidden"], bits["features"])
+        row = rates.perceptron_ns("packed", integer, *row_work(size, config.model.hidden))
+        row += rates.score_ns * size.classes + rates.read_ns * size.stored * at_rest
+        layers = self._rounds(kind, bits["messages"], row_bytes(size.classes, bits["messages"]), sent_rounds(config),
+                              0.0)
+        return Seconds(perceptron=self._slower * self.part.rows * row, layers=layers.layers, exposed=layers.exposed)
 
-def _outside(number: int, hosts: Hosts) -> float:
-    """Share of a worker's messages that leave its host."""
-    return (number - min(hosts.workers, number)) / (number - 1) if number > 1 and hosts.count > 1 else 0.0
+    def _rounds(self, kind: str, bits: int, message_bytes: int, sent: int, server_s: float) -> Seconds:
+        """All rounds of one direction: seconds of the layers, and what of the wire they do not hide."""
+        part, hosts, classes = self.part, self.hosts, self.cut.size.classes
+        rounds = Propagation.of(self.config).num_rounds
+        if not rounds:
+            return Seconds()
+        near = self.cut.near(CORE_BYTES // max(row_bytes(classes, bits), 1))
+        rate = self.rates.layer(kind, bits, classes, part.rows + part.halo, near)
+        start = self._slower * rate.start_ns * part.rows
+        work = self._slower * (rate.row_ns * part.rows + rate.edge_ns * part.edges)
+        if self.number == 1:
+            return Seconds(layers=start + rounds * work, exposed=rounds * server_s)
+        # Bytes of both directions travel at once; the larger decides.
+        largest = max(part.sends, part.halo) * message_bytes + part.peers * HEADER_BYTES
+        outside = self._outside
+        processor = 1e-9 * self.rates.exchange_ns * largest
+        link = largest * outside * hosts.workers / (hosts.link_gbps * 1e9 / 8 * LINK_USE)
+        wire = max(link, processor) + (ROUND_S if outside else self.rates.round_s)
+        interior = work * part.interior_share
+        return Seconds(layers=start + rounds * work, exposed=sent * (max(wire, server_s + interior) - interior)
+                       + (rounds - sent) * server_s)
 
+    @property
+    def _outside(self) -> float:
+        """Share of a worker's messages that leave its host."""
+        inside = min(self.hosts.workers, self.number) if self.hosts.count > 1 else self.number
+        return (self.number - inside) / (self.number - 1)
 
-def _slower(rates: Rates, hosts: Hosts) -> float:
-    """What a rate is multiplied by for one worker that has its share of a host's cores, all of them busy."""
-    return rates.speedup(rates.threads) / rates.speedup(hosts.cores) * hosts.workers
+    @property
+    def _slower(self) -> float:
+        """Seconds of a nanosecond's work for one worker that has its share of a host's cores, all of them busy."""
+        rates, hosts = self.rates, self.hosts
+        return 1e-9 * rates.speedup(rates.threads) / rates.speedup(hosts.cores) * hosts.workers

@@ -144,8 +144,11 @@ def test_a_calibration_is_kept_and_found(tmp_path: Path, monkeypatch: pytest.Mon
     mine = dataclasses.replace(shipped, machine="mine", serial=0.1)
     assert choose_rates(None, False)[1].startswith("not calibrated")
     monkeypatch.setattr("qgnn_dist.planning.probe.probe", lambda threads, say: mine)
+    monkeypatch.setattr("os.getloadavg", lambda: (0.1, 0.1, 0.1))
     assert choose_rates(None, True) == (mine, f"calibrated just now, kept in {rates_file.cache_file()}")
     assert choose_rates(None, False)[0] == mine
+    monkeypatch.setattr("os.getloadavg", lambda: (1000.0, 0.1, 0.1))
+    assert "do it again when they are not" in choose_rates(None, True)[1]
     assert choose_rates(tmp_path / "here.json", True)[0] == mine
     assert choose_rates(tmp_path / "here.json", False) == (mine, f"calibration {tmp_path / 'here.json'}")
 
@@ -198,8 +201,9 @@ def test_the_wire_is_hidden_by_interior_rows() -> None:
     rates, config = load_rates(DEFAULT_RATES), load_config()
     part, = cut_of_numbers(SIZE).parts(4)
     hosts = Hosts(count=4, ram_bytes=2**36, cores=8, link_gbps=10.0)
-    exposed = [epoch_seconds([dataclasses.replace(part, boundary=boundary)], 4, SIZE, config, rates, hosts).exposed
+    exposed = [epoch_seconds(dataclasses.replace(cut_of_numbers(SIZE), known={4: [dataclasses.replace(
+        part, boundary=boundary)]}), 4, config, rates, hosts).exposed
                for boundary in (0, part.rows // 2, part.rows)]
     assert exposed[0] < exposed[1] < exposed[2]
-    alone = epoch_seconds(cut_of_numbers(SIZE).parts(1), 1, SIZE, config, rates, dataclasses.replace(hosts, count=1))
+    alone = epoch_seconds(cut_of_numbers(SIZE), 1, config, rates, dataclasses.replace(hosts, count=1))
     assert alone.exposed < 0.01
