@@ -17,16 +17,13 @@ class WorkerActor:
 
     Args:
         environment: variables of the controller that decide how this process computes (QGNN_SIMD).
-        device: see comm.pool.WorkerContext.
     """
 
-    def __init__(self, rank: int, size: int, threads: int, run_id: int, environment: Mapping[str, str],
-                 device: str | None = None) -> None:
+    def __init__(self, rank: int, size: int, threads: int, run_id: int, environment: Mapping[str, str]) -> None:
         os.environ.update(environment)
         # Ray sets it to the reserved CPUs, 1 for a fraction; `cluster.threads` decides.
         os.environ["OMP_NUM_THREADS"] = str(threads)
         self._rank, self._size, self._threads, self._run_id = rank, size, threads, run_id
-        self._device = device
         self._host = socket.gethostname()
         self._group: Any = None
         self._worker: Any = None
@@ -47,9 +44,12 @@ class WorkerActor:
         return attempt(start, host=self._host, rank=self._rank)
 
     def build(self, worker_class: type, kwargs: Mapping[str, Any], meeting: tuple[str, int] | None, timeouts: Any,
-              server: Any) -> Any:
-        """Meet the other workers at `meeting` (None: there are none) and build the worker object."""
-        return attempt(lambda: self._build(worker_class, kwargs, meeting, timeouts, server), host=self._host,
+              server: Any, device: str | None = None) -> Any:
+        """Meet the other workers at `meeting` (None: there are none) and build the worker object.
+
+        Args: device: see comm.pool.WorkerContext.
+        """
+        return attempt(lambda: self._build(worker_class, kwargs, meeting, timeouts, server, device), host=self._host,
                        rank=self._rank)
 
     def call(self, method: str, *args: Any) -> Any:
@@ -69,13 +69,14 @@ class WorkerActor:
         import torch
 
         from .. import kernels
+        from ..comm.device import sees_gpu
 
         torch.set_num_threads(self._threads)
         kernels.set_threads(self._threads)
-        return {"host": self._host, "address": _own_address(), "pid": os.getpid()}
+        return {"host": self._host, "address": _own_address(), "pid": os.getpid(), "sees_gpu": sees_gpu()}
 
     def _build(self, worker_class: type, kwargs: Mapping[str, Any], meeting: tuple[str, int] | None, timeouts: Any,
-               server: Any) -> None:
+               server: Any, device: str | None) -> None:
         from ..comm.group import Group
         from ..comm.pool import WorkerContext
         from .server import RayMultiplierClient
@@ -86,7 +87,7 @@ class WorkerActor:
                                      run_id=self._run_id)
         client = RayMultiplierClient(server, self._rank) if server is not None else None
         context = WorkerContext(self._rank, self._size, self._host, self._threads, self._group, client, self._run_id,
-                                self._device)
+                                device)
         self._worker = worker_class(context, **kwargs)
 
 

@@ -32,7 +32,8 @@ class RayPool:
             pickle. A `close` method, if any, ends it.
         size: number of workers. Several may share a host, and a CPU with `cluster.cpus_per_worker` below 1.
         cluster, timeouts: of the run's settings; `timeouts.start_s` bounds placement, and again the start. With
-            cluster.device=cuda every worker gets a GPU of its own; with auto, where the cluster has so many.
+            cluster.device=cuda every worker gets a GPU of its own; with auto, where the cluster has so many, and uses
+            it where every worker's torch can.
         server_factory: builds the multiplier server in an actor of its own, which takes no CPU; None: no server.
         strategy: Ray's placement strategy: PACK (few hosts), SPREAD (many), STRICT_SPREAD (one worker a host).
     Raises:
@@ -160,8 +161,7 @@ class RayPool:
             place = PlacementGroupSchedulingStrategy(self._placement, placement_group_bundle_index=rank)
             self._actors.append(actor.options(
                 name=f"qgnn-worker-{self._run_id:016x}-{rank}", num_cpus=cpus, num_gpus=self._num_gpus,
-                max_restarts=0, scheduling_strategy=place).remote(rank, self.size, threads, self._run_id, environment,
-                                                                  "cuda" if self._num_gpus else None))
+                max_restarts=0, scheduling_strategy=place).remote(rank, self.size, threads, self._run_id, environment))
         self._where = self._wait({r: a.hello.remote() for r, a in enumerate(self._actors)}, self._timeouts.start_s,
                                  "its start", "timeouts.start_s")
 
@@ -170,7 +170,9 @@ class RayPool:
         if self.size > 1:
             (meeting,) = self._wait({0: self._actors[0].host_store.remote(self._timeouts.rendezvous_s)},
                                     self._timeouts.start_s, "its rendezvous store's start", "timeouts.start_s")
-        self._wait({r: a.build.remote(worker_class, dict(kwargs), meeting, self._timeouts, self._server)
+        on_gpu = self._num_gpus and (self._cluster.device == "cuda" or all(w["sees_gpu"] for w in self._where))
+        device = "cuda" if on_gpu else None
+        self._wait({r: a.build.remote(worker_class, dict(kwargs), meeting, self._timeouts, self._server, device)
                     for r, a in enumerate(self._actors)}, self._timeouts.rendezvous_s + self._timeouts.start_s,
                    "the meeting of all workers", "timeouts.rendezvous_s")
 

@@ -48,7 +48,7 @@ def _places(size: int, device: str) -> list[Any]:
 
 
 def test_each_worker_gets_a_gpu_of_its_own() -> None:
-    found = _places(2, "auto")
+    found = _places(2, "cuda")
     assert [name for name, _ in found] == ["cuda", "cuda"]
     assert sorted(ids for _, ids in found) == [[0], [1]]
 
@@ -61,6 +61,11 @@ def test_too_few_gpus_are_refused_at_once_and_auto_does_without() -> None:
     assert "4 CPU, 2 GPU" in text
     assert "\n" not in text
     assert _places(3, "auto") == [(None, [])] * 3
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this host has a GPU")
+def test_auto_does_without_gpus_that_torch_cannot_use() -> None:
+    assert [name for name, _ in _places(2, "auto")] == [None, None]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this host has a GPU")

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from qgnn_dist.comm import device as comm_device
 from qgnn_dist.comm.device import CollectiveExchange, HostCopyExchange, choose_device, open_device_exchange
+from qgnn_dist.comm.group import Group
 from qgnn_dist.comm.pool import LocalPool, WorkerContext
 from qgnn_dist.comm.wire import HEADER_BYTES
 from qgnn_dist.errors import InputError
@@ -84,3 +86,34 @@ def test_ranks_share_out_the_gpus_of_a_process(monkeypatch: pytest.MonkeyPatch) 
     torch.set_float32_matmul_precision("high")
     assert [choose_device("cuda", rank, "alpha").index for rank in range(3)] == [0, 1, 0]
     assert torch.get_float32_matmul_precision() == "highest", "products of codes are exact"
+
+
+class ChoosingWorker:
+    """Opens an exchange as on a GPU, of which rank r has number gpus[r]."""
+
+    def __init__(self, context: WorkerContext, gpus: list[int]) -> None:
+        self.context, self.gpu = context, gpus[context.rank]
+
+    def choose(self) -> str:
+        device = torch.device("cuda", self.gpu)
+        return type(open_device_exchange([], 5, 0, 0, self.context.group, 7, 20.0, device)).__name__
+
+
+@pytest.mark.parametrize(("gpus", "nccl", "kind"), [
+    ([0, 1, 2], True, "Straight"), ([0, 1, 0], True, "HostCopyExchange"), ([0, 1, 2], False, "HostCopyExchange")])
+def test_nccl_needs_a_gpu_of_its_own_for_every_rank(monkeypatch: pytest.MonkeyPatch, gpus: list[int], nccl: bool,
+                                                    kind: str) -> None:
+    """The choice alone: no GPU is touched."""
+    class Straight:
+        def __init__(self, peers: Any, num_local: int, group: Group, backend: str, device: torch.device) -> None:
+            assert (backend, num_local, device.type) == ("nccl", 5, "cuda")
+
+    monkeypatch.setattr(comm_device, "CollectiveExchange", Straight)
+    monkeypatch.setattr(comm_device, "_gpu_number", lambda device: device.index + 1)
+    monkeypatch.setattr(comm_device.dist, "is_nccl_available", lambda: nccl)
+    monkeypatch.setattr(Group, "open_nccl", lambda self, timeout_s: "nccl")
+    pool = LocalPool(ChoosingWorker, {"gpus": gpus}, 3, timeout_s=20)
+    try:
+        assert pool.call("choose", timeout_s=30) == [kind] * 3
+    finally:
+        pool.close()
