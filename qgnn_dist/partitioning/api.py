@@ -122,6 +122,7 @@ def partition_graph(graph: Graph, *, parts: int, out: str | Path, method: str = 
                     entries = run(build_part, str(scratch), list(range(parts)))
                     built = max(entry.pop("peak_anon_bytes") for entry in entries)
                     manifest = _manifest(graph, cleaned, entries)
+                    del cleaned  # network file systems keep a file that is still mapped
                     remove_spool(scratch)
                 manifest |= {
                     "format_version": CODED_VERSION if features_bits is not None else (
