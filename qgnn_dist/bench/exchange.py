@@ -23,7 +23,7 @@ from ..store.reader import Store
 from ..training.metrics import figures
 from .beside import SETTINGS
 from .exchange_table import finish
-from .netns import NetnsCluster, bits_per_second, cannot
+from .netns import NetnsCluster, bits_per_second, cannot, congestion_control
 from .ranks import Hosts, Loopback, Ranks, Training
 
 __all__ = ["CELLS", "exchange", "formula", "on_the_wire", "parse_cell"]
@@ -167,7 +167,8 @@ def _store_rows(store: Store, rates: Sequence[str], cells: Sequence[Cell], *, re
         for rate in measured:
             if isinstance(hosts, NetnsCluster):
                 hosts.shape(None if rate == UNSHAPED else rate)
-            here = {**head, "rate": rate, "hosts": "processes" if bare else "network namespaces"}
+            here = {**head, "rate": rate, "hosts": "processes" if bare else "network namespaces",
+                    "congestion_control": congestion_control()}
             found = _measure(ranks, hosts, store, configs, rate, repeats, evaluate,
                              lambda text, rate=rate: say(f"{head['method']}, {store.num_parts} workers, "  # type: ignore
                                                          f"{rate}: {text}"))
@@ -265,18 +266,22 @@ def _traced(training: Training, hosts: Hosts, store: Store, config: RunConfig, r
     if counted:
         row["interface_bytes"] = [b - a for a, b in zip(before, after)]
         row["interface_ratio"] = sum(row["interface_bytes"]) / max(sum(sum(one.values()) for one in sent), 1)
-    messages = [sum(one[kind] for kind in ("forward", "backward", "evaluation")) for one in sent]
-    return {**row, **on_the_wire(spans, messages, rate)}
+    busiest = []
+    for rank, one in enumerate(sent):
+        part = store.part(rank)
+        rows = sum(len(plan.send_rows) for plan in part.peers)
+        busiest.append(sum(one[kind] for kind in KINDS if kind != "control") * max(1.0, part.num_halo / max(rows, 1)))
+    return {**row, **on_the_wire(spans, busiest, rate)}
 
 
-def on_the_wire(spans: Sequence[Sequence[Span]], sent: Sequence[int], rate: str) -> dict[str, Any]:
+def on_the_wire(spans: Sequence[Sequence[Span]], busiest: Sequence[float], rate: str) -> dict[str, Any]:
     """Where the rounds of an epoch spend their time, means over ranks, from all ranks' spans on one machine's clock.
 
-    Args: sent: bytes of messages of each rank. rate: of a link, or UNSHAPED.
+    Args: busiest: bytes of messages, sent or received, of each rank's fuller direction. rate: of a link, or UNSHAPED.
     Returns: `wire_s`, from a rank's begin until it has sent and received all; `compute_s`, `pack_s`; `tail_s`, from
         when the last rank has begun a round until the last one has all, which is exchange and nothing else; and of a
-        shaped link `full_link_s`, what the bytes take at its rate, and `link_use`, that over `tail_s`: above 1 where
-        a part of the exchange passed while slower ranks still computed.
+        shaped link `full_link_s`, what the busiest link's bytes take at its rate, and `link_use`, that over `tail_s`:
+        above 1 where a part of the exchange passed while slower ranks still computed.
     """
     row: dict[str, Any] = {f"{kind}_s": statistics.fmean(sum(one.seconds for one in own if one.kind == kind)
                                                          for own in spans) for kind in (WIRE, COMPUTE, PACK)}
@@ -286,7 +291,7 @@ def on_the_wire(spans: Sequence[Sequence[Span]], sent: Sequence[int], rate: str)
             rounds.setdefault(one.what, []).append(one)
     row["tail_s"] = sum(max(one.end for one in own) - max(one.start for one in own) for own in rounds.values())
     if rate != UNSHAPED:
-        row["full_link_s"] = 8 * statistics.fmean(sent) / bits_per_second(rate)
+        row["full_link_s"] = 8 * max(busiest) / bits_per_second(rate)
         row["link_use"] = row["full_link_s"] / row["tail_s"] if row["tail_s"] > 0 else None
     return row
 

@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from ..errors import InputError, QgnnError
 
-__all__ = ["NetnsCluster", "bits_per_second", "cannot"]
+__all__ = ["NetnsCluster", "bits_per_second", "cannot", "congestion_control"]
 
 COMMAND_S = 20.0
 END_S = 10.0
@@ -179,6 +179,14 @@ def bits_per_second(rate: str) -> float:
     except (ValueError, KeyError):
         raise InputError(f"rate {rate}: expected a number and kbit, mbit or gbit, as 100mbit") from None
     return value
+
+
+def congestion_control() -> str:
+    """TCP's, which namespaces inherit: how full it keeps a shaped link differs; empty where the system does not say."""
+    try:
+        return Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
 
 
 def cannot(*, shaped: bool = False) -> str:

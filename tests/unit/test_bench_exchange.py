@@ -55,7 +55,7 @@ def test_where_rounds_spend_their_time() -> None:
              [Span(WIRE, "forward round 0", 3.0, 4.0, 0, 0), Span(WIRE, "backward round 0", 6.0, 9.5, 0, 0)]]
     found = on_the_wire(ranks, [50_000_000, 25_000_000], "100mbit")
     assert found == {"wire_s": (4 + 2 + 1 + 3.5) / 2, "compute_s": 1.0, "pack_s": 0.5, "tail_s": 2.0 + 2.5,
-                     "full_link_s": 3.0, "link_use": 3.0 / 4.5}
+                     "full_link_s": 4.0, "link_use": 4.0 / 4.5}
     assert "link_use" not in on_the_wire(ranks, [1, 1], "none")
 
 
