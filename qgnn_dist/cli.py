@@ -96,6 +96,12 @@ def partition(
         help="Of rows inside a part, for speed alone: auto, source, degree, rcm, community or random.")] = "auto",
     seed: Annotated[int, typer.Option(help="Seed of the partitioner, and of a random order.")] = 0,
     memory: Annotated[float | None, typer.Option(help="Memory in GB that each `auto` may count on.")] = None,
+    balance: Annotated[float | None, typer.Option(
+        help="Of stream: most nodes of a part over the mean; default: 1.05.")] = None,
+    edge_balance: Annotated[float | None, typer.Option(
+        help="Of stream: most edges, and training nodes, of a part over the mean; default: 2.")] = None,
+    like: Annotated[Path | None, typer.Option(
+        help="A store of the graph as it was: nodes that it has keep their part, new ones are placed.")] = None,
     root: Annotated[Path | None, typer.Option(help="Folder that holds OGB data sets.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Agree to a download whose size was shown.")] = False,
     node_id: Annotated[str, typer.Option("--node-id", help="Parquet: column of the node's id.")] = "node_id",
@@ -111,7 +117,8 @@ def partition(
 
     with render.Status("reading the graph") as status:
         result = api.partition(
-            source, parts=parts, out=out, method=method, order=order, seed=seed, memory_gb=memory, root=root, yes=yes,
+            source, parts=parts, out=out, method=method, order=order, seed=seed, memory_gb=memory, balance=balance,
+            edge_balance=edge_balance, like=like, root=root, yes=yes,
             columns=ColumnNames(node_id=node_id, src=src, dst=dst, label=label, split=split),
             overwrite=overwrite, ray_address=ray_address, progress=status.update)
     return result, render.partition
