@@ -306,6 +306,31 @@ def order(
     return result, show.order
 
 
+@_command("qgnn bench partition synthetic:mid --out cuts --parts 8", bench, "partition")
+def bench_partition(
+    source: Annotated[str, typer.Argument(help="A graph; its edges and training nodes are used.")],
+    out: Annotated[Path, typer.Option(help="Folder of the table and the picture.")],
+    method: Annotated[list[str] | None, typer.Option(
+        help="metis, stream or random; again for more; default: all.")] = None,
+    parts: Annotated[int, typer.Option(min=2, help="Number of parts.")] = 8,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds, each in a turn of all methods.")] = 5,
+    balance: Annotated[float | None, typer.Option(help="Of stream, as in qgnn partition.")] = None,
+    edge_balance: Annotated[float | None, typer.Option(help="Of stream, as in qgnn partition.")] = None,
+    no_pictures: _NoPictures = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier table.")] = False,
+    as_json: Json = False, debug: Debug = False,
+) -> Outcome:
+    """Cut one graph by each method: cut, seconds, peak memory and balance beside each other."""
+    from .bench import partition as bench_cuts
+    from .bench import show
+
+    with show.steps() as step:
+        result = bench_cuts.partition(source, out=out, methods=method, parts=parts, seeds=seeds, balance=balance,
+                                      edge_balance=edge_balance, pictures=not no_pictures, overwrite=overwrite,
+                                      on_step=step)
+    return result, show.cuts
+
+
 @app.callback(invoke_without_command=True)
 def _global(
     version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
