@@ -91,7 +91,7 @@ def partition(
         help="OGB name (ogbn-arxiv), FILE.npz, parquet:DIR, or synthetic:arxiv|products|mid|sbm?nodes=…&edges=…")],
     parts: Annotated[int, typer.Option(help="Number of parts: one worker each.")],
     out: Annotated[Path, typer.Option(help="Folder of the new store.")],
-    method: Annotated[str, typer.Option(help="auto, metis, stream or random.")] = "auto",
+    method: Annotated[str, typer.Option(help="auto, metis, mtkahypar, stream or random.")] = "auto",
     order: Annotated[str, typer.Option(
         help="Of rows inside a part, for speed alone: auto, source, degree, rcm, community or random.")] = "auto",
     seed: Annotated[int, typer.Option(help="Seed of the partitioner, and of a random order.")] = 0,
@@ -311,7 +311,7 @@ def bench_partition(
     source: Annotated[str, typer.Argument(help="A graph; its edges and training nodes are used.")],
     out: Annotated[Path, typer.Option(help="Folder of the table and the picture.")],
     method: Annotated[list[str] | None, typer.Option(
-        help="metis, stream or random; again for more; default: all.")] = None,
+        help="metis, mtkahypar, stream or random; again for more; default: those installed.")] = None,
     parts: Annotated[int, typer.Option(min=2, help="Number of parts.")] = 8,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds, each in a turn of all methods.")] = 5,
     balance: Annotated[float | None, typer.Option(help="Of stream, as in qgnn partition.")] = None,

@@ -2,6 +2,8 @@
 """`qgnn bench partition`: cuts of one graph beside each other: what they cut, hold and take."""
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import json
 import statistics
 import tempfile
@@ -25,6 +27,8 @@ __all__ = ["draw", "markdown", "partition", "table"]
 
 BLOCK_NODES = 1 << 16
 """Nodes whose edges are looked at together when a cut is counted."""
+_LIBRARIES = {"metis": "pymetis", "mtkahypar": "mtkahypar"}
+"""What others' methods import, which is loaded before anything is timed."""
 COLUMNS = {"cut": "cut", "largest cut": "cut_max", "seconds": "seconds_median", "against METIS": "speedup",
            "peak, MiB": "peak_bytes", "graph, MiB": "input_bytes", "nodes": "balance_nodes", "edges": "balance_edges",
            "training": "balance_train"}
@@ -49,7 +53,7 @@ def partition(source: str, *, out: str | Path, methods: Sequence[str] | None = N
     from .machine import envelope
 
     target, say = Path(out), on_step or (lambda _: None)
-    chosen = list(dict.fromkeys(methods or METHODS))
+    chosen = list(dict.fromkeys(methods or _installed()))
     unknown = [name for name in chosen if name not in METHODS]
     if unknown:
         raise InputError(f"--method {unknown[0]}: expected {', '.join(METHODS)}")
@@ -65,7 +69,7 @@ def partition(source: str, *, out: str | Path, methods: Sequence[str] | None = N
     with tempfile.TemporaryDirectory(prefix="qgnn-bench-") as scratch:
         head = _spool(source, Path(scratch), parts, say)
         runs = _turns(scratch, chosen, parts, seeds, asked, say)
-    rows = [{**head, "system": f"qgnn-{name}" if name != "metis" else name, "method": name, **_row(runs[name])}
+    rows = [{**head, "system": name if name in _LIBRARIES else f"qgnn-{name}", "method": name, **_row(runs[name])}
             for name in chosen]
     _compare(rows, runs)
     result = {"schema": 1, "bench": "partition", **envelope(rows)}
@@ -78,6 +82,10 @@ def partition(source: str, *, out: str | Path, methods: Sequence[str] | None = N
 
         files += save_figure(draw(rows), target / "cuts")
     return {**result, "files": [str(file) for file in files]}
+
+
+def _installed() -> list[str]:
+    return [name for name in METHODS if name not in _LIBRARIES or importlib.util.find_spec(_LIBRARIES[name])]
 
 
 def _spool(source: str, scratch: Path, parts: int, say: Callable[[str], None]) -> dict[str, Any]:
@@ -115,8 +123,8 @@ def _turns(scratch: str, methods: Sequence[str], parts: int, seeds: int, asked: 
 
 def _prepare(scratch: str, method: str, parts: int, seed: int, asked: Mapping[str, float]) -> Callable[[], Any]:
     """Load the graph and the method's library; what it returns is timed inside."""
-    if method == "metis":
-        import pymetis  # noqa: F401
+    if method in _LIBRARIES:
+        importlib.import_module(_LIBRARIES[method])
     indptr, indices = (np.load(Path(scratch) / f"{name}.npy") for name in ("indptr", "indices"))
     file = Path(scratch) / "train.npy"
     train = np.load(file) if file.exists() else None

@@ -47,7 +47,7 @@ def partition(source: Any, *, parts: int, out: str | Path, method: str = "auto",
         source: an OGB name, `FILE.npz`, `parquet:DIR`, `synthetic:…`, a Graph, or a PyG `Data`.
         parts: number of parts; with more than one, Ray actors build them side by side.
         out: the store's folder; must not exist unless `overwrite`.
-        method: `auto`, `metis`, `stream` or `random`; equal seeds give equal stores.
+        method: `auto`, `metis`, `mtkahypar`, `stream` or `random`; equal seeds give equal stores.
         order: of a part's rows: `auto`, `source`, `degree`, `rcm`, `community` or `random`; no result depends on it.
         memory_gb: what `auto` may count on. balance, edge_balance: most nodes of a part over the mean (1.05), most
             edges and training nodes (2), of `stream`. like: a store of an earlier state of the graph, whose nodes keep

@@ -21,7 +21,7 @@ from ..store.describe import summarise
 from ..store.manifest import FORMAT_VERSION, MANIFEST, ORDERED_VERSION, SOURCE_ORDER
 from ..store.reader import Store
 from ..store.writer import new_store
-from . import metis, random, stream
+from . import metis, mtkahypar, random, stream
 from .balance import Balance
 from .build import build_part, remove_spool, spool
 from .clean import CleanGraph, check_arrays, clean, fingerprint
@@ -31,7 +31,8 @@ from .order import ORDERS, choose_order
 __all__ = ["METHODS", "partition_graph"]
 
 Assign = Callable[[np.ndarray, np.ndarray, int, int, Balance], tuple[np.ndarray, dict[str, Any]]]
-METHODS: dict[str, Assign] = {"metis": metis.assign, "stream": stream.assign, "random": random.assign}
+METHODS: dict[str, Assign] = {"metis": metis.assign, "mtkahypar": mtkahypar.assign, "stream": stream.assign,
+                              "random": random.assign}
 """Method → owners int32 (N,) and what the manifest tells of them, from indptr, indices, parts, seed and balance."""
 METIS_EDGES = 10_000_000
 """Directed edges up to which `auto` takes METIS: beyond, it needs minutes and gigabytes."""
@@ -49,9 +50,9 @@ def partition_graph(graph: Graph, *, parts: int, out: str | Path, method: str = 
     """Write a store of `parts` parts.
 
     Args:
-        method: `auto`, `metis`, `stream`, `random`: who owns a node. order: `auto`, `source`, `degree`, `rcm`,
-            `community`, `random`: how rows lie inside a part (order.choose_order says how `auto` chooses). Equal graph,
-            method, order, parts and seed give equal part files.
+        method: `auto`, `metis`, `mtkahypar`, `stream`, `random`: who owns a node. order: `auto`, `source`, `degree`,
+            `rcm`, `community`, `random`: how rows lie inside a part (order.choose_order says how `auto` chooses). Equal
+            graph, method, order, parts and seed give equal part files.
         memory_gb: what `auto` may count on. balance, edge_balance: most nodes of a part over the mean, and most edges
             and training nodes; of `stream`, by default as in Balance. like: a store of as many parts, of an earlier
             state of the graph: nodes that it has keep their part, new ones are placed by `stream`.
