@@ -30,6 +30,7 @@ BLOCK_NODES = 1 << 16
 _LIBRARIES = {"metis": "pymetis", "mtkahypar": "mtkahypar"}
 """What others' methods import, which is loaded before anything is timed."""
 COLUMNS = {"cut": "cut", "largest cut": "cut_max", "seconds": "seconds_median", "against METIS": "speedup",
+           "of processor": "cpu_s_median", "against METIS'": "cpu_speedup",
            "peak, MiB": "peak_bytes", "graph, MiB": "input_bytes", "nodes": "balance_nodes", "edges": "balance_edges",
            "training": "balance_train"}
 """Heading of a table → key of a row."""
@@ -44,9 +45,10 @@ def partition(source: str, *, out: str | Path, methods: Sequence[str] | None = N
         source: a graph source; its edges and training nodes are used. methods: default all that are installed.
         balance, edge_balance: of `stream`, as `qgnn partition` has them.
     Returns: {machine, commit, versions, rows}, a row a method: `cut` (share of the edges, mean over seeds), `cut_max`,
-        `seconds_median`, `seconds_min`, `peak_bytes` (the most, above an idle process, the graph's `input_bytes`
-        included), `balance_nodes`, `balance_edges`, `balance_train` (the largest part over the mean, the worst seed),
-        against METIS where it ran `cut_ratio`, `speedup` (median over seeds) and `memory_ratio`; or `why` not.
+        `seconds_median`, `seconds_min`, `cpu_s_median` (of the processor: what others on it take counts less),
+        `peak_bytes` (the most, above an idle process, the graph's `input_bytes` included), `balance_nodes`,
+        `balance_edges`, `balance_train` (the largest part over the mean, the worst seed), against METIS where it ran
+        `cut_ratio`, `speedup`, `cpu_speedup` (medians over seeds) and `memory_ratio`; or `why` not.
     Raises: InputError: the output exists, an unknown method, or no matplotlib for pictures.
     """
     from ..training.checkpoint import write_atomically
@@ -131,12 +133,12 @@ def _prepare(scratch: str, method: str, parts: int, seed: int, asked: Mapping[st
     balance = Balance(train=train, **asked)
 
     def run() -> dict[str, Any]:
-        start = time.perf_counter()
+        start, worked = time.perf_counter(), time.process_time()
         owners, _ = METHODS[method](indptr, indices, parts, seed, balance)
-        seconds = time.perf_counter() - start
+        seconds, worked = time.perf_counter() - start, time.process_time() - worked
         loads = loads_of(owners, indptr, train, parts)
         worst = loads.max(0) / np.maximum(loads.mean(0), 1e-9)
-        return {"seconds": seconds, "cut": _cut(indptr, indices, owners), "balance": worst.tolist()}
+        return {"seconds": seconds, "cpu_s": worked, "cut": _cut(indptr, indices, owners), "balance": worst.tolist()}
 
     return run
 
@@ -160,6 +162,7 @@ def _row(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
              for kind, name in enumerate(("nodes", "edges", "train"))}
     return {"repeats": len(runs), "cut": statistics.fmean(cuts), "cut_max": max(cuts), "cuts": cuts,
             "seconds_median": statistics.median(seconds), "seconds_min": min(seconds),
+            "cpu_s_median": statistics.median(run["cpu_s"] for run in runs),
             **{key: max(run[key] for run in runs) for key in ("peak_bytes", "input_bytes")}, **worst}
 
 
@@ -169,9 +172,10 @@ def _compare(rows: Sequence[dict[str, Any]], runs: Mapping[str, Sequence[dict[st
     for row in rows:
         if theirs is None or "cut" not in row:
             continue
-        turns = zip(runs["metis"], runs[row["method"]])
+        turns = list(zip(runs["metis"], runs[row["method"]]))
         row |= {"cut_ratio": row["cut"] / max(theirs["cut"], 1e-12),
-                "speedup": statistics.median(a["seconds"] / max(b["seconds"], 1e-9) for a, b in turns),
+                **{name: statistics.median(a[key] / max(b[key], 1e-9) for a, b in turns)
+                   for name, key in (("speedup", "seconds"), ("cpu_speedup", "cpu_s"))},
                 "memory_ratio": row["peak_bytes"] / max(theirs["peak_bytes"], 1)}
 
 
@@ -196,7 +200,7 @@ def _texts(row: dict[str, Any], keys: Sequence[str] | Any) -> Iterator[str]:
         elif key in ("cut", "cut_max"):
             yield f"{value:.4f}"
         else:
-            yield f"{value:.1f}×" if key == "speedup" else f"{value:.2f}"
+            yield f"{value:.1f}×" if key.endswith("speedup") else f"{value:.2f}"
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -206,9 +210,10 @@ def markdown(result: dict[str, Any]) -> str:
     rule = [":---", *["---:"] * (len(columns) - 1)]
     return "\n".join([
         f"# {title}", "",
-        f"Cut: share of the edges between parts, mean and largest over {seeds} seeds (× METIS'). Seconds: median, one "
-        "thread; against METIS: median over turns. Peak: resident, in a process of its own, above an idle one, the "
-        "graph in it included. Nodes, edges, training nodes: the largest part over the mean, the worst seed.", "",
+        f"Cut: share of the edges between parts, mean and largest over {seeds} seeds (× METIS'). Seconds: median, by "
+        "the clock and of the processor; against METIS: median over turns. Peak: resident, in a process of its own, "
+        "above an idle one, the graph in it included. Nodes, edges, training nodes: the largest part over the mean, "
+        "the worst seed.", "",
         f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']:g} GiB; commit "
         f"{result['commit'] or 'unknown'}; "
         f"{', '.join(f'{name} {version}' for name, version in result['versions'].items())}.", "",
