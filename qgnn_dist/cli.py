@@ -91,12 +91,18 @@ def partition(
         help="OGB name (ogbn-arxiv), FILE.npz, parquet:DIR, or synthetic:arxiv|products|mid|sbm?nodes=…&edges=…")],
     parts: Annotated[int, typer.Option(help="Number of parts: one worker each.")],
     out: Annotated[Path, typer.Option(help="Folder of the new store.")],
-    method: Annotated[str, typer.Option(help="auto, metis, stream or random.")] = "auto",
+    method: Annotated[str, typer.Option(help="auto, metis, mtkahypar, stream or random.")] = "auto",
     order: Annotated[str, typer.Option(
         help="Of rows inside a part, for speed alone: auto, source, degree, rcm, community or random.")] = "auto",
     seed: Annotated[int, typer.Option(help="Seed of the partitioner, and of a random order.")] = 0,
     memory: Annotated[float | None, typer.Option(
         help="GB of memory that edges may take, and each `auto` count on; default: half of what is available.")] = None,
+    balance: Annotated[float | None, typer.Option(
+        help="Of stream: most nodes of a part over the mean; default: 1.05.")] = None,
+    edge_balance: Annotated[float | None, typer.Option(
+        help="Of stream: most edges, and training nodes, of a part over the mean; default: 2.")] = None,
+    like: Annotated[Path | None, typer.Option(
+        help="A store of the graph as it was: nodes that it has keep their part, new ones are placed.")] = None,
     features_bits: Annotated[int | None, typer.Option(
         help="Keep dense features as codes of 8, 4 or 2 bits; default: as they are.")] = None,
     root: Annotated[Path | None, typer.Option(help="Folder that holds OGB data sets.")] = None,
@@ -114,7 +120,8 @@ def partition(
 
     with render.Status("reading the graph") as status:
         result = api.partition(
-            source, parts=parts, out=out, method=method, order=order, seed=seed, memory_gb=memory, root=root, yes=yes,
+            source, parts=parts, out=out, method=method, order=order, seed=seed, memory_gb=memory, balance=balance,
+            edge_balance=edge_balance, like=like, root=root, yes=yes,
             columns=ColumnNames(node_id=node_id, src=src, dst=dst, label=label, split=split),
             features_bits=features_bits, overwrite=overwrite, ray_address=ray_address, progress=status.update)
     return result, render.partition
@@ -429,6 +436,31 @@ def baselines(
             source, out=out, systems=system, seconds=seconds, threads=threads, hidden=hidden, layers=layers,
             pictures=not no_pictures, overwrite=overwrite, on_step=step)
     return result, show.baselines
+
+
+@_command("qgnn bench partition synthetic:mid --out cuts --parts 8", bench, "partition")
+def bench_partition(
+    source: Annotated[str, typer.Argument(help="A graph; its edges and training nodes are used.")],
+    out: Annotated[Path, typer.Option(help="Folder of the table and the picture.")],
+    method: Annotated[list[str] | None, typer.Option(
+        help="metis, mtkahypar, stream or random; again for more; default: those installed.")] = None,
+    parts: Annotated[int, typer.Option(min=2, help="Number of parts.")] = 8,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds, each in a turn of all methods.")] = 5,
+    balance: Annotated[float | None, typer.Option(help="Of stream, as in qgnn partition.")] = None,
+    edge_balance: Annotated[float | None, typer.Option(help="Of stream, as in qgnn partition.")] = None,
+    no_pictures: _NoPictures = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier table.")] = False,
+    as_json: Json = False, debug: Debug = False,
+) -> Outcome:
+    """Cut one graph by each method: cut, seconds, peak memory and balance beside each other."""
+    from .bench import partition as bench_cuts
+    from .bench import show
+
+    with show.steps() as step:
+        result = bench_cuts.partition(source, out=out, methods=method, parts=parts, seeds=seeds, balance=balance,
+                                      edge_balance=edge_balance, pictures=not no_pictures, overwrite=overwrite,
+                                      on_step=step)
+    return result, show.cuts
 
 
 @app.callback(invoke_without_command=True)

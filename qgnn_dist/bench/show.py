@@ -14,10 +14,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from .beside import tables
+from .partition import table as cut_table
 from .table import METRIC_NAMES, failure_lines, headings, is_text, line
 from .written import Tables
 
-__all__ = ["CellProgress", "accuracy", "baselines", "beside", "exchange", "growth", "order", "steps"]
+__all__ = ["CellProgress", "accuracy", "baselines", "beside", "cuts", "exchange", "growth", "order", "steps"]
 
 _QUIET_S = 5.0
 """Where stderr is no terminal: least seconds between two lines."""
@@ -137,6 +138,20 @@ def order(result: dict[str, Any], console: Console) -> None:
         rows = [row for row in result["rows"] if row["order"] == name]
         table.add_row(name, f"{rows[0]['order_s']:.2f}", f"{rows[0]['distance']:.1f}",
                       *(f"{row['ms_median']:.1f} ({row['speedup']:.2f})" for row in rows))
+    console.print(table, highlight=False)
+    console.print()
+    console.print(f"Written: {', '.join(result['files'])}", highlight=False, markup=False, soft_wrap=True)
+
+
+def cuts(result: dict[str, Any], console: Console) -> None:
+    """The table of cuts."""
+    _widen(console)
+    title, columns, lines = cut_table(result)
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_edge=False)
+    for column in columns:
+        table.add_column(column, justify="left" if column == "method" else "right")
+    for words in lines:
+        table.add_row(*(escape(word) for word in words))
     console.print(table, highlight=False)
     console.print()
     console.print(f"Written: {', '.join(result['files'])}", highlight=False, markup=False, soft_wrap=True)

@@ -38,7 +38,8 @@ __all__ = ["export", "inspect", "partition", "predict", "train"]
 
 
 def partition(source: Any, *, parts: int, out: str | Path, method: str = "auto", order: str = "auto", seed: int = 0,
-              memory_gb: float | None = None, root: str | Path | None = None, yes: bool = False,
+              memory_gb: float | None = None, balance: float | None = None, edge_balance: float | None = None,
+              like: str | Path | None = None, root: str | Path | None = None, yes: bool = False,
               columns: ColumnNames | None = None, features_bits: int | None = None, overwrite: bool = False,
               ray_address: str | None = None, progress: Callable[[str], None] | None = None) -> dict[str, Any]:
     """Cut a graph into parts and write a store.
@@ -47,10 +48,12 @@ def partition(source: Any, *, parts: int, out: str | Path, method: str = "auto",
         source: an OGB name, `FILE.npz`, `parquet:DIR`, `synthetic:…`, a Graph, or a PyG `Data`.
         parts: number of parts; with more than one, Ray actors build them side by side.
         out: the store's folder; must not exist unless `overwrite`.
-        method: `auto`, `metis`, `stream` or `random`; equal seeds give equal stores.
+        method: `auto`, `metis`, `mtkahypar`, `stream` or `random`; equal seeds give equal stores.
         order: of a part's rows: `auto`, `source`, `degree`, `rcm`, `community` or `random`; no result depends on it.
         memory_gb: bound of the anonymous memory that edges may take, and what `auto` may count on; None for half of
-            what the machine has available. root: where OGB data sets lie. yes: agree to a download.
+            what the machine has available. balance, edge_balance: most nodes of a part over the mean (1.05), most
+            edges and training nodes (2), of `stream`. like: a store of an earlier state of the graph, whose nodes keep
+            their parts. root: where OGB data sets lie. yes: agree to a download.
         columns: Parquet column names. features_bits: 8, 4 or 2 keep dense features as codes of so many bits.
         progress: called with the name of each step.
     Returns: the manifest's summary: counts, cut fraction, halo sizes, bytes a round, seconds, peak memory.
@@ -71,8 +74,8 @@ def partition(source: Any, *, parts: int, out: str | Path, method: str = "auto",
     if not 1 <= parts <= graph.num_nodes:
         raise InputError(f"--parts {parts}: expected 1 to {graph.num_nodes}, the number of nodes")
     build = functools.partial(partition_graph, graph, parts=parts, out=out, method=method, order=order,
-                              seed=seed, memory_gb=memory_gb, features_bits=features_bits, overwrite=overwrite,
-                              progress=progress)
+                              seed=seed, memory_gb=memory_gb, balance=balance, edge_balance=edge_balance, like=like,
+                              features_bits=features_bits, overwrite=overwrite, progress=progress)
     if parts == 1:
         return build()
     from .builders import count_builders, ray_builders

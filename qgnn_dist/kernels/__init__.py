@@ -33,6 +33,7 @@ from .ops import (
     scale_rows,
     unpack,
 )
+from .partition import LOADS, contract, join_clusters, place_nodes
 from .perceptron import (
     activate,
     add_transposed,
@@ -59,12 +60,13 @@ from .perceptron import (
 )
 
 __all__ = [
-    "LAYER_COLUMNS", "activate", "add_affine", "add_news", "add_transposed", "add_transposed_csr", "affine_codes",
-    "affine_values", "aggregate_codes", "aggregate_float", "aggregate_scaled", "apply_multiplier", "check_csr",
-    "code_gradients", "code_news", "dropout_csr", "dropout_dense", "feature_codes_csr", "feature_codes_dense",
-    "fixed_layer", "fixed_start", "gather_rows", "half_step", "hidden_codes", "isa", "keyed_bits", "layer",
-    "layer_float", "layer_scaled", "level_histogram", "matmul_codes_csr", "matmul_codes_dense", "matmul_float_csr",
-    "matmul_float_dense", "matmul_thin", "midrise", "normalise_csr", "normalise_dense", "pack", "perceptron_csr",
-    "perceptron_dense", "propagated", "row_moments", "scale_rows", "scores_from_codes", "set_threads", "softmax",
-    "thin_codes", "thin_values", "threads", "unpack", "using_isa",
+    "LAYER_COLUMNS", "LOADS", "activate", "add_affine", "add_news", "add_transposed", "add_transposed_csr",
+    "affine_codes", "affine_values", "aggregate_codes", "aggregate_float", "aggregate_scaled", "apply_multiplier",
+    "check_csr", "code_gradients", "code_news", "contract", "dropout_csr", "dropout_dense", "feature_codes_csr",
+    "feature_codes_dense", "fixed_layer", "fixed_start", "gather_rows", "half_step", "hidden_codes", "isa",
+    "join_clusters", "keyed_bits", "layer", "layer_float", "layer_scaled", "level_histogram", "matmul_codes_csr",
+    "matmul_codes_dense", "matmul_float_csr", "matmul_float_dense", "matmul_thin", "midrise", "normalise_csr",
+    "normalise_dense", "pack", "perceptron_csr", "perceptron_dense", "place_nodes", "propagated", "row_moments",
+    "scale_rows", "scores_from_codes", "set_threads", "softmax", "thin_codes", "thin_values", "threads", "unpack",
+    "using_isa",
 ]

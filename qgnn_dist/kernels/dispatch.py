@@ -39,6 +39,9 @@ _RANGES: dict[str, Limits] = {
     "round": (_WHOLE, lambda v: 0 <= v < 2**8, "0 to 255"),
     "columns": (_WHOLE, lambda v: 0 <= v <= 2**26, "0 to 2^26"),
     "p": ((*_WHOLE, float, np.floating), lambda v: 0 <= v < 1, "0 to less than 1"),
+    "salt": (_WHOLE, lambda v: 0 <= v < 2**32, "0 to 2^32 - 1"),
+    "most": (_WHOLE, lambda v: v >= 0, "0 or more"),
+    "pull": ((*_WHOLE, float, np.floating), lambda v: 0 <= v <= 1, "0 to 1"),
 }
 """Scalar arguments by name: their types, the values allowed, and how that reads."""
 _APART = (("payload", "next_payload"), ("y", "next_y"))

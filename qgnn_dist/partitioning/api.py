@@ -14,28 +14,34 @@ from typing import Any
 
 import numpy as np
 
-from ..data.graph import Graph, SparseFeatures
+from ..data.graph import TRAIN, Graph, SparseFeatures
 from ..errors import InputError
 from ..memory import MemoryWatch, available_bytes
 from ..quant.packed import row_bytes
 from ..store.describe import summarise
 from ..store.manifest import CODED_VERSION, FORMAT_VERSION, MANIFEST, ORDERED_VERSION, SOURCE_ORDER
+from ..store.reader import Store
 from ..store.writer import new_store
-from . import metis, random, stream
+from . import metis, mtkahypar, random, stream
+from .balance import Balance
 from .build import build_part, disk_bytes, edges_at_once, remove_spool, spool
 from .clean import CleanGraph, check_arrays, clean, fingerprint
 from .features import CodedFeatures, check_feature_bits
+from .like import check_like, known_owners
 from .order import ORDERS, choose_order
 from .scratch import check_room, disk_errors
 
 __all__ = ["METHODS", "partition_graph"]
 
-METHODS: dict[str, Callable[[np.ndarray, np.ndarray, int, int], np.ndarray]] = {
-    "metis": metis.assign, "stream": stream.assign, "random": random.assign}
+Assign = Callable[[np.ndarray, np.ndarray, int, int, Balance], tuple[np.ndarray, dict[str, Any]]]
+METHODS: dict[str, Assign] = {"metis": metis.assign, "mtkahypar": mtkahypar.assign, "stream": stream.assign,
+                              "random": random.assign}
+"""Method → owners int32 (N,) and what the manifest tells of them, from indptr, indices, parts, seed and balance."""
 METIS_EDGES = 10_000_000
-"""Directed edges up to which `auto` takes METIS: beyond, it needs minutes and gigabytes."""
+"""Directed edges up to which `auto` takes METIS, which is then done in ten seconds; at 25 M it took 21 s and `stream`
+1.7, for a cut 1.10 times as large (docs/cuts.md)."""
 METIS_BYTES_PER_EDGE = 150
-"""Measured: 25 M undirected edges took 3.7 GB, 50 M directed; doubled for safety."""
+"""Measured: 116, at 25 M directed edges."""
 
 DEFAULT_SHARE = 0.5
 """Of the memory that the machine has available, what partitioning takes if nothing is said."""
@@ -46,17 +52,21 @@ Builders = Callable[[Callable[[str, int], dict[str, Any]], str, list[int]], list
 
 
 def partition_graph(graph: Graph, *, parts: int, out: str | Path, method: str = "auto", order: str = "auto",
-                    seed: int = 0, memory_gb: float | None = None, features_bits: int | None = None,
-                    overwrite: bool = False, run_builders: Builders | None = None, builders: int = 1,
-                    progress: Callable[[str], None] | None = None) -> dict[str, Any]:
+                    seed: int = 0, memory_gb: float | None = None, balance: float | None = None,
+                    edge_balance: float | None = None, like: str | Path | None = None,
+                    features_bits: int | None = None, overwrite: bool = False, run_builders: Builders | None = None,
+                    builders: int = 1, progress: Callable[[str], None] | None = None) -> dict[str, Any]:
     """Write a store of `parts` parts.
 
     Args:
-        method: `auto`, `metis`, `stream`, `random`: who owns a node. order: `auto`, `source`, `degree`, `rcm`,
-            `community`, `random`: how rows lie inside a part (order.choose_order says how `auto` chooses). Equal graph,
-            method, order, parts and seed give equal part files, if each `auto` chooses the same.
+        method: `auto`, `metis`, `mtkahypar`, `stream`, `random`: who owns a node. order: `auto`, `source`, `degree`,
+            `rcm`, `community`, `random`: how rows lie inside a part (order.choose_order says how `auto` chooses). Equal
+            graph, method, order, parts and seed give equal part files, if each `auto` chooses the same.
         memory_gb: bound of the anonymous memory that edges may take, and what `auto` may count on; None for half of
             what the machine has available. A method or order that was asked for by name takes what it takes.
+        balance, edge_balance: most nodes of a part over the mean, and most edges and training nodes; of `stream`, by
+            default as in Balance. like: a store of as many parts, of an earlier state of the graph: nodes that it has
+            keep their part, new ones are placed by `stream`.
         features_bits: 8, 4 or 2 keep dense features as codes (quant.columns); None keeps them as they are.
         run_builders: runs `build_part` for all parts, e.g. on Ray actors; None builds them one after the other here.
         builders: how many of them `run_builders` runs side by side at most; they share the memory.
@@ -74,6 +84,8 @@ def partition_graph(graph: Graph, *, parts: int, out: str | Path, method: str = 
         raise InputError(f"--parts {parts}: expected 1 to {graph.num_nodes}, the number of nodes")
     if not 0 <= seed < 2**31:
         raise InputError(f"--seed {seed}: expected 0 to {2**31 - 1}")
+    limits = _balance(method, graph, balance, edge_balance)
+    model = None if like is None else check_like(like, parts, method)
     if memory_gb is None:
         memory_gb = round(DEFAULT_SHARE * available_bytes() / 1e9, 2)
     elif not memory_gb > 0:
@@ -100,13 +112,18 @@ def partition_graph(graph: Graph, *, parts: int, out: str | Path, method: str = 
             known = needed if graph.edge_rows is not None else 0
             with disk_errors(scratch, known, str(out)), stage("read", "reading and sorting the edges"):
                 cleaned = clean(graph, scratch, keys)
-            chosen, reason = _choose(method, cleaned, parts, memory_gb)
-            owners = np.zeros(cleaned.num_nodes, np.int32)
+            asked = balance is not None or edge_balance is not None
+            chosen, reason = _choose(method, cleaned, parts, memory_gb, asked)
+            if model is not None:
+                chosen, reason = "stream", f"as {model.name} was cut in {like}"
+            owners, found = np.zeros(cleaned.num_nodes, np.int32), dict[str, Any]()
             with stage("cut", f"partitioning into {parts} by {chosen}"):
-                if parts > 1:
-                    owners = METHODS[chosen](cleaned.indptr, cleaned.indices, parts, seed)
+                if parts > 1 and model is not None:
+                    owners, found = _extend(graph, cleaned, parts, model, limits)
+                elif parts > 1:
+                    owners, found = METHODS[chosen](cleaned.indptr, cleaned.indices, parts, seed, limits)
             with stage("order", "ordering the nodes" + (f" by {order}" if order != "auto" else "")):
-                nodes, found, why = choose_order(order, cleaned.indptr, cleaned.indices, seed, memory_gb)
+                nodes, sorted_by, why = choose_order(order, cleaned.indptr, cleaned.indices, seed, memory_gb)
             needed = disk_bytes(graph, len(cleaned.indices), parts)
             check_room(scratch, needed, str(out))
             with disk_errors(scratch, needed, str(out)):
@@ -126,9 +143,9 @@ def partition_graph(graph: Graph, *, parts: int, out: str | Path, method: str = 
                     remove_spool(scratch)
                 manifest |= {
                     "format_version": CODED_VERSION if features_bits is not None else (
-                        FORMAT_VERSION if found == SOURCE_ORDER else ORDERED_VERSION),
-                    "partitioner": {"method": chosen, "requested": method, "reason": reason, "seed": seed},
-                    "order": {"method": found, "requested": order, "reason": why},
+                        FORMAT_VERSION if sorted_by == SOURCE_ORDER else ORDERED_VERSION),
+                    "partitioner": {"method": chosen, "requested": method, "reason": reason, "seed": seed, **found},
+                    "order": {"method": sorted_by, "requested": order, "reason": why},
                     **({"feature_bits": features_bits} if features_bits is not None else {}),
                     "seconds": seconds,
                     "peak": {**watch.peaks(), "memory_gb": memory_gb, "anon_bytes_by_stage": laps,
@@ -156,17 +173,39 @@ def _check_word(option: str, word: str, known: Iterable[str]) -> None:
                          + (f"; did you mean {near[0]}?" if near else ""))
 
 
-def _choose(method: str, cleaned: CleanGraph, parts: int, memory_gb: float) -> tuple[str, str]:
-    """The method and why."""
+def _balance(method: str, graph: Graph, nodes: float | None, edges: float | None) -> Balance:
+    """What was asked for, where the method keeps it."""
+    given = {"--balance": nodes, "--edge-balance": edges}
+    for option, value in given.items():
+        if value is not None and method not in ("auto", "stream"):
+            raise InputError(f"{option} {value:g} is kept by --method stream alone, not by {method}; leave one of them "
+                             "out")
+    train = None if graph.split is None else (graph.split == TRAIN).astype(np.uint8)
+    asked = {name: value for name, value in (("nodes", nodes), ("edges", edges)) if value is not None}
+    return Balance(train=train, **asked)
+
+
+def _extend(graph: Graph, cleaned: CleanGraph, parts: int, model: Store,
+            limits: Balance) -> tuple[np.ndarray, dict[str, Any]]:
+    """Owners of the nodes that a store knows, and of new ones; and what the manifest tells."""
+    known, counts = known_owners(model, graph)
+    owners, found = stream.extend(cleaned.indptr, cleaned.indices, parts, known, limits)
+    return owners, {**found, "like": {"fingerprint": model.fingerprint, **counts}}
+
+
+def _choose(method: str, cleaned: CleanGraph, parts: int, memory_gb: float, asked: bool) -> tuple[str, str]:
+    """The method and why; `asked`: for a balance that METIS does not keep."""
     if method != "auto":
         return method, "asked for"
     if parts == 1:
         return "random", "one part holds everything"
+    if asked:
+        return "stream", "METIS keeps no balance of edges and training nodes"
     directed = len(cleaned.indices)
     if importlib.util.find_spec("pymetis") is None:
         return "stream", "pymetis is not installed"
     if directed > METIS_EDGES:
-        return "stream", f"{directed} directed edges are more than METIS does in a minute ({METIS_EDGES})"
+        return "stream", f"{directed} directed edges are more than METIS does in ten seconds ({METIS_EDGES})"
     needed = directed * METIS_BYTES_PER_EDGE / 1e9
     if needed > memory_gb:
         return "stream", f"METIS would need about {needed:.1f} GB, --memory is {memory_gb:g}"

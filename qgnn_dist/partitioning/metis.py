@@ -2,9 +2,12 @@
 """METIS by pymetis: the best cut, at several times the graph's memory."""
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from ..errors import InputError
+from .balance import Balance
 
 __all__ = ["assign"]
 
@@ -12,8 +15,9 @@ LARGEST = 1.1
 """Rows of the largest part over the mean, above which a second try is made; METIS itself aims at 1.03."""
 
 
-def assign(indptr: np.ndarray, indices: np.ndarray, parts: int, seed: int) -> np.ndarray:
-    """Owners int32 (N,).
+def assign(indptr: np.ndarray, indices: np.ndarray, parts: int, seed: int,
+           balance: Balance) -> tuple[np.ndarray, dict[str, Any]]:
+    """Owners int32 (N,) and what a manifest tells of them. METIS evens out nodes alone, `balance` is not looked at.
 
     Raises:
         InputError: pymetis is missing or METIS gives up.
@@ -39,4 +43,4 @@ def assign(indptr: np.ndarray, indices: np.ndarray, parts: int, seed: int) -> np
             owners = min(owners, run(True), key=largest)
     except (RuntimeError, MemoryError) as error:
         raise InputError(f"METIS gave up on {n} nodes in {parts} parts ({error}); use --method stream") from None
-    return owners
+    return owners, {"objective": "cut edges"}

@@ -1,88 +1,216 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One pass over the nodes in blocks: each goes where most of its placed neighbours are, less what is full.
+"""Cuts a graph in some twelve passes over its nodes in their order, and a few dozen bytes a node beside it.
 
-Linear deterministic greedy (Stanton and Kliot, KDD 2012), vectorised over small blocks, in a few bytes a node beside
-the graph. Inside a block a few sweeps let nodes follow one another, so that orders with locality (web pages, crawls)
-cut about as well as node by node.
+Passes over the whole graph cannot see far, so it is made small first. Three sweeps of size-constrained label
+propagation (Meyerhenke, Sanders and Schulz, SEA 2014) find clusters; clusters and the edges between them are the next,
+smaller graph, and so on. The smallest is placed by restreaming (Nishimura and Ugander, KDD 2013) with Fennel's pull to
+emptier parts (Tsourakakis et al., WSDM 2014) falling from pass to pass; on the way back each level is restreamed again,
+so that nodes leave where their cluster went. Parts keep three capacities (balance.py).
 
-Legend: k nodes of a block, P parts.
+Legend: n nodes of a level, P parts.
 """
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 
-__all__ = ["assign"]
+from .. import kernels
+from .balance import Balance, deal, loads_of
 
-SLACK = 1.05
-"""Capacity of a part, in units of the mean."""
-SWEEPS = 3
-BLOCK_NODES, LARGEST_BLOCK, LARGEST_VOTES = 64, 1024, 1 << 22
+__all__ = ["assign", "extend"]
 
-
-def assign(indptr: np.ndarray, indices: np.ndarray, parts: int, seed: int) -> np.ndarray:
-    """Owners int32 (N,); no part holds more than 1.05 times the mean (rounded up)."""
-    n = len(indptr) - 1
-    capacity = max(int(np.ceil(SLACK * n / parts)), 1)
-    owners = np.full(n, -1, np.int32)
-    sizes = np.zeros(parts, np.int64)
-    offset = int(np.random.default_rng(seed).integers(0, parts))
-    limit = min(max(BLOCK_NODES, n >> 14), LARGEST_BLOCK, max(LARGEST_VOTES // parts, 1))
-    # The first nodes decide where communities grow: small blocks at first, larger ones later.
-    begin, block = 0, max(min(8, limit), 1)
-    while begin < n:
-        end = min(begin + block, n)
-        # Ties and nodes without placed neighbours go to the emptiest parts; the seed turns the order of equal ones.
-        emptiest = (np.argsort(np.roll(sizes, -offset), kind="stable") + offset) % parts
-        choice, votes = _choose(owners, sizes, indptr, indices, begin, end, capacity, emptiest)
-        _respect_capacity(choice, votes, sizes, capacity)
-        owners[begin:end] = choice
-        sizes += np.bincount(choice, minlength=parts)
-        begin, block = end, min(block + max(block // 8, 1), limit)
-    return owners
+CLUSTERS_A_PART = 20
+"""Clusters hold at most this share of a part, in each of its loads, so that parts can be evened out."""
+COARSEST = 100
+"""Nodes a part, at which a graph is small enough."""
+LEAST_SHRINKING = 0.9
+"""Of the nodes that a level leaves, above which another one is not worth it."""
+SWEEPS, VOTES = 3, 32
+"""Of label propagation, and edges that a node of the whole graph looks at in one."""
+SAMPLED, PAIRS_A_NODE = 16, 2
+"""Edges of a node of the whole graph that the first small one counts, and how many pairs that may give; then fewer."""
+STARTS, START_WORK = (2, 16), 1 << 22
+"""Least and most placements of the smallest graph, of which the best is kept, and their work together: nodes times
+parts, and edges."""
+START_PASSES = 8
+"""Of a placement, with a pull that falls from 1 to 0."""
+PULLS = (0.2, 0.1, 0.05)
+"""Of the first passes over a level; 1 takes a full part's edges for nothing. Then there is none."""
+LAST_PASSES, FEW_MOVES = (2, 10), 0.001
+"""Passes without a pull over the whole graph and over a smaller one, and the share of moves that ends them early."""
+_WHOLE = 1 << 30
+"""The size limit of clusters, in the unit of their sizes."""
 
 
-def _choose(owners: np.ndarray, sizes: np.ndarray, indptr: np.ndarray, indices: np.ndarray, begin: int, end: int,
-            capacity: int, emptiest: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The part (k,) that each node of begin..end would choose, and its votes (k, P)."""
-    parts, count = len(sizes), end - begin
-    columns = indices[indptr[begin]:indptr[end]]
-    rows = np.repeat(np.arange(count), np.diff(indptr[begin:end + 1]))
-    earlier = columns < begin
-    inside = (columns >= begin) & (columns < end)
-    votes = fixed = _count(rows[earlier], owners[columns[earlier]], count, parts)
-    rows, columns = rows[inside], columns[inside] - begin
-    room = np.maximum(1.0 - sizes / capacity, 0.0)
-    choice = np.full(count, -1, np.int64)
-    for sweep in range(SWEEPS):
-        score = votes * room
-        choice = np.where(score.max(1) > 0, score.argmax(1), choice)
-        lost = choice < 0
-        if lost.any() and (lost.all() or sweep == SWEEPS - 1):
-            # Nobody to follow: runs of nodes that lie together in the source share one of the emptier parts.
-            candidates = emptiest[:max(parts // 2, 1)]
-            missing = int(lost.sum())
-            choice[lost] = candidates[np.arange(missing) * len(candidates) // missing]
-        if len(rows) == 0 and (choice >= 0).all():
+@dataclass(frozen=True)
+class _Level:
+    """In CSR form; `edge_weight` and `node_weight`, int64 (n, 3), are None on the whole graph, `train` is elsewhere."""
+
+    indptr: np.ndarray
+    indices: np.ndarray
+    edge_weight: np.ndarray | None = None
+    node_weight: np.ndarray | None = None
+    train: np.ndarray | None = None
+
+    @property
+    def n(self) -> int:
+        return len(self.indptr) - 1
+
+    def loads(self, owners: np.ndarray, parts: int) -> np.ndarray:
+        """Of every part, int64 (P, 3)."""
+        if self.node_weight is None:
+            return loads_of(owners, self.indptr, self.train, parts)
+        loads = np.zeros((parts, kernels.LOADS), np.int64)
+        np.add.at(loads, owners, self.node_weight)
+        return loads
+
+    def shares(self, limit: np.ndarray) -> np.ndarray:
+        """The largest of each node's loads over `limit`, int32 (n,) of 1 to _WHOLE; sums of them bound each load."""
+        used = np.where(limit > 0, _WHOLE / np.maximum(limit, 1), 0.0)
+        if self.node_weight is None:
+            share = np.diff(self.indptr) * used[1]
+            np.maximum(share, used[0], out=share)
+            if self.train is not None:
+                np.maximum(share, self.train * used[2], out=share)
+        else:
+            share = (self.node_weight * used).max(1)
+        return np.ceil(np.minimum(share, _WHOLE)).astype(np.int32)
+
+    def cut(self, owners: np.ndarray) -> int:
+        """Weight of the edges between parts, both directions."""
+        apart = np.repeat(owners, np.diff(self.indptr)) != owners[self.indices]
+        return int(np.count_nonzero(apart) if self.edge_weight is None else self.edge_weight[apart].sum())
+
+
+def assign(indptr: np.ndarray, indices: np.ndarray, parts: int, seed: int,
+           balance: Balance) -> tuple[np.ndarray, dict[str, Any]]:
+    """Owners int32 (N,) and what a manifest tells of them. No part is over `balance.capacities`.
+
+    Args:
+        indptr: int64 (N+1,). indices: int32 (2E,), both directions; memory maps are read from front to back.
+    """
+    train = None if balance.train is None else np.ascontiguousarray(balance.train, np.uint8)
+    capacity = balance.capacities(indptr, parts)
+    whole = _Level(indptr, indices, train=train)
+    levels, groups, passes = _coarsen(whole, capacity, parts, seed)
+    owners = _start(levels[1:] or levels, groups[1:], capacity, parts, seed)
+    if groups:
+        owners = owners[groups[0]]
+        passes += _restream(whole, owners, parts, capacity)
+    dealt = bool((whole.loads(owners, parts) > capacity).any())
+    if dealt:
+        owners = deal(indptr, train, parts)
+    return owners, {"objective": "fennel", "passes": passes, "levels": [level.n for level in levels], "dealt": dealt,
+                    "capacity": _named(capacity)}
+
+
+def extend(indptr: np.ndarray, indices: np.ndarray, parts: int, owners: np.ndarray,
+           balance: Balance) -> tuple[np.ndarray, dict[str, Any]]:
+    """Place the nodes whose owner is −1, and leave the others where they are; as `assign`.
+
+    Parts that those fill already get no more. Where no part has room for a node in all three loads, one takes it that
+    has room for a node.
+    """
+    train = None if balance.train is None else np.ascontiguousarray(balance.train, np.uint8)
+    capacity = balance.capacities(indptr, parts)
+    found, frozen = owners.copy(), (owners >= 0).astype(np.uint8)
+    passes = _restream(_Level(indptr, indices, train=train), found, parts, capacity, frozen)
+    return found, {"objective": "fennel", "passes": passes, "capacity": _named(capacity)}
+
+
+def _named(capacity: np.ndarray) -> dict[str, int]:
+    return {name: int(value) for name, value in zip(("nodes", "edges", "train"), capacity)}
+
+
+def _coarsen(level: _Level, capacity: np.ndarray, parts: int, seed: int
+             ) -> tuple[list[_Level], list[np.ndarray], int]:
+    """All levels, the given one first, between them the group int32 (n,) of each node, and passes over the first."""
+    levels, groups, passes = [level], list[np.ndarray](), 0
+    limit = np.ceil(capacity / CLUSTERS_A_PART)
+    while level.n > COARSEST * parts:
+        whole = not groups
+        weight = level.shares(limit)
+        labels, sizes = np.arange(level.n, dtype=np.int32), weight.copy()
+        for sweep in range(SWEEPS):
+            kernels.join_clusters(level.indptr, level.indices, level.edge_weight, weight, _WHOLE, VOTES if whole else 0,
+                                  _salt(seed, len(groups), sweep), sweep == SWEEPS - 1, labels, sizes)
+        group, count = _renumber(labels)
+        passes += SWEEPS if whole else 0
+        if count > LEAST_SHRINKING * level.n:
             break
-        known = choice[columns] >= 0
-        votes = fixed + _count(rows[known], choice[columns[known]], count, parts)
-    return choice, votes
+        del labels, sizes, weight
+        level, tries = _contract(level, group, count, whole, _salt(seed, len(groups), SWEEPS))
+        passes += tries if whole else 0
+        groups.append(group)
+        levels.append(level)
+    return levels, groups, passes
 
 
-def _count(rows: np.ndarray, parts_of: np.ndarray, count: int, parts: int) -> np.ndarray:
-    """How often each (row, part) pair occurs, (k, P)."""
-    return np.bincount(rows * parts + parts_of, minlength=count * parts).reshape(count, parts)
+def _contract(level: _Level, group: np.ndarray, count: int, whole: bool, salt: int) -> tuple[_Level, int]:
+    """The level of `count` groups, and how many passes it took."""
+    loads = level.loads(group, count)
+    most, room, tries = (SAMPLED, PAIRS_A_NODE * level.n, 1) if whole else (0, len(level.indices), 1)
+    while (found := kernels.contract(level.indptr, level.indices, level.edge_weight, group, count, most, salt,
+                                     room)) is None:
+        most, tries = most // 2, tries + 1  # at 1 there is room for all
+    return _Level(*found, node_weight=loads), tries
 
 
-def _respect_capacity(choice: np.ndarray, votes: np.ndarray, sizes: np.ndarray, capacity: int) -> None:
-    """Send nodes away from parts that would overflow, those with the fewest votes there first; changes `choice`."""
-    parts = len(sizes)
-    expected = sizes + np.bincount(choice, minlength=parts)
-    for part in np.flatnonzero(expected > capacity):
-        members = np.flatnonzero(choice == part)
-        leaving = np.argsort(votes[members, part], kind="stable")[:int(expected[part]) - capacity]
-        for node in members[leaving]:
-            target = int(expected.argmin())
-            choice[node] = target
-            expected[part] -= 1
-            expected[target] += 1
+def _renumber(labels: np.ndarray) -> tuple[np.ndarray, int]:
+    """Labels without gaps, int32 (n,), and how many there are."""
+    used = np.zeros(len(labels), bool)
+    used[labels] = True
+    return (np.cumsum(used, dtype=np.int32) - 1)[labels].astype(np.int32, copy=False), int(np.count_nonzero(used))
+
+
+def _start(levels: Sequence[_Level], groups: Sequence[np.ndarray], capacity: np.ndarray, parts: int,
+           seed: int) -> np.ndarray:
+    """Owners int32 (n,) on the first of `levels`: the best of several placements of the last one, restreamed."""
+    last, first = levels[-1], levels[0]
+    least, most = STARTS
+    work = len(last.indices) + len(first.indices) + (last.n + first.n) * parts
+    size = last.shares(capacity).astype(np.int64)
+    rng = np.random.default_rng([seed, 6])
+    best: tuple[bool, int] | None = None
+    for start in range(min(max(START_WORK // max(work, 1), least), most)):
+        # Large ones first leaves small ones to even out with; any order finds what that one misses.
+        order = rng.permutation(last.n) if start % 2 else np.argsort(-size * (1 + rng.random(last.n)), kind="stable")
+        owners = np.full(last.n, -1, np.int32)
+        loads = np.zeros((parts, kernels.LOADS), np.int64)
+        for turn in range(START_PASSES):
+            _place(last, capacity, 1 - turn / (START_PASSES - 1), owners, loads,
+                   order.astype(np.int32) if turn == 0 else None)
+        _restream(last, owners, parts, capacity)
+        for level, group in zip(levels[-2::-1], groups[::-1]):
+            owners = owners[group]
+            _restream(level, owners, parts, capacity)
+        found = bool((first.loads(owners, parts) > capacity).any()), first.cut(owners)
+        if best is None or found < best:
+            best, kept = found, owners
+    return kept
+
+
+def _restream(level: _Level, owners: np.ndarray, parts: int, capacity: np.ndarray,
+              frozen: np.ndarray | None = None) -> int:
+    """Passes over a level with the pull falling, then without; changes `owners`, returns how many passes it were."""
+    loads = level.loads(owners, parts)
+    for pull in PULLS:
+        _place(level, capacity, pull, owners, loads, frozen=frozen)
+    last = LAST_PASSES[level.node_weight is not None]
+    for turn in range(last):
+        if _place(level, capacity, 0.0, owners, loads, frozen=frozen) <= FEW_MOVES * level.n:
+            return len(PULLS) + turn + 1
+    return len(PULLS) + last
+
+
+def _place(level: _Level, capacity: np.ndarray, pull: float, owners: np.ndarray, loads: np.ndarray,
+           order: np.ndarray | None = None, frozen: np.ndarray | None = None) -> int:
+    return kernels.place_nodes(level.indptr, level.indices, level.edge_weight, level.node_weight, level.train, order,
+                               frozen, capacity, pull, owners, loads)
+
+
+def _salt(*words: int) -> int:
+    return int(np.random.SeedSequence(words).generate_state(1)[0])

@@ -57,13 +57,13 @@ def test_resumed_run_ends_like_one_that_was_never_stopped(tmp_path: Path, stop_a
         qgnn.train(store.path, out=tmp_path / "cut", config=config, overrides=["seed=1"], resume=True)
 
 
-def _odd_owners(indptr: np.ndarray, indices: np.ndarray, parts: int, seed: int) -> np.ndarray:
+def _odd_owners(indptr: np.ndarray, indices: np.ndarray, parts: int, *_: Any) -> tuple[np.ndarray, dict[str, Any]]:
     """Part 0 most nodes, part 1 isolated nodes alone (no boundary), part 2 nothing, part 3 no training node."""
     assert parts == 4
     owners = np.zeros(len(indptr) - 1, np.int32)
     owners[np.diff(indptr) == 0] = 1
     owners[_NOT_TRAINED[:40]] = 3
-    return owners
+    return owners, {}
 
 
 _NOT_TRAINED = np.empty(0, np.int64)

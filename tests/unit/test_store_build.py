@@ -58,10 +58,10 @@ def test_sparse_feature_blocks(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("sparse", [False, True])
 def test_parts_without_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sparse: bool) -> None:
-    def owners(indptr: np.ndarray, indices: np.ndarray, parts: int, seed: int) -> np.ndarray:
+    def owners(indptr: np.ndarray, *_: Any) -> tuple[np.ndarray, dict[str, Any]]:
         given = np.zeros(len(indptr) - 1, np.int32)
         given[::3] = 2
-        return given
+        return given, {}
 
     monkeypatch.setitem(api.METHODS, "random", owners)
     monkeypatch.setattr(build, "MOST_EDGES", 16)

@@ -277,4 +277,5 @@ NB_MODULE(_kernels, m) {
   }, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert());
 
   bind_perceptron(m);
+  bind_partition(m);
 }

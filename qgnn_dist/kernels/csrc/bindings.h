@@ -6,5 +6,7 @@ namespace qgnn {
 
 // Adds what bindings_perceptron.cpp binds to the module.
 void bind_perceptron(nanobind::module_& m);
+// What bindings_partition.cpp binds.
+void bind_partition(nanobind::module_& m);
 
 }  // namespace qgnn
