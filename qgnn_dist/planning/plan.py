@@ -151,7 +151,7 @@ def choose_rates(file: str | Path | None, calibrate: bool, say: Callable[[str], 
         load, cores = os.getloadavg()[0], os.cpu_count() or 1
         rates, target = probe(cores, say), Path(file) if file is not None else cache_file()
         save_rates(rates, target)
-        busy = f", while {load:.1f} of {cores} cores were busy: do it again when they are not" * (load > cores / 2)
+        busy = f", while {cores} cores had {load:.1f} programs to run: do it again when they rest" * (load > cores / 2)
         return rates, f"calibrated just now, kept in {target}{busy}"
     if file is not None:
         return load_rates(Path(file)), f"calibration {file}"

@@ -117,7 +117,7 @@ def _hosts(plan: dict[str, Any], console: Console) -> None:
 def _alternatives(plan: dict[str, Any], console: Console) -> None:
     table = _table("Other ways on the same hosts", "way", "a worker", "sent once", "an epoch")
     for way in plan["alternatives"]:
-        times = [duration(way[key]) for key in ("epoch_s", "epoch_link_s") if key in way]
+        times = [duration(way[key]) for key in ("epoch_s", "epoch_link_s") if way.get(key)]
         table.add_row(way["name"], byte_size(way["worker_bytes"]),
                       byte_size(way["once_bytes"]) + (f", {duration(way['once_s'])}" if way["once_s"] else ""),
                       ", ".join([byte_size(way["epoch_bytes"]), *times]))

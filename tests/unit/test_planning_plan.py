@@ -148,7 +148,7 @@ def test_a_calibration_is_kept_and_found(tmp_path: Path, monkeypatch: pytest.Mon
     assert choose_rates(None, True) == (mine, f"calibrated just now, kept in {rates_file.cache_file()}")
     assert choose_rates(None, False)[0] == mine
     monkeypatch.setattr("os.getloadavg", lambda: (1000.0, 0.1, 0.1))
-    assert "do it again when they are not" in choose_rates(None, True)[1]
+    assert "do it again when they rest" in choose_rates(None, True)[1]
     assert choose_rates(tmp_path / "here.json", True)[0] == mine
     assert choose_rates(tmp_path / "here.json", False) == (mine, f"calibration {tmp_path / 'here.json'}")
 
