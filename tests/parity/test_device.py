@@ -288,7 +288,7 @@ def test_first_epochs_codes_are_the_hosts(device: torch.device, tmp_path: Path,
             pool.call("train_epoch", 1, False, timeout_s=60)
             boundary = [w._part.num_boundary for w in pool.workers]
         monkeypatch.setattr(Exchange, "begin", begin)
-        width = len(next(iter(seen.values()))) // (boundary[0] if where else store.part(0).num_local)
+        width = len(seen[0, 0]) // (boundary[0] if where else store.part(0).num_local)
         return {place: rows[:boundary[place[0]] * width] for place, rows in seen.items()}
 
     want, got = sent(None), sent(device.type)
