@@ -21,7 +21,8 @@ from typing import Any
 from ..errors import QgnnError
 from ..memory import status_bytes
 
-__all__ = ["Need", "Sizes", "available_bytes", "failure", "measure", "measure_apart", "misfits", "modules_of", "need", "wake_torch"]
+__all__ = ["Need", "Sizes", "available_bytes", "failure", "measure", "measure_apart", "misfits", "modules_of", "need",
+           "wake_torch"]
 
 Prepare = Callable[..., Callable[[], Any]]
 _LIBRARIES = {"torch-sparse": "torch_sparse", "pyg": "torch_geometric.nn"}
