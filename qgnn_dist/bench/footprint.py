@@ -20,7 +20,8 @@ from typing import Any
 from ..errors import QgnnError
 from ..memory import available_bytes, status_bytes
 
-__all__ = ["Need", "Sizes", "available_bytes", "failure", "measure", "measure_apart", "misfits", "modules_of", "need"]
+__all__ = ["Need", "Sizes", "available_bytes", "failure", "measure", "measure_apart", "misfits", "modules_of", "need",
+           "wake_torch"]
 
 Prepare = Callable[..., Callable[[], Any]]
 _LIBRARIES = {"torch-sparse": "torch_sparse", "pyg": "torch_geometric.nn"}
@@ -134,7 +135,7 @@ def measure(prepare: Prepare, *args: Any, modules: Sequence[str] = ()) -> dict[s
     for module in modules:
         importlib.import_module(module)
     if "torch" in modules:
-        _wake_torch()
+        wake_torch()
     _read_libraries()
     idle = _settled()
     run = prepare(*args)
@@ -146,7 +147,7 @@ def measure(prepare: Prepare, *args: Any, modules: Sequence[str] = ()) -> dict[s
     return {"input_bytes": loaded - idle, "peak_bytes": peak - idle, **(found if isinstance(found, dict) else {})}
 
 
-def _wake_torch() -> None:
+def wake_torch() -> None:
     """Have what its first products and its optimisers load and allocate for good: some 100 MiB."""
     import torch
 

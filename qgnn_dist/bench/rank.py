@@ -43,12 +43,14 @@ class RankProcess:
 
         from .. import kernels
         from ..memory import status_bytes
+        from .footprint import wake_torch
 
         for module in ("qgnn_dist.training.worker", *modules):
             importlib.import_module(module)
         self._rank, self._size, self._threads, self._run_id = rank, size, threads, run_id
         torch.set_num_threads(threads)
         kernels.set_threads(threads)
+        wake_torch()  # its first products and optimiser allocate some 100 MiB for good
         return status_bytes("RssAnon")
 
     def host_store(self, address: str) -> int:
