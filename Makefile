@@ -29,7 +29,8 @@ check: setup
 # sanitizer is loaded before Python, with the C++ library whose exceptions it follows; its report goes past pytest.
 SANITIZED := build/sanitize
 KERNEL_TESTS := $(addprefix tests/parity/test_,kernels_levels.py kernels_limits.py fused_layers.py fused_float.py \
-  gradient_kernels.py perceptron_rows.py training_kernels.py matmul_codes.py) tests/property/test_kernels_properties.py
+  gradient_kernels.py perceptron_rows.py training_kernels.py matmul_codes.py partition_passes.py) \
+  tests/property/test_kernels_properties.py
 $(SANITIZED)/.stamp: pyproject.toml $(NATIVE) $(VENV)/.stamp
 	CXX="$(CXX)" $(BIN)/pip install --quiet --no-deps --upgrade --target $(SANITIZED) \
 	  -C cmake.define.QGNN_SANITIZE=ON -C build-dir=$(SANITIZED)/cmake .

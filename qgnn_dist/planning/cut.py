@@ -18,6 +18,7 @@ import numpy as np
 from ..data.graph import Graph
 from ..errors import InputError
 from ..partitioning import stream
+from ..partitioning.balance import Balance
 from ..partitioning.clean import CleanGraph, clean
 from ..store.reader import Store
 from .shapes import GraphSize, PartSize, parts_of
@@ -166,7 +167,7 @@ def cut_of_graph(graph: Graph, size: GraphSize, parts: int, seed: int = 0) -> Cu
 
 def _stream(cleaned: CleanGraph, parts: int, seed: int) -> tuple[np.ndarray, float]:
     """Owners, and the share of the edges that lie between two of them."""
-    owners = stream.assign(cleaned.indptr, cleaned.indices, parts, seed)
+    owners, _ = stream.assign(cleaned.indptr, cleaned.indices, parts, seed, Balance())
     remote = np.repeat(owners, np.diff(cleaned.indptr)) != owners[cleaned.indices]
     return owners, float(remote.mean()) if len(remote) else 0.0
 
