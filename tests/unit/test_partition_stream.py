@@ -81,6 +81,9 @@ def test_capacities_of_every_kind_are_kept() -> None:
         owners = _stream(graph, 3, balance=balance)
         loads = loads_of(owners, graph.indptr, train, 3)
         assert (loads[:, 2].max() > 400) == (edges == 3.0)
+        degrees, most = np.sort(np.diff(graph.indptr)), np.ceil(edges * len(graph.indices) / 3)
+        assert balance.capacities(graph.indptr, 3).tolist() == [
+            1050, max(most, len(graph.indices) // 3 + 2 * degrees[-1]), np.ceil(edges * 300)]
 
 
 @pytest.mark.parametrize("parts", [2, 3, 16])
