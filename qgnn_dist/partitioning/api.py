@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.graph import TRAIN, Graph, SparseFeatures
+from ..data.graph import Graph, SparseFeatures
 from ..errors import InputError
 from ..memory import MemoryWatch, available_bytes
 from ..quant.packed import row_bytes
@@ -180,9 +180,8 @@ def _balance(method: str, graph: Graph, nodes: float | None, edges: float | None
         if value is not None and method not in ("auto", "stream"):
             raise InputError(f"{option} {value:g} is kept by --method stream alone, not by {method}; leave one of them "
                              "out")
-    train = None if graph.split is None else (graph.split == TRAIN).astype(np.uint8)
     asked = {name: value for name, value in (("nodes", nodes), ("edges", edges)) if value is not None}
-    return Balance(train=train, **asked)
+    return Balance.of(graph, **asked)
 
 
 def _extend(graph: Graph, cleaned: CleanGraph, parts: int, model: Store,

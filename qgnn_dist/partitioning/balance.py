@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..data.graph import TRAIN, Graph
 from ..errors import InputError
 from ..kernels import LOADS
 
@@ -32,6 +33,12 @@ class Balance:
         for option, value in (("--balance", self.nodes), ("--edge-balance", self.edges)):
             if not 1 <= value < float("inf"):
                 raise InputError(f"{option} {value:g}: expected 1 or more, 1 being parts of equal size")
+
+    @classmethod
+    def of(cls, graph: Graph, **asked: float) -> Balance:
+        """Of a graph's training nodes; `asked`: `nodes` or `edges` where they are not the usual ones."""
+        train = None if graph.split is None else (graph.split == TRAIN).astype(np.uint8)
+        return cls(train=train, **asked)
 
     def capacities(self, indptr: np.ndarray, parts: int) -> np.ndarray:
         """Nodes, directed edges and training nodes that a part may hold, int64 (3,); parts as `deal` makes them always

@@ -73,7 +73,7 @@ def test_a_store_tells_of_other_numbers_of_parts(tmp_path: Path) -> None:
 
 
 def test_a_source_is_cut_by_the_streaming_partitioner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    graph = small_graph(nodes=6000, degree=4.0)
+    graph = small_graph(nodes=6000, degree=16.0)
     size = GraphSize(nodes=6000, edges=0, features=24, classes=5, train=600, valid=1800, stored=24.0)
     whole = cut_of_graph(graph, size, 4)
     store = make_store(graph, tmp_path / "4", 4, "stream")
@@ -82,7 +82,7 @@ def test_a_source_is_cut_by_the_streaming_partitioner(tmp_path: Path, monkeypatc
     keys = ("rows", "boundary", "halo", "sends", "peers", "edges")
     assert [[getattr(p, k) for k in keys] for p in whole.parts(4)] == \
         [[getattr(p, k) for k in keys] for p in parts_of(store)]
-    monkeypatch.setattr("qgnn_dist.planning.cut.SAMPLE_EDGES", 2500)
+    monkeypatch.setattr("qgnn_dist.planning.cut.SAMPLE_EDGES", 12000)
     drawn = cut_of_graph(graph, size, 4)
     assert "drawn nodes" in drawn.how
     assert drawn.size.edges == pytest.approx(store.num_edges, rel=0.1)
