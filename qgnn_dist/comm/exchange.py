@@ -202,6 +202,12 @@ class Exchange:
             now.error = error
         trace.add(Span(WIRE, now.what, start, trace.now(), now.layer, now.number))
 
+    def release(self) -> None:
+        """Give back the buffers to send from, of every width; the next round makes its own."""
+        if self._round is not None:
+            raise ValueError("Exchange.release: the round before has not been finished")
+        self._frames.clear()
+
     def _send_frames(self, num_bytes: int) -> dict[int, np.ndarray]:
         """Peer → uint8 (rows, P), made at the first round of a width and used again in every later one."""
         if num_bytes not in self._frames:

@@ -17,6 +17,7 @@ from ..model.features import BLOCK_ROWS
 from ..model.packed import ModelInfo
 from ..model.row_blocks import block_rows
 from ..propagation.fused import fixed_point
+from ..propagation.fused_float import MOMENT_COLUMNS
 from ..propagation.smp import Propagation
 from ..quant.grids import AFFINE_METHODS
 from ..quant.packed import row_bytes
@@ -68,9 +69,7 @@ class Need:
 
 def training_need(part: PartSize, size: GraphSize, config: RunConfig, *, base: int = 0) -> Need:
     """Of one worker of a training run. Args: base: bytes of the idle process."""
-    bits, n, classes = config.quant.stages(), part.rows, size.classes
-    frames = {row_bytes(classes, 32), row_bytes(classes, bits["messages"]),
-              gradient_row_bytes(classes, bits["gradients"])}
+    bits, n = config.quant.stages(), part.rows
     dense = 0 if size.sparse else size.features
     widest = max(config.model.hidden, dense, 1)
     held = {
@@ -79,8 +78,6 @@ def training_need(part: PartSize, size: GraphSize, config: RunConfig, *, base: i
         "features": _stored(part, size) * (4 if bits["features"] == 32 else 2) + 4 * n,
         # Neighbourhood.inv_sqrt_degree; TrainWorker._labels, int64; _split_rows, int64.
         "node data": 4 * n + 8 * n + 8 * part.labelled,
-        # Exchange._frames: one set for every width that was ever sent; calibration sends float32.
-        "send buffers": part.sends * sum(frames),
         # RowBlocks._input, _hidden, _grad.
         "perceptron rows": 4 * min(n, block_rows(widest)) * (dense + 2 * config.model.hidden),
         # Parameters, gradients, both moments of Adam; codes, their gradient and what autograd keeps of them.
@@ -133,7 +130,7 @@ def _training_phases(part: PartSize, size: GraphSize, config: RunConfig,
                      bits: dict[str, int]) -> dict[str, dict[str, int]]:
     """Phase → item → bytes of what lives in it alone."""
     n, classes = part.rows, size.classes
-    state, halo = 4 * n * classes, 4 * part.halo * classes
+    state, some = 4 * n * classes, min(classes, MOMENT_COLUMNS)
     smp = config.propagation.kind == "smp"
     two_rounds = smp and config.propagation.rounds == "two"
     # read_block and feature_level: rows as they are read, and ones beside them.
@@ -144,8 +141,10 @@ def _training_phases(part: PartSize, size: GraphSize, config: RunConfig,
     steps = worst_steps(config)
     phases = {
         "loading": {"perceptron rows": reading, "node data": 8 * n},  # np.diff of the row pointer
-        # H⁰, its copy, and two buffers of float messages; with two rounds P and the state before.
-        "calibration": {"states": state * (6 if two_rounds else 4), "halo rows": 2 * halo, "moments": moments},
+        # H⁰; of some columns at a time them, a copy, and two buffers of float messages; with two rounds P and the
+        # state before.
+        "calibration": {"states": state + 4 * n * some * (3 + 2 * two_rounds + (some < classes)),
+                        "halo rows": 8 * part.halo * some, "moments": moments, "send buffers": 4 * part.sends * some},
         "forward": _layers(part, classes, bits["messages"], steps, innovation=innovation, two=smp, before=smp,
                            record=True, live=smp),
         # ∂L/∂H^K, the state, and P of the layer before where multipliers act; two buffers of float messages, or what
@@ -160,7 +159,12 @@ def _training_phases(part: PartSize, size: GraphSize, config: RunConfig,
     phases["evaluation"] = _layers(
         part, classes, bits["messages"], steps, innovation=innovation, two=multipliers_act(config) or two_rounds,
         before=two_rounds, record=True, live=False)
-    phases["loss of the evaluation"] = {"states": state, "node data": 8 * n, "validation": 20 * part.valid * classes}
+    # Exchange._frames: one set for every width that was sent since the calibration.
+    frames = {row_bytes(classes, bits["messages"]), gradient}
+    for name in ("forward", "backward", "evaluation"):
+        phases[name]["send buffers"] = part.sends * sum(frames)
+    phases["loss of the evaluation"] = {"states": state, "node data": 8 * n, "validation": 20 * part.valid * classes,
+                                        "send buffers": part.sends * sum(frames)}
     return phases
 
 
@@ -195,7 +199,7 @@ def _affine_phases(part: PartSize, size: GraphSize, config: RunConfig) -> dict[s
     layers = 8 * state + (config.propagation.layers * 5 * n * size.classes  # Clipped: error and side of every round
                           if config.messages.coding == "direct" else 0)
     return {"training": {"perceptron rows": kept + 10 * 4 * n * hidden, "states": layers + 4 * state,
-                         "halo rows": 8 * part.halo * size.classes}}
+                         "halo rows": 8 * part.halo * size.classes, "send buffers": 8 * part.sends * size.classes}}
 
 
 def _stored(part: PartSize, size: GraphSize) -> int:

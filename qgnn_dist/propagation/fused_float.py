@@ -14,15 +14,17 @@ from .. import kernels
 from ..comm.exchange import Exchange
 from ..comm.trace import COMPUTE, span
 from ..comm.wire import frame_row_bytes
-from ..quant.ranges import moments_of
+from ..quant.ranges import combine_moments, moments_of
 from .messages import GradientCoding
 from .neighbourhood import Neighbourhood
-from .smp import Multipliers, Propagation
+from .smp import FrozenMultipliers, Multipliers, Propagation
 
-__all__ = ["FusedFloatLayers"]
+__all__ = ["MOMENT_COLUMNS", "FusedFloatLayers", "float_moments"]
 
 NOTE_ROWS = 4096
 """Rows whose change is looked at at a time."""
+MOMENT_COLUMNS = 32
+"""Columns that `float_moments` sends at a time: with all, their halo rows would be what a run needs most memory for."""
 
 
 class _Round(NamedTuple):
@@ -101,6 +103,23 @@ class FusedFloatLayers:
             some = slice(begin, begin + NOTE_ROWS)
             kernels.row_moments(y[some] if before is None else y[some] - before[some], rows[some])
         self.moments[f"news/{number}"] = [*moments_of(rows), float(y.size)]
+
+
+def float_moments(spec: Propagation, graph: Neighbourhood, exchange: Exchange, state: np.ndarray, *,
+                  innovation: bool) -> dict[str, list[float]]:
+    """What a coder without error would have to code of float32 (n, C) states, see FusedFloatLayers.
+
+    Some columns after the others: without multipliers none needs another one. The buffers to send are given back.
+    """
+    found: dict[str, list[list[float]]] = {}
+    for first in range(0, state.shape[1], MOMENT_COLUMNS):
+        some = np.ascontiguousarray(state[:, first:first + MOMENT_COLUMNS])
+        layers = FusedFloatLayers(spec, graph, exchange, "forward", record=True, innovation=innovation)
+        layers.run(some, some, FrozenMultipliers([]))
+        for name, moments in layers.moments.items():
+            found.setdefault(name, []).append(moments)
+    exchange.release()
+    return {name: combine_moments(parts) for name, parts in found.items()}
 
 
 class _Rows(Protocol):

@@ -30,7 +30,7 @@ from ..model.perceptron import DropoutKey, FeatureMatrix, Perceptron
 from ..model.row_blocks import RowBlocks
 from ..planning.admission import room
 from ..propagation.fused import FusedLayers
-from ..propagation.fused_float import FusedFloatLayers
+from ..propagation.fused_float import FusedFloatLayers, float_moments
 from ..propagation.messages import CodedMessenger, FloatMessenger, GradientCoding
 from ..propagation.multiplier import MultiplierRule
 from ..propagation.neighbourhood import Neighbourhood
@@ -150,10 +150,9 @@ class TrainWorker:
             self._follow(CALIBRATION_EPOCH, self._device.calibrate(key))
         else:
             state, figures = self._blocks.forward(key, None)
-            layers = FusedFloatLayers(self._propagation, self._graph, self._exchange, "forward", record=True,
-                                      innovation=innovation)
-            layers.run(state, state, FrozenMultipliers([]))
-            self._follow(CALIBRATION_EPOCH, {**layers.moments, "residual": _moments(state), "hidden": figures})
+            self._follow(CALIBRATION_EPOCH, {
+                **float_moments(self._propagation, self._graph, self._exchange, state, innovation=innovation),
+                "residual": _moments(state), "hidden": figures})
         if self._config.quant.method == "lsq":
             levels = 2 ** int(self._config.quant.hidden or 32) - 1
             with torch.no_grad():

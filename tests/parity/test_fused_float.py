@@ -10,7 +10,7 @@ import pytest
 
 from qgnn_dist import kernels
 from qgnn_dist.comm.exchange import Exchange
-from qgnn_dist.propagation.fused_float import FusedFloatLayers
+from qgnn_dist.propagation.fused_float import MOMENT_COLUMNS, FusedFloatLayers, float_moments
 from qgnn_dist.propagation.messages import FloatMessenger
 from qgnn_dist.propagation.multiplier import InProcessServer, MultiplierRule, MultiplierServer
 from qgnn_dist.propagation.neighbourhood import Neighbourhood
@@ -146,6 +146,21 @@ def test_moments_are_the_messengers(tmp_path: Path, rounds: str, innovation: boo
     np.testing.assert_array_equal(layers.run(h0, h0, FrozenMultipliers([])), want)
     assert layers.moments == messenger.moments
     assert len(layers.moments) == spec.num_rounds
+
+
+@pytest.mark.parametrize("columns", [MOMENT_COLUMNS, MOMENT_COLUMNS + 1, 3 * MOMENT_COLUMNS])
+def test_moments_by_blocks_of_columns_are_those_of_all(tmp_path: Path, columns: int) -> None:
+    part = make_store(small_graph(), tmp_path / "s", 1).part(0)
+    g, exchange = Neighbourhood.of(part), Exchange(part.peers, part.num_local, 0, None, 0, 1.0)
+    state = np.random.default_rng(4).normal(size=(part.num_local, columns)).astype(np.float32)
+    spec = Propagation("smp", 4, 9.0, 0.1, "merged")
+    whole = FusedFloatLayers(spec, g, exchange, "forward", record=True)
+    whole.run(state, state, FrozenMultipliers([]))
+    got = float_moments(spec, g, exchange, state, innovation=True)
+    assert list(got) == [f"news/{k}" for k in range(4)]
+    for name, want in whole.moments.items():
+        assert got[name][2:] == want[2:], "the largest and the count are exact"
+        np.testing.assert_allclose(got[name][:2], want[:2], rtol=0 if columns == MOMENT_COLUMNS else 1e-13)
 
 
 @pytest.mark.parametrize("words", [{"bits": 32}, {"bits": 32, "rounds": "two"}, {"bits": 32, "kind": "appnp"}], ids=str)
