@@ -23,7 +23,7 @@ __all__ = ["MOMENT_COLUMNS", "FusedFloatLayers", "float_moments"]
 
 NOTE_ROWS = 4096
 """Rows whose change is looked at at a time."""
-MOMENT_COLUMNS = 32
+MOMENT_COLUMNS = 16
 """Columns that `float_moments` sends at a time: with all, their halo rows would be what a run needs most memory for."""
 
 
