@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..model.features import FeatureBlock
 from ..model.perceptron import STAGE_HIDDEN, STAGE_INPUT, DropoutKey, Perceptron
-from ..model.row_blocks import Weights
+from ..model.row_blocks import Pass
 from ..quant.straight_through import scale_gradient
 from .codes import moments
 from .random import kept, kept_at
@@ -57,14 +57,9 @@ class _Rows:
 
 
 @dataclass(frozen=True)
-class _Pass:
-    """What a forward leaves for its backward, never anything by row; numbers as row_blocks has them."""
+class _DevicePass(Pass):
+    """With the weights on the device too."""
 
-    key: DropoutKey
-    first: Weights
-    second: Weights
-    hidden_step: np.float32
-    kept: np.float32
     codes1: Tensor
     bias1: Tensor
     codes2: Tensor
@@ -89,18 +84,16 @@ class DeviceRowBlocks:
         if block.indptr is not None:
             widest = max(widest, width * -(-len(block.values) // max(len(block.scale), 1)))
         self._block_rows = min(max(BLOCK_VALUES // widest, LEAST_ROWS), MOST_ROWS)
-        self._pass: _Pass | None = None
+        self._pass: _DevicePass | None = None
 
     def forward(self, key: DropoutKey, hidden_step: float | None) -> tuple[Tensor, list[float]]:
         """See RowBlocks.forward; H⁰ is on the device."""
         network, n = self._network, len(self._scale)
-        step = np.float32(0 if hidden_step is None or network.bits_hidden == 32 else hidden_step)
-        first, second = (Weights.of(q, w) for q, w in ((network.quantizer1, network.weight1),
-                                                       (network.quantizer2, network.weight2)))
-        now = self._pass = _Pass(key, first, second, step, np.float32(1 / (1 - key.share)),
-                                 torch.tensor(first.codes, device=self._device),
-                                 network.bias1.detach().to(self._device),
-                                 torch.tensor(second.codes, device=self._device))
+        host = Pass.of(network, key, hidden_step)
+        now = self._pass = _DevicePass(**vars(host), codes1=torch.tensor(host.first.codes, device=self._device),
+                                       bias1=network.bias1.detach().to(self._device),
+                                       codes2=torch.tensor(host.second.codes, device=self._device))
+        step, second = now.hidden_step, now.second
         scale = float((step or np.float32(1)) * second.step * now.kept)
         bias = network.bias2.detach().to(self._device)
         h0 = torch.empty(n, len(bias), device=self._device)
@@ -170,12 +163,12 @@ class DeviceRowBlocks:
             values = values * kept_at(key.seed, key.epoch, STAGE_INPUT, source[rows], columns, key.share)
         return _Rows(values, rows, columns)
 
-    def _hidden(self, now: _Pass, x: _Rows, begin: int, end: int) -> Tensor:
+    def _hidden(self, now: _DevicePass, x: _Rows, begin: int, end: int) -> Tensor:
         """relu of the first layer, the twin of kernels.activate's v."""
         scale = self._scale[begin:end] * float(now.first.step * now.kept)
         return torch.relu(x.times(now.codes1, end - begin) * scale + now.bias1)
 
-    def _coded(self, now: _Pass, value: Tensor) -> tuple[Tensor, Tensor, Tensor | bool]:
+    def _coded(self, now: _DevicePass, value: Tensor) -> tuple[Tensor, Tensor, Tensor | bool]:
         """Codes of hidden values (themselves without a grid), values in steps, and which lie within the grid."""
         if not now.hidden_step:
             return value, value, True
@@ -183,7 +176,7 @@ class DeviceRowBlocks:
         scaled = value / value.new_full((1,), float(now.hidden_step))
         return scaled.clamp(0.0, top).round_(), scaled, scaled <= top
 
-    def _mask(self, now: _Pass, begin: int, end: int) -> Tensor:
+    def _mask(self, now: _DevicePass, begin: int, end: int) -> Tensor:
         """1 where dropout keeps a hidden value, 0 elsewhere."""
         key, width = now.key, now.codes1.shape[1]
         if key.share == 0:

@@ -21,7 +21,7 @@ from ..quant.ranges import moments_of
 from ..quant.straight_through import WeightQuantizer, scale_gradient
 from .perceptron import STAGE_HIDDEN, DropoutKey, FeatureMatrix, Perceptron, ThinnedRows
 
-__all__ = ["RowBlocks", "Weights", "block_rows"]
+__all__ = ["Pass", "RowBlocks", "Weights", "block_rows"]
 
 BLOCK_VALUES = 2**18
 """Values of a block's widest array: it stays in the second level of a core's memory."""
@@ -64,7 +64,7 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class _Pass:
+class Pass:
     """What a forward leaves for its backward: the weights in use, never anything by row."""
 
     key: DropoutKey
@@ -72,6 +72,13 @@ class _Pass:
     second: Weights
     hidden_step: np.float32
     kept: np.float32
+
+    @classmethod
+    def of(cls, network: Perceptron, key: DropoutKey, hidden_step: float | None) -> Pass:
+        """As the network is now. Args: hidden_step: see RowBlocks.forward; 0 stands for float values."""
+        step = np.float32(0 if hidden_step is None or network.bits_hidden == 32 else hidden_step)
+        return Pass(key, Weights.of(network.quantizer1, network.weight1),
+                    Weights.of(network.quantizer2, network.weight2), step, np.float32(1 / (1 - key.share)))
 
 
 class RowBlocks:
@@ -85,7 +92,7 @@ class RowBlocks:
         rows = min(self._rows, matrix.num_rows)
         self._input = None if matrix.is_sparse else np.empty((rows, num_features), np.float32)
         self._hidden, self._grad = np.empty((rows, width), np.float32), np.empty((rows, width), np.float32)
-        self._pass: _Pass | None = None
+        self._pass: Pass | None = None
 
     def forward(self, key: DropoutKey, hidden_step: float | None) -> tuple[np.ndarray, list[float]]:
         """H⁰, float32 (n, C), a new array, and the moments of the hidden activations before their grid.
@@ -93,10 +100,8 @@ class RowBlocks:
         Args: hidden_step: step of the hidden grid; None leaves hidden values float (32 bits, calibration).
         """
         network, n = self._network, self._matrix.num_rows
-        step = np.float32(0 if hidden_step is None or network.bits_hidden == 32 else hidden_step)
-        now = self._pass = _Pass(key, Weights.of(network.quantizer1, network.weight1),
-                                 Weights.of(network.quantizer2, network.weight2), step,
-                                 np.float32(1 / (1 - key.share)))
+        now = self._pass = Pass.of(network, key, hidden_step)
+        step = now.hidden_step
         scale, bias = (step or np.float32(1)) * now.second.step * now.kept, network.bias2.detach().numpy()
         h0, moments = np.empty((n, len(bias)), np.float32), np.empty((n, 3), np.float64)
         for begin, end in self._blocks():
@@ -141,7 +146,7 @@ class RowBlocks:
         n = self._matrix.num_rows
         return ((begin, min(begin + self._rows, n)) for begin in range(0, n, self._rows))
 
-    def _hidden_rows(self, now: _Pass, begin: int, end: int, *, moments: np.ndarray | None = None,
+    def _hidden_rows(self, now: Pass, begin: int, end: int, *, moments: np.ndarray | None = None,
                      grad: np.ndarray | None = None,
                      errors: np.ndarray | None = None) -> tuple[ThinnedRows, np.ndarray]:
         """Features and hidden codes of some rows, both thinned; `grad` of the codes becomes that of the sums."""
