@@ -73,17 +73,7 @@ def partition_graph(graph: Graph, *, parts: int, out: str | Path, method: str = 
     Returns: the manifest without its file list.
     Raises: InputError; nothing is left behind then, and an older store stays as it was.
     """
-    target = Path(os.path.realpath(out))
-    if target.exists() and not overwrite:
-        raise InputError("output exists; add --overwrite to replace it", file=str(out))
-    if target.exists() and not (target / MANIFEST).exists():
-        raise InputError("output exists and is not a store; choose another --out", file=str(out))
-    _check_word("--method", method, METHODS)
-    _check_word("--order", order, ORDERS)
-    if not 1 <= parts <= graph.num_nodes:
-        raise InputError(f"--parts {parts}: expected 1 to {graph.num_nodes}, the number of nodes")
-    if not 0 <= seed < 2**31:
-        raise InputError(f"--seed {seed}: expected 0 to {2**31 - 1}")
+    target = _check_request(graph, parts, out, method, order, seed, overwrite)
     limits = _balance(method, graph, balance, edge_balance)
     model = None if like is None else check_like(like, parts, method)
     if memory_gb is None:
@@ -128,14 +118,9 @@ def partition_graph(graph: Graph, *, parts: int, out: str | Path, method: str = 
             check_room(scratch, needed, str(out))
             with disk_errors(scratch, needed, str(out)):
                 with stage("build", "building the parts"):
-                    spooled = graph
-                    if features_bits is not None:
-                        coded = CodedFeatures(graph, features_bits)
-                        np.save(scratch / "x_grids.npy", [coded.grids.low, coded.grids.high])
-                        spooled = replace(graph, features=coded)  # type: ignore[arg-type]
-                    spool(spooled, cleaned, owners, parts, nodes, scratch, edges_at_once(memory, builders),
-                          {"out": str(out), "needed_bytes": needed})
                     run = run_builders or (lambda build, folder, wanted: [build(folder, part) for part in wanted])
+                    spool(_at_rest(graph, features_bits, scratch), cleaned, owners, parts, nodes, scratch,
+                          edges_at_once(memory, builders), {"out": str(out), "needed_bytes": needed})
                     entries = run(build_part, str(scratch), list(range(parts)))
                     built = max(entry.pop("peak_anon_bytes") for entry in entries)
                     manifest = _manifest(graph, cleaned, entries)
@@ -165,12 +150,38 @@ def _first_room(graph: Graph, parts: int, keys: int) -> int:
     return max(runs + 4 * rows, 4 * rows + disk_bytes(graph, rows, parts))
 
 
+def _check_request(graph: Graph, parts: int, out: str | Path, method: str, order: str, seed: int,
+                   overwrite: bool) -> Path:
+    """The store's folder, links followed; refuses what can be told before anything is read."""
+    target = Path(os.path.realpath(out))
+    if target.exists() and not overwrite:
+        raise InputError("output exists; add --overwrite to replace it", file=str(out))
+    if target.exists() and not (target / MANIFEST).exists():
+        raise InputError("output exists and is not a store; choose another --out", file=str(out))
+    _check_word("--method", method, METHODS)
+    _check_word("--order", order, ORDERS)
+    if not 1 <= parts <= graph.num_nodes:
+        raise InputError(f"--parts {parts}: expected 1 to {graph.num_nodes}, the number of nodes")
+    if not 0 <= seed < 2**31:
+        raise InputError(f"--seed {seed}: expected 0 to {2**31 - 1}")
+    return target
+
+
 def _check_word(option: str, word: str, known: Iterable[str]) -> None:
     words = ["auto", *known]
     if word not in words:
         near = difflib.get_close_matches(word, words, 1)
         raise InputError(f"{option} {word}: expected {', '.join(words)}"
                          + (f"; did you mean {near[0]}?" if near else ""))
+
+
+def _at_rest(graph: Graph, features_bits: int | None, scratch: Path) -> Graph:
+    """The graph with the features that its parts are to hold, and their grids in `scratch`."""
+    if features_bits is None:
+        return graph
+    coded = CodedFeatures(graph, features_bits)
+    np.save(scratch / "x_grids.npy", [coded.grids.low, coded.grids.high])
+    return replace(graph, features=coded)  # type: ignore[arg-type]
 
 
 def _balance(method: str, graph: Graph, nodes: float | None, edges: float | None) -> Balance:
