@@ -143,7 +143,7 @@ def train(
     resolved = load_config(config, settings or [])
     with render.TrainingProgress(resolved.train.epochs) as progress:
         result = api.train(store, out=out, config=resolved, resume=resume, overwrite=overwrite,
-                           ray_address=ray_address, on_epoch=progress.epoch)
+                           ray_address=ray_address, on_epoch=progress.epoch, signals=True)
     return result, render.training
 
 

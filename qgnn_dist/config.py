@@ -119,6 +119,8 @@ class TrainConfig:
     metric: str = _setting("accuracy", "figure that picks the best epoch", choices=("accuracy", "roc_auc", "macro_f1"))
     eval_every: int = _setting(1, "epochs between evaluations", low=1)
     checkpoint_every: int = _setting(10, "epochs between checkpoints", low=1)
+    keep_checkpoints: int = _setting(3, "the newest so many checkpoints stay; a damaged one falls back to the one "
+                                        "before", low=1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -181,10 +183,12 @@ class RunConfig:
         return "\n".join(lines) + "\n"
 
     def digest(self) -> str:
-        """Hash of all that decides the result; where and how long to wait (cluster, timeouts) is left out."""
+        """Hash of all that decides the result; where, how long to wait, and what is kept on the way is left out."""
         values = self.to_dict()
         for section in ("cluster", "timeouts"):
             del values[section]
+        for key in ("checkpoint_every", "keep_checkpoints"):
+            del values["train"][key]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 

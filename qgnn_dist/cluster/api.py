@@ -27,8 +27,8 @@ from ..partitioning.api import partition_graph
 from ..propagation.multiplier import InProcessServer, MultiplierRule, MultiplierServer
 from ..store.describe import describe_store
 from ..store.reader import Store
-from ..training.checkpoint import RunFolder
 from ..training.loop import check_trainable, device_can_train, prepare_run, run_training
+from ..training.run_folder import RunFolder
 from ..training.worker import TrainWorker
 
 if TYPE_CHECKING:
@@ -87,14 +87,16 @@ def partition(source: Any, *, parts: int, out: str | Path, method: str = "auto",
 
 def train(store: str | Path, *, out: str | Path, config: RunConfig | dict[str, Any] | str | Path | None = None,
           overrides: Sequence[str] = (), resume: bool = False, overwrite: bool = False,
-          ray_address: str | None = None, on_epoch: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
+          ray_address: str | None = None, on_epoch: Callable[[dict[str, Any]], None] | None = None,
+          signals: bool = False) -> dict[str, Any]:
     """Train on a store, one worker a part.
 
     Args:
         store: folder of a store with features, labels and splits. out: the run's folder.
         config: settings, resolved or nested or a TOML file. overrides: `section.key=value` words on top.
         resume: go on from the last checkpoint; start where there is none; return at once where the run is complete.
-        on_epoch: called with every epoch's record.
+        on_epoch: called with every epoch's record. signals: let SIGTERM and SIGINT end the run after an epoch, with
+            a checkpoint (training.stop.StoppedError), in place of what this process does with them.
     Returns: the summary (RUN/summary.json).
     Raises: InputError before anything is written; WorkerError, ExchangeError, DeadlineError while running.
     """
@@ -107,7 +109,8 @@ def train(store: str | Path, *, out: str | Path, config: RunConfig | dict[str, A
     rule = MultiplierRule.of(resolved, opened.num_edges)
     kwargs = {"store": os.path.abspath(store), "config": resolved}
     with _workers(TrainWorker, kwargs, opened.num_parts, resolved, ray_address, rule) as (pool, server_call):
-        return run_training(pool, server_call, opened, resolved, run, resume=resume, on_epoch=on_epoch)
+        return run_training(pool, server_call, opened, resolved, run, resume=resume, on_epoch=on_epoch,
+                            signals=signals)
 
 
 def export(run: str | Path, *, out: str | Path, bits: int | None = None, overwrite: bool = False) -> dict[str, Any]:
@@ -122,15 +125,16 @@ def export(run: str | Path, *, out: str | Path, bits: int | None = None, overwri
     if not (folder.path / "config.toml").exists():
         raise InputError("not a run's folder (no config.toml); give the --out of `qgnn train`", file=str(run))
     found = folder.load_checkpoint()
-    if found is None or "best" not in found[0]:
+    if found is None or "best" not in found.tensors:
         raise InputError("nothing to export yet: no checkpoint holds an evaluated model", file=str(run))
     trained = load_config(folder.path / "config.toml").quant.bits
     if bits is not None and bits != trained:
         raise InputError(f"--bits {bits}: the run was trained with quant.bits={trained}; train again at {bits} bits",
                          file=str(run))
-    model = PackedModel.from_bytes(found[0]["best"].tobytes(), str(folder.checkpoint_path))
+    model = PackedModel.from_bytes(found.tensors["best"].tobytes(), str(folder.checkpoint_files()[0]))
     size = model.save(out, overwrite)
-    return {**_describe_model(model, size), "epoch": found[2].best_epoch, "accuracy": found[2].best_accuracy}
+    return {**_describe_model(model, size), "epoch": found.progress.best_epoch,
+            "accuracy": found.progress.best_accuracy}
 
 
 def predict(store: str | Path, *, model: str | Path, out: str | Path, scores: bool = False,
@@ -274,7 +278,7 @@ def _draw_run(run: RunFolder, pictures: str | Path, overwrite: bool) -> dict[str
     found = run.load_checkpoint()
     if not records or found is None:
         raise InputError("nothing to draw yet: no epoch and checkpoint", file=str(run.path))
-    return {"pictures": draw_run(records, found[2].best_epoch, pictures)}
+    return {"pictures": draw_run(records, found.progress.best_epoch, pictures)}
 
 
 def _describe_run(run: RunFolder) -> dict[str, Any]:
@@ -282,7 +286,7 @@ def _describe_run(run: RunFolder) -> dict[str, Any]:
     found = run.load_checkpoint()
     result: dict[str, Any] = {"kind": "run", "complete": run.summary_path.exists(), "bits": config.quant.stages()}
     if found is not None:
-        _, identity, progress, _ = found
+        identity, progress = found.identity, found.progress
         result |= {"epoch": progress.epoch, "best_epoch": progress.best_epoch, "accuracy": progress.best_accuracy,
                    "parts": identity["parts"], "features": identity["features"],
                    "fingerprint": identity["fingerprint"]}

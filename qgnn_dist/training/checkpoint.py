@@ -1,8 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run's folder: its settings, one line an epoch, and the last checkpoint (safetensors and JSON, nothing pickled)."""
+"""A checkpoint: everything that a run needs to go on, in one safetensors file (JSON metadata, nothing pickled).
+
+The metadata carry a SHA-256 of all else, so that a file that was damaged anywhere is known before it is used.
+"""
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import os
 import struct
 from dataclasses import asdict, dataclass, field
@@ -11,13 +16,14 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load, save
 
 from ..errors import InputError
 
-__all__ = ["Progress", "RunFolder"]
+__all__ = ["Checkpoint", "Progress", "write_atomically"]
 
-CHECKPOINT_VERSION = 1
+VERSION = 2
+"""Version 1 had no checksum and one file a run, RUN/checkpoint.safetensors; it is read."""
 LARGEST_HEADER = 64 << 20
 
 
@@ -42,85 +48,86 @@ class Progress:
     calibration_bytes: dict[str, int] = field(default_factory=dict)
 
 
-class RunFolder:
-    """Reads and writes RUN/; only the controller does."""
+@dataclass(frozen=True)
+class Checkpoint:
+    """A run at the end of an epoch.
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    Attributes:
+        tensors: of `TrainWorker.state()`, equal on all workers. identity: what a resumed run must agree on
+            (configuration digest, graph fingerprint, parts, features). server: state of the multiplier server.
+    """
 
-    @property
-    def checkpoint_path(self) -> Path:
-        """The newest checkpoint's file."""
-        return self.path / "checkpoint.safetensors"
+    tensors: dict[str, np.ndarray]
+    identity: dict[str, Any]
+    progress: Progress
+    server: dict[str, Any]
 
-    @property
-    def summary_path(self) -> Path:
-        """Written last: its presence says that the run is complete."""
-        return self.path / "summary.json"
+    def to_bytes(self) -> bytes:
+        """The file's bytes."""
+        header = {"version": VERSION, "identity": self.identity, "progress": asdict(self.progress),
+                  "server": self.server}
+        header["sha256"] = _digest(header, self.tensors)
+        return save(self.tensors, metadata={"qgnn": json.dumps(header, sort_keys=True)})
 
-    @property
-    def metrics_path(self) -> Path:
-        """One JSON object a line, one line an epoch."""
-        return self.path / "metrics.jsonl"
+    @classmethod
+    def read(cls, file: Path) -> Checkpoint:
+        """A file's checkpoint, checked.
 
-    def save_checkpoint(self, tensors: dict[str, np.ndarray], identity: dict[str, Any], progress: Progress,
-                        server: dict[str, Any]) -> None:
-        """Replace the checkpoint atomically.
-
-        Args:
-            identity: what a resumed run must agree on (configuration digest, graph fingerprint, parts, features).
-            server: state of the multiplier server.
+        Raises: InputError: the file is damaged or of another version; it names the fault.
         """
-        header = {"version": CHECKPOINT_VERSION, "identity": identity, "progress": asdict(progress), "server": server}
-        data = save(tensors, metadata={"qgnn": json.dumps(header, sort_keys=True)})
-        write_atomically(self.checkpoint_path, data)
-
-    def load_checkpoint(self) -> tuple[dict[str, np.ndarray], dict[str, Any], Progress, dict[str, Any]] | None:
-        """Tensors, identity, progress and server state; None where no checkpoint was written yet.
-
-        Raises:
-            InputError: the file is damaged or of another version.
-        """
-        file = self.checkpoint_path
-        if not file.exists():
-            return None
         try:
-            with open(file, "rb") as opened:
-                (size,) = struct.unpack("<Q", opened.read(8))
-                if not 0 < size <= LARGEST_HEADER:
-                    raise ValueError("header length out of range")
-                header = json.loads(json.loads(opened.read(size))["__metadata__"]["qgnn"])
-            if header["version"] != CHECKPOINT_VERSION:
-                raise InputError(f"checkpoint version {header['version']}, this program reads {CHECKPOINT_VERSION}",
-                                 file=str(file))
-            return load_file(file), header["identity"], Progress(**header["progress"]), header["server"]
-        except (OSError, ValueError, KeyError, TypeError, struct.error, SafetensorError) as error:
-            raise InputError(f"damaged checkpoint: {error}; start again with --overwrite", file=str(file)) from None
+            data = file.read_bytes()
+            (size,) = struct.unpack_from("<Q", data)
+            if not 0 < size <= min(LARGEST_HEADER, len(data) - 8):
+                raise ValueError(f"header of {size} bytes in a file of {len(data)}")
+            header = json.loads(json.loads(data[8:8 + size])["__metadata__"]["qgnn"])
+            if header["version"] not in (1, VERSION):
+                raise InputError(f"checkpoint version {header['version']}, this program reads 1 to {VERSION}; use the "
+                                 "version of qgnn-dist that wrote it", file=str(file))
+            tensors = load(data)
+            stated = header.pop("sha256", None)
+            if header["version"] == VERSION and stated != _digest(header, tensors):
+                raise ValueError("its checksum is not that of its content")
+            found = cls(tensors, header["identity"], Progress(**header["progress"]), header["server"])
+            found._check()
+        except InputError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, struct.error, SafetensorError) as error:
+            raise InputError(f"damaged checkpoint: {error or type(error).__name__}; start again with --overwrite",
+                             file=str(file)) from None
+        return found
 
-    def start_metrics(self, epochs: int) -> list[dict[str, Any]]:
-        """Cut metrics.jsonl back to its first `epochs` lines and return them: a resumed run writes the rest again."""
-        kept: list[dict[str, Any]] = []
-        if self.metrics_path.exists():
-            for line in self.metrics_path.read_text(encoding="utf-8").splitlines()[:epochs]:
-                kept.append(json.loads(line))
-        write_atomically(self.metrics_path, "".join(json.dumps(record) + "\n" for record in kept).encode())
-        return kept
+    def _check(self) -> None:
+        """What a well-formed file may still hold wrong: numbers that poison all that follows."""
+        if not isinstance(self.identity, dict) or not isinstance(self.server, dict):
+            raise ValueError("identity and server are not objects")
+        epoch, best = self.progress.epoch, self.progress.best_epoch
+        if not (isinstance(epoch, int) and isinstance(best, int) and 0 <= best <= epoch):
+            raise ValueError(f"epoch {epoch}, best epoch {best}")
+        for name, value in self.tensors.items():
+            if value.dtype.kind == "f" and not math.isfinite(float(np.abs(value).max(initial=0))):
+                raise ValueError(f"{name} is not finite")
 
-    def append_metrics(self, record: dict[str, Any]) -> None:
-        """Add one epoch's line and hand it to the system."""
-        with open(self.metrics_path, "a", encoding="utf-8") as out:
-            out.write(json.dumps(record) + "\n")
 
-    def read_metrics(self) -> list[dict[str, Any]]:
-        """All epochs' lines."""
-        return [json.loads(line) for line in self.metrics_path.read_text(encoding="utf-8").splitlines()]
+def _digest(header: dict[str, Any], tensors: dict[str, np.ndarray]) -> str:
+    """SHA-256 of the header without its own checksum, and of every tensor's name, type, shape and bytes."""
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for name in sorted(tensors):
+        value = np.ascontiguousarray(tensors[name])
+        digest.update(f"\n{name} {value.dtype.str} {value.shape}\n".encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()
 
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Temp file beside it, fsync, rename: the file is the old one or the new one, never half of it."""
     temp = path.with_name(f".{path.name}.tmp")
-    with open(temp, "wb") as out:
-        out.write(data)
-        out.flush()
-        os.fsync(out.fileno())
-    os.replace(temp, path)
+    try:
+        with open(temp, "wb") as out:
+            out.write(data)
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(temp, path)
+    except OSError:
+        temp.unlink(missing_ok=True)
+        raise

@@ -5,6 +5,7 @@ It drives a WorkerPool and does not know whether its workers are Ray actors or l
 """
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import math
@@ -27,9 +28,11 @@ from ..planning.admission import check_training
 from ..quant.grids import AFFINE_METHODS
 from ..store.manifest import SOURCE_ORDER
 from ..store.reader import Store
-from .checkpoint import Progress, RunFolder, write_atomically
+from .checkpoint import Checkpoint, Progress, write_atomically
 from .metrics import figures, valid_loss
+from .run_folder import CheckpointWriter, RunFolder
 from .slow import Place, SlowWorkers
+from .stop import StoppedError, StopSignals
 
 __all__ = ["check_trainable", "device_can_train", "prepare_run", "run_training"]
 
@@ -94,27 +97,28 @@ def prepare_run(out: str | Path, store: Store, config: RunConfig, *, resume: boo
             return run, summary
         found = run.load_checkpoint()
         if found is not None:
-            _check_identity(found[1], _identity(store, config), run)
+            _check_identity(found.identity, _identity(store, config), run)
         return run, None
     if not overwrite:
         raise InputError("output exists; add --resume to go on or --overwrite to replace it", file=str(run.path))
     if not (run.path / "config.toml").exists():
         raise InputError("output exists and is not a run's folder; choose another --out", file=str(run.path))
-    for old in (run.summary_path, run.checkpoint_path, run.metrics_path):
-        old.unlink(missing_ok=True)
+    run.clear()
     return run, None
 
 
 def run_training(pool: WorkerPool, server_call: ServerCall, store: Store, config: RunConfig, run: RunFolder, *,
-                 resume: bool = False, on_epoch: OnEpoch | None = None) -> dict[str, Any]:
+                 resume: bool = False, on_epoch: OnEpoch | None = None, signals: bool = False) -> dict[str, Any]:
     """Train to the end and write the summary.
 
     Args:
         pool: one TrainWorker a part. server_call: calls a plain method of the multiplier server (`state`,
             `load_state`).
         on_epoch: called with every epoch's record, for people to see.
+        signals: let SIGTERM and SIGINT end the run after an epoch, with a checkpoint.
     Returns: the summary, as written to RUN/summary.json.
     Raises: InputError: the hosts have less memory than this takes; nothing was allocated or written then.
+        StoppedError: a signal asked for it. OSError: a checkpoint could not be written; earlier ones are whole.
     """
     started = time.perf_counter()
     if config.cluster.memory_check == "on":
@@ -140,19 +144,25 @@ def run_training(pool: WorkerPool, server_call: ServerCall, store: Store, config
         progress = Progress(calibration_bytes=_add_wire(sent))
     records = run.start_metrics(progress.epoch)
     slow = SlowWorkers([Place(w["host"], w["rows"], w["edges"]) for w in loaded])
-    while not progress.finished:
-        record = _run_epoch(pool, config, progress)
-        for text in slow.look(record["epoch"], record["compute_s"]):
-            _LOG.warning(text)
-            record.setdefault("slow_workers", []).append(text)
-        records.append(record)
-        run.append_metrics(record)
-        progress.finished = progress.epoch >= config.train.epochs or _out_of_patience(progress, config)
-        if progress.finished or progress.epoch % config.train.checkpoint_every == 0:
-            tensors = pool.call_one(0, "state", timeout_s=config.timeouts.checkpoint_s)
-            run.save_checkpoint(tensors, identity, progress, server_call("state"))
-        if on_epoch is not None:
-            on_epoch(record)
+    keep, limit_s = config.train.keep_checkpoints, config.timeouts.checkpoint_s
+    with StopSignals(signals) as stop, CheckpointWriter(run, keep=keep, timeout_s=limit_s) as writer:
+        while not progress.finished:
+            record = _run_epoch(pool, config, progress)
+            for text in slow.look(record["epoch"], record["compute_s"]):
+                _LOG.warning(text)
+                record.setdefault("slow_workers", []).append(text)
+            records.append(record)
+            run.append_metrics(record)
+            progress.finished = progress.epoch >= config.train.epochs or _out_of_patience(progress, config)
+            if progress.finished or stop.received or progress.epoch % config.train.checkpoint_every == 0:
+                tensors = pool.call_one(0, "state", timeout_s=limit_s)
+                writer.save(Checkpoint(tensors, identity, dataclasses.replace(progress), server_call("state")))
+            if on_epoch is not None:
+                on_epoch(record)
+            if stop.received and not progress.finished:
+                writer.flush()
+                raise StoppedError(f"stopped by {stop.received} after epoch {progress.epoch}, with a checkpoint; go on "
+                                   "with --resume", file=str(run.path))
     summary = _summary(pool, config, store, identity, progress, records, time.perf_counter() - started)
     write_atomically(run.summary_path, (json.dumps(summary, indent=2) + "\n").encode())
     return summary
@@ -199,14 +209,13 @@ def _out_of_patience(progress: Progress, config: RunConfig) -> bool:
     return 0 < config.train.patience <= progress.epoch - progress.best_epoch
 
 
-def _restore(pool: WorkerPool, server_call: ServerCall, found: tuple[Any, ...]) -> Progress:
-    tensors, _, progress, server = found
-    tensors = dict(tensors)
+def _restore(pool: WorkerPool, server_call: ServerCall, found: Checkpoint) -> Progress:
+    tensors, server = dict(found.tensors), found.server
     best = tensors.pop("best", None)
     model = PackedModel.from_bytes(best.tobytes()) if best is not None else None
     server_call("load_state", server)
     pool.call("load_state", tensors, server["ranges"], model, timeout_s=EPOCH_TIMEOUT_S)
-    return progress
+    return found.progress
 
 
 def _identity(store: Store, config: RunConfig) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def test_resumed_run_ends_like_one_that_was_never_stopped(tmp_path: Path, stop_a
                          on_epoch=lambda record: resumed.append(record["epoch"]))
     assert resumed == list(range(stop_at // 3 * 3 + 1, 11))
     assert _records(tmp_path / "cut") == _records(tmp_path / "whole")
-    tensors = [load_file(tmp_path / run / "checkpoint.safetensors") for run in ("cut", "whole")]
+    tensors = [load_file(tmp_path / run / "checkpoints" / "epoch-000010.safetensors") for run in ("cut", "whole")]
     assert set(tensors[0]) == set(tensors[1])
     for name, value in tensors[1].items():
         np.testing.assert_array_equal(tensors[0][name], value, err_msg=name)

@@ -18,8 +18,8 @@ from qgnn_dist.partitioning.clean import CleanGraph, clean
 from qgnn_dist.partitioning.order import ORDERS, choose_order, mean_log2_distance
 from qgnn_dist.store.columns import write_columns
 from qgnn_dist.store.reader import Store
-from qgnn_dist.training.checkpoint import RunFolder
 from qgnn_dist.training.loop import _check_identity, _identity
+from qgnn_dist.training.run_folder import RunFolder
 from tests.helpers import make_store, settings, small_graph
 
 

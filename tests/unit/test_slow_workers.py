@@ -12,8 +12,8 @@ import pytest
 
 from qgnn_dist.comm.pool import LocalPool
 from qgnn_dist.propagation.multiplier import InProcessServer, MultiplierRule, MultiplierServer
-from qgnn_dist.training.checkpoint import RunFolder
 from qgnn_dist.training.loop import run_training
+from qgnn_dist.training.run_folder import RunFolder
 from qgnn_dist.training.slow import EVERY, Place, SlowWorkers
 from qgnn_dist.training.worker import TrainWorker
 from tests.helpers import make_store, settings, small_graph

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run's folder: its settings, one line an epoch, the last checkpoints, and the summary, which is written last."""
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ..errors import DeadlineError, InputError, QgnnError
+from .checkpoint import Checkpoint, write_atomically
+
+__all__ = ["CheckpointWriter", "RunFolder"]
+
+_LOG = logging.getLogger(__name__)
+_NAME = re.compile(r"epoch-(\d{6,})\.safetensors")
+
+
+class RunFolder:
+    """Reads and writes RUN/; only the controller does."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints, epoch-000010.safetensors and so on."""
+        return self.path / "checkpoints"
+
+    @property
+    def summary_path(self) -> Path:
+        """Written last: its presence says that the run is complete."""
+        return self.path / "summary.json"
+
+    @property
+    def metrics_path(self) -> Path:
+        """One JSON object a line, one line an epoch."""
+        return self.path / "metrics.jsonl"
+
+    def checkpoint_files(self) -> list[Path]:
+        """All checkpoints, the newest first; that of an older version's run comes last."""
+        found = {}
+        if self.checkpoints.is_dir():
+            for file in self.checkpoints.iterdir():
+                match = _NAME.fullmatch(file.name)
+                if match:
+                    found[int(match[1])] = file
+        before = self.path / "checkpoint.safetensors"
+        return [found[epoch] for epoch in sorted(found, reverse=True)] + ([before] if before.exists() else [])
+
+    def load_checkpoint(self) -> Checkpoint | None:
+        """The newest checkpoint that is whole, with a warning for each newer one; None where none was written yet.
+
+        Raises: InputError: there are some, and all are damaged.
+        """
+        files = self.checkpoint_files()
+        for number, file in enumerate(files):
+            try:
+                return Checkpoint.read(file)
+            except InputError as error:
+                if number == len(files) - 1:
+                    raise
+                _LOG.warning("%s; going back to %s", error, files[number + 1].name)
+        return None
+
+    def clear(self) -> None:
+        """Remove what an earlier run left: summary, metrics and checkpoints."""
+        for old in (self.summary_path, self.metrics_path, *self.checkpoint_files()):
+            old.unlink(missing_ok=True)
+
+    def start_metrics(self, epochs: int) -> list[dict[str, Any]]:
+        """Cut metrics.jsonl back to its first `epochs` lines and return them: a resumed run writes the rest again."""
+        kept: list[dict[str, Any]] = []
+        if self.metrics_path.exists():
+            for line in self.metrics_path.read_text(encoding="utf-8").splitlines()[:epochs]:
+                kept.append(json.loads(line))
+        if len(kept) < epochs:
+            _LOG.warning("%s has %d of the %d epochs before this one; the summary's times are of those it has",
+                         self.metrics_path, len(kept), epochs)
+        write_atomically(self.metrics_path, "".join(json.dumps(record) + "\n" for record in kept).encode())
+        return kept
+
+    def append_metrics(self, record: dict[str, Any]) -> None:
+        """Add one epoch's line and hand it to the system."""
+        with open(self.metrics_path, "a", encoding="utf-8") as out:
+            out.write(json.dumps(record) + "\n")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """All epochs' lines."""
+        return [json.loads(line) for line in self.metrics_path.read_text(encoding="utf-8").splitlines()]
+
+
+class CheckpointWriter:
+    """Writes checkpoints in a thread of its own, so that no epoch waits for the disk, and keeps the last few.
+
+    A context manager: leaving it waits for the last write. A write that failed raises at the next call.
+
+    Args:
+        keep: files to keep. timeout_s: how long a write may take before the next call gives up on it.
+    """
+
+    def __init__(self, run: RunFolder, *, keep: int, timeout_s: float) -> None:
+        self._run, self._keep, self._timeout_s = run, keep, timeout_s
+        self._thread = ThreadPoolExecutor(1, "qgnn-checkpoint")
+        self._pending: tuple[Future[None], Path] | None = None
+
+    def __enter__(self) -> CheckpointWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        try:
+            self.flush()
+        except (OSError, QgnnError) as failed:
+            if error is None:
+                raise
+            _LOG.warning("the last checkpoint was not written: %s", failed)
+        finally:
+            self._thread.shutdown(wait=False)
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Begin to write; waits for the write before. The tensors must not change any more.
+
+        Raises: as `flush`.
+        """
+        self.flush()
+        file = self._run.checkpoints / f"epoch-{checkpoint.progress.epoch:06d}.safetensors"
+        self._pending = self._thread.submit(self._write, checkpoint, file), file
+
+    def flush(self) -> None:
+        """Return when the last checkpoint is on disk.
+
+        Raises: OSError: it could not be written (with the file's name). DeadlineError: not in time.
+        """
+        if self._pending is None:
+            return
+        (future, file), self._pending = self._pending, None
+        try:
+            future.result(self._timeout_s)
+        except FutureTimeoutError:
+            raise DeadlineError(f"a checkpoint was not on disk within {self._timeout_s:g} s; look at the disk, or "
+                                "raise timeouts.checkpoint_s", file=str(file)) from None
+
+    def _write(self, checkpoint: Checkpoint, file: Path) -> None:
+        self._run.checkpoints.mkdir(exist_ok=True)
+        if self._run.metrics_path.exists():  # the epochs that a checkpoint stands for are on disk before it
+            with open(self._run.metrics_path, "rb") as metrics:
+                os.fsync(metrics.fileno())
+        write_atomically(file, checkpoint.to_bytes())
+        for old in self._run.checkpoint_files()[self._keep:]:
+            old.unlink(missing_ok=True)

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints: written behind the epochs, checked when read, and the one before a damaged one takes its place."""
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import qgnn_dist as qgnn
+from qgnn_dist.errors import DeadlineError, InputError
+from qgnn_dist.training import run_folder
+from qgnn_dist.training.checkpoint import Checkpoint, Progress
+from qgnn_dist.training.run_folder import CheckpointWriter, RunFolder
+from qgnn_dist.training.stop import StopSignals
+from tests.helpers import make_store, settings, small_graph
+
+
+def _checkpoint(epoch: int) -> Checkpoint:
+    rng = np.random.default_rng(epoch)
+    return Checkpoint({"w": rng.normal(size=(3, 4)).astype(np.float32), "none": np.zeros((0, 2), np.int8),
+                       "step": np.array(epoch, np.float32)}, {"parts": 2},
+                      Progress(epoch=epoch, best_epoch=epoch, best_value=0.5), {"ranges": {"residual": {"rms": 0.1}}})
+
+
+def _write(run: RunFolder, *epochs: int, keep: int = 3) -> None:
+    run.path.mkdir(exist_ok=True)
+    with CheckpointWriter(run, keep=keep, timeout_s=20.0) as writer:
+        for epoch in epochs:
+            writer.save(_checkpoint(epoch))
+
+
+def test_a_checkpoint_reads_back_and_only_the_last_ones_stay(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    assert run.load_checkpoint() is None
+    _write(run, 10, 20, 30, 1_000_000)
+    assert [file.name for file in run.checkpoint_files()] == [
+        "epoch-1000000.safetensors", "epoch-000030.safetensors", "epoch-000020.safetensors"]
+    found, made = run.load_checkpoint(), _checkpoint(1_000_000)
+    assert found is not None
+    assert (found.identity, found.progress, found.server) == (made.identity, made.progress, made.server)
+    for name, value in made.tensors.items():
+        np.testing.assert_array_equal(found.tensors[name], value)
+        assert found.tensors[name].dtype == value.dtype
+    assert not [file for file in run.checkpoints.iterdir() if file.name.startswith(".")]
+
+
+def test_every_changed_byte_is_found_and_the_one_before_serves(tmp_path: Path,
+                                                               caplog: pytest.LogCaptureFixture) -> None:
+    run = RunFolder(tmp_path / "run")
+    _write(run, 1, 2)
+    newest = run.checkpoint_files()[0]
+    whole = newest.read_bytes()
+    for place in range(0, len(whole), 7):
+        newest.write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1:])
+        with caplog.at_level(logging.WARNING):
+            found = run.load_checkpoint()
+        assert found is not None
+        assert found.progress.epoch == 1, f"byte {place}"
+        assert "epoch-000002.safetensors" in caplog.text
+        assert "going back to epoch-000001" in caplog.text
+        caplog.clear()
+    for size in (0, 7, 8, len(whole) - 1):
+        newest.write_bytes(whole[:size])
+        assert run.load_checkpoint().progress.epoch == 1  # type: ignore[union-attr]
+    for file in run.checkpoint_files():
+        file.write_bytes(b"")
+    with pytest.raises(InputError, match=r"epoch-000001.safetensors: damaged checkpoint"):
+        run.load_checkpoint()
+
+
+def test_numbers_that_would_poison_a_run_are_refused(tmp_path: Path) -> None:
+    made = _checkpoint(3)
+    made.tensors["w"][1, 2] = np.nan
+    file = tmp_path / "c.safetensors"
+    file.write_bytes(made.to_bytes())
+    with pytest.raises(InputError, match="w is not finite"):
+        Checkpoint.read(file)
+    file.write_bytes(Checkpoint({}, {}, Progress(epoch=3, best_epoch=4), {}).to_bytes())
+    with pytest.raises(InputError, match="epoch 3, best epoch 4"):
+        Checkpoint.read(file)
+
+
+def test_a_write_that_fails_is_told_and_leaves_the_earlier_ones(tmp_path: Path,
+                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunFolder(tmp_path / "run")
+    _write(run, 1)
+    real = run_folder.write_atomically
+
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(run_folder, "write_atomically", full)
+    with pytest.raises(OSError, match=r"No space left.*epoch-000002"):
+        _write(run, 2)
+    monkeypatch.setattr(run_folder, "write_atomically", real)
+    assert run.load_checkpoint().progress.epoch == 1  # type: ignore[union-attr]
+    held = threading.Event()
+    monkeypatch.setattr(run_folder, "write_atomically", lambda path, data: held.wait(20))
+    with pytest.raises(DeadlineError, match=r"epoch-000003.*timeouts.checkpoint_s"), \
+            CheckpointWriter(run, keep=3, timeout_s=0.05) as writer:
+        writer.save(_checkpoint(3))
+    held.set()
+
+
+def test_saving_does_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    begun, held = threading.Event(), threading.Event()
+    real = run_folder.write_atomically
+
+    def slow(path: Path, data: bytes) -> None:
+        begun.set()
+        assert held.wait(20)
+        real(path, data)
+
+    monkeypatch.setattr(run_folder, "write_atomically", slow)
+    with CheckpointWriter(run, keep=3, timeout_s=20.0) as writer:
+        writer.save(_checkpoint(1))
+        assert begun.wait(20)
+        assert run.checkpoint_files() == [], "save returned before the write"
+        held.set()
+    assert len(run.checkpoint_files()) == 1
+
+
+def test_a_run_of_version_1_goes_on(tmp_path: Path) -> None:
+    from safetensors.numpy import save
+
+    made = _checkpoint(4)
+    header = {"version": 1, "identity": made.identity, "progress": {"epoch": 4, "best_epoch": 4}, "server": made.server}
+    (tmp_path / "checkpoint.safetensors").write_bytes(save(made.tensors, metadata={"qgnn": json.dumps(header)}))
+    assert RunFolder(tmp_path).load_checkpoint().progress.epoch == 4  # type: ignore[union-attr]
+    header["version"] = 3
+    (tmp_path / "checkpoint.safetensors").write_bytes(save(made.tensors, metadata={"qgnn": json.dumps(header)}))
+    with pytest.raises(InputError, match="checkpoint version 3, this program reads 1 to 2"):
+        RunFolder(tmp_path).load_checkpoint()
+
+
+def test_a_damaged_checkpoint_costs_its_epochs_and_nothing_else(tmp_path: Path) -> None:
+    store = make_store(small_graph(), tmp_path / "s", 1)
+    config = settings("train.epochs=9", "train.checkpoint_every=2", "model.feature_norm=l2")
+    whole = qgnn.train(store.path, out=tmp_path / "whole", config=config)
+
+    def stop(record: dict[str, Any]) -> None:
+        if record["epoch"] == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        qgnn.train(store.path, out=tmp_path / "cut", config=config, on_epoch=stop)
+    newest = RunFolder(tmp_path / "cut").checkpoint_files()[0]
+    assert newest.name == "epoch-000006.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1] + b"\xff")
+    resumed: list[int] = []
+    summary = qgnn.train(store.path, out=tmp_path / "cut", config=config, resume=True,
+                         on_epoch=lambda record: resumed.append(record["epoch"]))
+    assert resumed == [5, 6, 7, 8, 9]
+    assert summary["accuracy"] == whole["accuracy"]
+    last = [RunFolder(tmp_path / name).load_checkpoint() for name in ("cut", "whole")]
+    for name, value in last[1].tensors.items():  # type: ignore[union-attr]
+        np.testing.assert_array_equal(last[0].tensors[name], value)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_run_with_a_checkpoint(tmp_path: Path, number: signal.Signals) -> None:
+    store = make_store(small_graph(), tmp_path / "s", 1)
+    words = ["--set", "train.epochs=100000", "--set", "train.patience=0", "--set", "train.checkpoint_every=100000"]
+    command = [sys.executable, "-m", "qgnn_dist.cli", "train", str(store.path), "--out", str(tmp_path / "run"), *words]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        metrics, until = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 60
+        while not metrics.exists() or metrics.read_text().count("\n") < 3:
+            assert process.poll() is None, process.stderr.read()  # type: ignore[union-attr]
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        os.kill(process.pid, number)
+        _, said = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 1
+    said = " ".join(said.split())
+    assert f"{number.name}: stopping after this epoch" in said
+    assert f"stopped by {number.name} after epoch" in said
+    assert "go on with --resume" in said
+    found = RunFolder(tmp_path / "run").load_checkpoint()
+    assert found is not None
+    assert found.progress.epoch == len(metrics.read_text().splitlines()) >= 3
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_a_second_signal_ends_at_once_and_handlers_come_back() -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with StopSignals() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+        assert stop.received == "SIGTERM"
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    with StopSignals(enabled=False):
+        assert signal.getsignal(signal.SIGINT) is before[0]
