@@ -133,9 +133,9 @@ def kernel(**arrays: str) -> Callable[[Function], Function]:
 
     Args:
         arrays: for each array argument `dtype dim dim`. A dim is a letter (equal letters mean equal sizes), `N+1`, `N+`
-            (at least N), `B` (packed bytes of C columns at `bits`), `G` (those and a scale byte), `S` (C rounded up to
-            a multiple of 8, as registers are stored whole), a number, or the name of a whole-number argument.
-            `=` in front: written to; `?`: may be None.
+            (at least N), `B` (packed bytes of C columns at `bits`), `G` (those and a scale byte), `K` (of H columns at
+            `bits`, and at 1), `S` (C rounded up to a multiple of 8, as registers are stored whole), a number, or the
+            name of a whole-number argument. `=` in front: written to; `?`: may be None.
     """
     def register(reference: Function) -> Function:
         signature = inspect.signature(reference)
@@ -196,7 +196,7 @@ def _check(function: str, specs: list[Any], args: tuple[Any, ...], names: list[s
         if "=" in flags and not array.flags.writeable:
             raise ValueError(f"{function}: {name} is read-only, but results are written to it")
         for axis, dim in enumerate(dims):
-            if len(dim) == 1 and dim.isalpha() and dim not in "BGS" and dim not in sizes:
+            if len(dim) == 1 and dim.isalpha() and dim not in "BGKS" and dim not in sizes:
                 sizes[dim] = array.shape[axis]
             else:
                 later.append((name, axis, dim, array.shape))
@@ -213,6 +213,8 @@ def _size(dim: str, sizes: dict[str, int], args: tuple[Any, ...], names: list[st
         return row_bytes(sizes["C"], args[names.index("bits")]), False
     if dim == "G":
         return row_bytes(sizes["C"], args[names.index("bits")]) + 1, False
+    if dim == "K":
+        return row_bytes(sizes["H"], args[names.index("bits")]) + row_bytes(sizes["H"], 1), False
     if dim == "S":
         return -(-sizes["C"] // 8) * 8, False
     if dim.isdigit():

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..quant.packed import pack_codes, row_bytes, unpack_codes
 from .dispatch import kernel
 from .ops import moments_by_row
 from .random import philox
 
 __all__ = [
     "activate", "add_transposed", "add_transposed_csr", "dropout_csr", "dropout_dense", "feature_codes_csr",
-    "feature_codes_dense", "hidden_codes", "keyed_bits", "matmul_codes_csr", "matmul_codes_dense",
-    "matmul_float_csr", "matmul_float_dense", "matmul_thin", "normalise_csr", "normalise_dense", "perceptron_csr",
-    "perceptron_dense", "scores_from_codes", "softmax", "thin_codes", "thin_values",
+    "feature_codes_dense", "hidden_codes", "keyed_bits", "lookup_tables", "matmul_codes_csr", "matmul_codes_dense",
+    "matmul_float_csr", "matmul_float_dense", "matmul_thin", "matmul_thinned", "normalise_csr", "normalise_dense",
+    "perceptron_csr", "perceptron_dense", "recall", "scores_from_codes", "softmax", "thin_codes", "thin_values",
 ]
 F4 = np.float32
 SIGNED_STEP = {2: 1.0, 4: 0.335, 8: 0.0308}
@@ -217,6 +218,40 @@ def matmul_thin(x: np.ndarray, weights: np.ndarray, out: np.ndarray) -> None:
         out += np.where(x[:, f:f + 1] != 0, x[:, f:f + 1] * weights[f], F4(0))
 
 
+@kernel(weights="i1 F H", out="=u1 H P 16")
+def lookup_tables(weights: np.ndarray, out: np.ndarray) -> None:
+    """For `matmul_thinned`, P = ⌈F/2⌉: of each column and pair of features, the 16 sums that two codes of 0..3 give,
+    all raised by one number so that none is negative; zeros where they don't fit a byte, or a row's sums 16 bits.
+    """
+    pairs = (len(weights) + 1) // 2
+    if out.shape[1] != pairs:
+        raise ValueError(f"lookup_tables: out has shape {out.shape}, expected {pairs} along axis 1, half the features")
+    out[:] = 0
+    shift = 6 * max(-int(weights.min(initial=0)), 0)
+    largest = shift + 6 * max(int(weights.max(initial=0)), 0)
+    if weights.size == 0 or largest > 127 or pairs * largest > 65535:
+        return
+    both = np.zeros((2 * pairs, weights.shape[1]), np.int32)
+    both[:len(weights)] = weights
+    index = np.arange(16)
+    out[:] = shift + (index & 3) * both[0::2].T[:, :, None] + (index >> 2) * both[1::2].T[:, :, None]
+
+
+@kernel(rows="i8 N", codes="i2 N F", weights="i1 F H", tables="?u1 H P 16", out="=f4 N H")
+def matmul_thinned(seed: int, epoch: int, stage: int, layer: int, rows: np.ndarray, p: float, codes: np.ndarray,
+                   weights: np.ndarray, tables: np.ndarray | None, out: np.ndarray) -> None:
+    """`thin_codes` times weight codes: whole numbers, exactly, as floats.
+
+    Args:
+        tables: `lookup_tables` of the weights, or None: the same numbers, faster where codes have 2 bits.
+    """
+    if tables is not None and tables.shape[1] != (len(weights) + 1) // 2:
+        raise ValueError(f"matmul_thinned: tables has shape {tables.shape}, expected {(len(weights) + 1) // 2} along "
+                         "axis 1, half the features")
+    thinned = np.where(_kept(seed, epoch, stage, layer, rows, codes.shape[1], p), codes, 0).astype(np.int32)
+    out[:] = thinned @ weights.astype(np.int32)
+
+
 @kernel(x="f4 N F", row_scale="f4 N", grad="f4 N H", out="=f4 F H")
 def add_transposed(x: np.ndarray, row_scale: np.ndarray, grad: np.ndarray, out: np.ndarray) -> None:
     """out += xᵀ·(row_scale·grad), zeros of x left out: all rows' products are added from 0 on in order, then to out."""
@@ -235,11 +270,16 @@ def add_transposed_csr(indptr: np.ndarray, indices: np.ndarray, values: np.ndarr
             out[indices[e]] += values[e] * g
 
 
+RUN = 256
+"""Columns of what `activate` keeps that are a planar row of their own."""
+
+
 @kernel(sums="f4 N H", row_scale="f4 N", bias="f4 H", rows="i8 N", out="=f4 N H", grad="=?f4 N H", errors="=?f8 N",
-        moments="=?f8 N 3")
+        moments="=?f8 N 3", kept="=?u1 N K")
 def activate(sums: np.ndarray, row_scale: np.ndarray, weight_step: float, bias: np.ndarray, step: float, bits: int,
              seed: int, epoch: int, stage: int, layer: int, rows: np.ndarray, p: float, out: np.ndarray,
-             grad: np.ndarray | None, errors: np.ndarray | None, moments: np.ndarray | None) -> None:
+             grad: np.ndarray | None, errors: np.ndarray | None, moments: np.ndarray | None,
+             kept: np.ndarray | None) -> None:
     """The hidden layer in training: relu, grid and dropout, and the gradient back through them.
 
     v = max(sums·(row_scale·weight_step) + bias, 0); code = clip(round(v/step), 0, 2^b − 1), or v itself where step is
@@ -250,10 +290,13 @@ def activate(sums: np.ndarray, row_scale: np.ndarray, weight_step: float, bias: 
         grad: ∂L/∂out on entry, times `step` becomes ∂L/∂v·step: 0 where dropped, at v ≤ 0, and past the highest code.
         errors: Σ grad·(code − v/step) of a row over what was kept, v/step only where the gradient passes: the gradient
             of a learned step (LSQ), in double and column order. moments: per row [Σv², Σv, max v].
-    Raises: ValueError: errors without grad.
+        kept: what `recall` needs in place of a second call with `grad`: K = H·(b + 1)/8 bytes a row, rounded up.
+    Raises: ValueError: errors without grad, kept without a grid.
     """
     if errors is not None and grad is None:
         raise ValueError("activate: errors need grad")
+    if kept is not None and step == 0:
+        raise ValueError("activate: kept needs a grid, step is 0")
     value = sums * (row_scale * F4(weight_step))[:, None] + bias
     value = np.where(value < 0, F4(0), value)
     if moments is not None:
@@ -262,8 +305,13 @@ def activate(sums: np.ndarray, row_scale: np.ndarray, weight_step: float, bias: 
     scaled = value / F4(step) if step else value
     code = np.rint(np.fmin(np.fmax(scaled, F4(0)), top)) if step else value
     keep = _kept(seed, epoch, stage, layer, rows, sums.shape[1], p) if p > 0 else np.ones(sums.shape, bool)
+    passes = (value > 0) & ((scaled <= top) if step else True)
+    if kept is not None:
+        codes, flags = np.where(keep, code, 0).astype(np.uint8), (keep & passes).astype(np.uint8)
+        runs = range(0, sums.shape[1], RUN)
+        kept[:] = np.concatenate([pack_codes(codes[:, c:c + RUN], bits) for c in runs]
+                                 + [pack_codes(flags[:, c:c + RUN], 1) for c in runs], 1)
     if grad is not None:
-        passes = (value > 0) & ((scaled <= top) if step else True)
         if errors is not None:
             errors[:] = 0
             kept = keep.astype(F4) * grad
@@ -272,6 +320,19 @@ def activate(sums: np.ndarray, row_scale: np.ndarray, weight_step: float, bias: 
                 errors += kept[:, c].astype(np.float64) * through[:, c].astype(np.float64)
         grad[:] = np.where(keep & passes, grad, F4(0))
     out[:] = np.where(keep, code, F4(0))
+
+
+@kernel(kept="u1 N K", out="=f4 N H", grad="=f4 N H")
+def recall(kept: np.ndarray, bits: int, out: np.ndarray, grad: np.ndarray) -> None:
+    """What `activate` with this `kept` made of the hidden layer, and of ∂L/∂out in `grad`, without its inputs."""
+    width, at = out.shape[1], 0
+    for target, size in ((out, bits), (grad, 1)):
+        for column in range(0, width, RUN):
+            count = min(RUN, width - column)
+            found = unpack_codes(kept[:, at:at + row_bytes(count, size)], size, count)
+            target[:, column:column + count] = (found if target is out else
+                                                np.where(found, target[:, column:column + count], F4(0)))
+            at += row_bytes(count, size)
 
 
 def _kept(seed: int, epoch: int, stage: int, layer: int, rows: np.ndarray, columns: int, p: float) -> np.ndarray:

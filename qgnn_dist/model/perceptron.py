@@ -94,6 +94,7 @@ class FeatureMatrix:
         self._block = block
         self.scale, self.num_features = block.scale, block.num_features
         self.is_sparse = block.indptr is not None
+        self.holds_codes = not self.is_sparse and block.values.dtype == np.int16
 
     @property
     def num_rows(self) -> int:
@@ -123,6 +124,15 @@ class FeatureMatrix:
             thin = kernels.thin_codes if codes.dtype == np.int16 else kernels.thin_values
             thin(key.seed, key.epoch, STAGE_INPUT, 0, rows, key.share, codes, out)
         return ThinnedRows(out)
+
+    def times_codes(self, begin: int, end: int, key: DropoutKey, weight: np.ndarray, tables: np.ndarray | None,
+                    out: np.ndarray) -> None:
+        """`thinned(…).times(weight, out)` of dense codes and int8 weight codes (F, H), in whole numbers.
+
+        Args: tables: see kernels.matmul_thinned.
+        """
+        kernels.matmul_thinned(key.seed, key.epoch, STAGE_INPUT, 0, key.rows[begin:end], key.share,
+                               self._block.values[begin:end], weight, tables, out)
 
     def times(self, weight: Tensor, key: DropoutKey) -> Tensor:
         """(X ∘ mask)·weight of all rows, without the row scales, by autograd. weight: (F, H)."""
@@ -154,6 +164,7 @@ class Perceptron(nn.Module):
         super().__init__()
         quant, hidden = config.quant, config.model.hidden
         self.bits_weights, self.bits_hidden = int(quant.weights or 32), int(quant.hidden or 32)
+        self.bits_features = int(quant.features or 32)
         self.method, self.dropout = quant.method, config.model.dropout
         generator = torch.Generator().manual_seed(config.seed)
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The perceptron's training pass a block of rows at a time: nothing of (n, F) or (n, H) is kept for all rows.
+"""The perceptron's training pass a block of rows at a time: nothing of (n, F), and of (n, H) only packed codes.
 
-The backward draws the same dropout masks again and computes the hidden layer anew, which costs less than reading it
-from memory. Blocks have a fixed size, so a part's gradients are the same whatever the threads. For the methods without
+The backward draws the same dropout masks of the input again. The hidden layer it recalls from its codes and flags of
+where the gradient passes, at most 5 bits a value; where codes are wider, or the step is learned, it computes it anew.
+Blocks have a fixed size, so a part's gradients are the same whatever the threads. For the methods without
 affine grids. Legend: n local rows, F features, H hidden width, C classes.
 """
 from __future__ import annotations
@@ -17,12 +18,15 @@ from torch import Tensor
 
 from .. import kernels
 from ..quant.learned import AffineWeightQuantizer
+from ..quant.packed import row_bytes
 from ..quant.ranges import moments_of
 from ..quant.straight_through import WeightQuantizer, scale_gradient
-from .perceptron import STAGE_HIDDEN, DropoutKey, FeatureMatrix, Perceptron, ThinnedRows
+from .perceptron import STAGE_HIDDEN, DropoutKey, FeatureMatrix, Perceptron
 
 __all__ = ["Pass", "RowBlocks", "Weights", "block_rows"]
 
+KEPT_BITS = 4
+"""Widest codes of the hidden layer that are kept: wider ones would take more memory than computing them takes time."""
 BLOCK_VALUES = 2**18
 """Values of a block's widest array: it stays in the second level of a core's memory."""
 LEAST_ROWS, MOST_ROWS = 64, 4096
@@ -64,6 +68,26 @@ class Weights:
 
 
 @dataclass(frozen=True)
+class CodeProduct:
+    """Thinned feature codes times weight codes, in whole numbers.
+
+    Attributes: codes: int8 (F, H). tables: of kernels.lookup_tables, or None where features are wider than 2 bits.
+    """
+
+    codes: np.ndarray
+    tables: np.ndarray | None
+
+    @classmethod
+    def of(cls, weights: Weights, bits_features: int) -> CodeProduct:
+        codes = weights.codes.astype(np.int8)
+        if bits_features > 2:
+            return cls(codes, None)
+        tables = np.empty((codes.shape[1], (len(codes) + 1) // 2, 16), np.uint8)
+        kernels.lookup_tables(codes, tables)
+        return cls(codes, tables)
+
+
+@dataclass(frozen=True)
 class Pass:
     """What a forward leaves for its backward: the weights in use, never anything by row."""
 
@@ -93,6 +117,7 @@ class RowBlocks:
         self._input = None if matrix.is_sparse else np.empty((rows, num_features), np.float32)
         self._hidden, self._grad = np.empty((rows, width), np.float32), np.empty((rows, width), np.float32)
         self._pass: Pass | None = None
+        self._kept: np.ndarray | None = None
 
     def forward(self, key: DropoutKey, hidden_step: float | None) -> tuple[np.ndarray, list[float]]:
         """H⁰, float32 (n, C), a new array, and the moments of the hidden activations before their grid.
@@ -104,8 +129,21 @@ class RowBlocks:
         step = now.hidden_step
         scale, bias = (step or np.float32(1)) * now.second.step * now.kept, network.bias2.detach().numpy()
         h0, moments = np.empty((n, len(bias)), np.float32), np.empty((n, 3), np.float64)
+        product = None
+        if self._matrix.holds_codes and network.quantizer1 is not None:
+            product = CodeProduct.of(now.first, network.bits_features)
+        self._kept = None
+        if step and network.bits_hidden <= KEPT_BITS and not network.hidden_step.requires_grad:
+            width = self._hidden.shape[1]
+            self._kept = np.empty((n, row_bytes(width, network.bits_hidden) + row_bytes(width, 1)), np.uint8)
         for begin, end in self._blocks():
-            _, hidden = self._hidden_rows(now, begin, end, moments=moments[begin:end])
+            hidden = self._hidden[:end - begin]
+            if product is None:
+                self._matrix.thinned(begin, end, key, self._input).times(now.first.codes, hidden)
+            else:
+                self._matrix.times_codes(begin, end, key, product.codes, product.tables, hidden)
+            self._activate(now, begin, end, moments=moments[begin:end],
+                           kept=None if self._kept is None else self._kept[begin:end])
             out = h0[begin:end]
             kernels.matmul_thin(hidden, now.second.codes, out)
             out *= scale
@@ -114,9 +152,9 @@ class RowBlocks:
 
     def backward(self, grad: np.ndarray) -> None:
         """Set the parameters' gradients. grad: ∂L/∂H⁰ of the last forward, float32 (n, C)."""
-        now, network = self._pass, self._network
+        now, network, kept = self._pass, self._network, self._kept
         assert now is not None
-        self._pass = None
+        self._pass = self._kept = None
         back = np.ascontiguousarray(now.second.codes.T * (now.second.step * now.kept))
         ones = np.ones(len(self._hidden), np.float32)
         of_first = np.zeros(now.first.codes.shape, np.float32)
@@ -127,8 +165,12 @@ class RowBlocks:
         for begin, end in self._blocks():
             scores, through = grad[begin:end], self._grad[:end - begin]
             kernels.matmul_thin(scores, back, through)
-            rows, hidden = self._hidden_rows(now, begin, end, grad=through,
-                                             errors=errors[begin:end] if learned else None)
+            rows, hidden = self._matrix.thinned(begin, end, now.key, self._input), self._hidden[:end - begin]
+            if kept is not None:
+                kernels.recall(kept[begin:end], network.bits_hidden, hidden, through)
+            else:
+                rows.times(now.first.codes, hidden)
+                self._activate(now, begin, end, grad=through, errors=errors[begin:end] if learned else None)
             kernels.add_transposed(hidden, ones[:end - begin], scores, of_second)
             rows.add_transposed(self._matrix.scale[begin:end], through, of_first)
             of_bias1 += through.sum(0)
@@ -146,17 +188,12 @@ class RowBlocks:
         n = self._matrix.num_rows
         return ((begin, min(begin + self._rows, n)) for begin in range(0, n, self._rows))
 
-    def _hidden_rows(self, now: Pass, begin: int, end: int, *, moments: np.ndarray | None = None,
-                     grad: np.ndarray | None = None,
-                     errors: np.ndarray | None = None) -> tuple[ThinnedRows, np.ndarray]:
-        """Features and hidden codes of some rows, both thinned; `grad` of the codes becomes that of the sums."""
-        key, network = now.key, self._network
-        bias = network.bias1.detach().numpy()
-        rows = self._matrix.thinned(begin, end, key, self._input)
-        hidden = self._hidden[:end - begin]
-        rows.times(now.first.codes, hidden)
+    def _activate(self, now: Pass, begin: int, end: int, *, moments: np.ndarray | None = None,
+                  grad: np.ndarray | None = None, errors: np.ndarray | None = None,
+                  kept: np.ndarray | None = None) -> None:
+        """Sums of some rows in the buffer to hidden codes, thinned; `grad` of the codes becomes that of the sums."""
+        key, network, hidden = now.key, self._network, self._hidden[:end - begin]
         bits = min(network.bits_hidden, 8)  # unread without a grid
-        kernels.activate(hidden, self._matrix.scale[begin:end], float(now.first.step * now.kept), bias,
-                         float(now.hidden_step), bits, key.seed, key.epoch, STAGE_HIDDEN, 0, key.rows[begin:end],
-                         key.share, hidden, grad, errors, moments)
-        return rows, hidden
+        kernels.activate(hidden, self._matrix.scale[begin:end], float(now.first.step * now.kept),
+                         network.bias1.detach().numpy(), float(now.hidden_step), bits, key.seed, key.epoch,
+                         STAGE_HIDDEN, 0, key.rows[begin:end], key.share, hidden, grad, errors, moments, kept)

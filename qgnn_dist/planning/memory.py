@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from ..config import RunConfig
 from ..model.features import BLOCK_ROWS
 from ..model.packed import ModelInfo
-from ..model.row_blocks import block_rows
+from ..model.row_blocks import KEPT_BITS, block_rows
 from ..propagation.fused import fixed_point
 from ..propagation.fused_float import MOMENT_COLUMNS
 from ..propagation.smp import Propagation
@@ -163,9 +163,18 @@ def _training_phases(part: PartSize, size: GraphSize, config: RunConfig,
     frames = {row_bytes(classes, bits["messages"]), gradient}
     for name in ("forward", "backward", "evaluation"):
         phases[name]["send buffers"] = part.sends * sum(frames)
+    for name in ("forward", "backward"):
+        phases[name]["hidden codes"] = n * _kept_bytes(config, bits["hidden"])
     phases["loss of the evaluation"] = {"states": state, "node data": 8 * n, "validation": 20 * part.valid * classes,
                                         "send buffers": part.sends * sum(frames)}
     return phases
+
+
+def _kept_bytes(config: RunConfig, bits: int) -> int:
+    """RowBlocks' hidden codes of a row, from the forward to the backward."""
+    if bits > KEPT_BITS or config.quant.method == "lsq":
+        return 0
+    return row_bytes(config.model.hidden, bits) + row_bytes(config.model.hidden, 1)
 
 
 def _layers(part: PartSize, classes: int, bits: int, steps: Sequence[float], *, innovation: bool, two: bool,

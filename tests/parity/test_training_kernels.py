@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from qgnn_dist import kernels
+from qgnn_dist.quant.packed import row_bytes, unpack_codes
 from tests.parity.test_kernels_levels import _everywhere
 
 KEY = (7, 3, 2, 0)
@@ -98,8 +99,9 @@ def test_hidden_layer_and_its_gradient(columns: int, bits: int, p: float) -> Non
         out = {"out": sums.copy(), "plain": np.empty_like(sums), "grad": grad.copy(), "errors": np.empty(n),
                "moments": np.empty((n, 3))}
         args = (scale, 0.125, bias, np.float32(step), min(bits, 8), *KEY, rows, p)
-        kernels.activate(out["out"], *args, out["out"], out["grad"], out["errors"], out["moments"])
-        kernels.activate(sums, *args, out["plain"], None, None, None)
+        kernels.activate(out["out"], *args, out["out"], out["grad"], out["errors"], out["moments"],
+                         None)
+        kernels.activate(sums, *args, out["plain"], None, None, None, None)
         return out
 
     got = _everywhere(call)
@@ -125,4 +127,78 @@ def test_errors_without_a_gradient_are_refused() -> None:
     for level in ("reference", kernels.isa()):
         with kernels.using_isa(level), pytest.raises(ValueError, match="activate: errors need grad"):
             kernels.activate(one, one[0], 1.0, one[0], 1.0, 2, *KEY, np.zeros(1, np.int64), 0.5, one.copy(), None,
-                             np.zeros(1), None)
+                             np.zeros(1), None, None)
+        with kernels.using_isa(level), pytest.raises(ValueError, match="activate: kept needs a grid"):
+            kernels.activate(one, one[0], 1.0, one[0], 0.0, 2, *KEY, np.zeros(1, np.int64), 0.5, one.copy(), None,
+                             None, None, np.zeros((1, 2), np.uint8))
+
+
+@pytest.mark.parametrize("columns", [*WIDTHS, 511, 513])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("p", [0.0, 0.5])
+def test_the_hidden_layer_is_recalled_from_what_was_kept(columns: int, bits: int, p: float) -> None:
+    rng = np.random.default_rng(columns + bits)
+    n, step = 37, np.float32(3.0 / 2**bits)
+    rows, sums = rng.integers(0, 2**40, n), rng.integers(-30, 30, (n, columns)).astype(np.float32)
+    scale, bias = (rng.random(size).astype(np.float32) + np.float32(0.5) for size in (n, columns))
+    grad = rng.normal(size=sums.shape).astype(np.float32)
+    args = (scale, 0.125, bias, step, bits, *KEY, rows, p)
+
+    def call() -> dict[str, np.ndarray]:
+        kept = np.full((n, row_bytes(columns, bits) + row_bytes(columns, 1)), 0xA5, np.uint8)
+        out = {"kept": kept, "hidden": np.empty_like(sums), "recalled": np.empty_like(sums), "grad": grad.copy()}
+        kernels.activate(sums, *args, out["hidden"], None, None, None, kept)
+        kernels.recall(kept, bits, out["recalled"], out["grad"])
+        return out
+
+    got = _everywhere(call)
+    again, through = np.empty_like(sums), grad.copy()
+    kernels.activate(sums, *args, again, through, None, None, None)
+    np.testing.assert_array_equal(got["hidden"], again)
+    np.testing.assert_array_equal(got["recalled"], again)
+    np.testing.assert_array_equal(got["grad"], through)
+    assert (through != 0).any() or columns == 1
+    if columns <= 256:
+        np.testing.assert_array_equal(unpack_codes(got["kept"][:, :row_bytes(columns, bits)], bits, columns), again)
+
+
+@pytest.mark.parametrize("features", [1, 2, 3, 7, 31, 32, 33, 64, 100, 130, 257])
+@pytest.mark.parametrize("columns", [1, 2, 7, 8, 9, 15, 16, 17, 31, 40, 130])
+def test_thinned_codes_times_weights_are_exact(features: int, columns: int) -> None:
+    """Two-bit codes by look-up, wider ones and codes that are too far apart without; ragged tiles of rows."""
+    rng = np.random.default_rng(features * 1000 + columns)
+    n = int(rng.integers(1, 300))
+    rows, p = rng.integers(0, 2**40, n), float(rng.choice([0.0, 0.5]))
+    for low, high, weight in ((-2, 2, 2), (0, 4, 2), (-2, 2, 127), (0, 16, 8), (-128, 128, 128), (0, 256, 128)):
+        codes = rng.integers(low, high, (n, features)).astype(np.int16)
+        weights = rng.integers(-weight, weight, (features, columns)).astype(np.int8)
+        tables = np.full((columns, (features + 1) // 2, 16), 7, np.uint8)
+
+        def call(codes: np.ndarray = codes, weights: np.ndarray = weights,
+                 tables: np.ndarray = tables) -> dict[str, np.ndarray]:
+            out = {"tables": tables.copy(), "looked up": np.full((n, columns), 7, np.float32),
+                   "added": np.full((n, columns), 7, np.float32)}
+            kernels.lookup_tables(weights, out["tables"])
+            kernels.matmul_thinned(*KEY, rows, p, codes, weights, out["tables"], out["looked up"])
+            kernels.matmul_thinned(*KEY, rows, p, codes, weights, None, out["added"])
+            return out
+
+        got = _everywhere(call)
+        kept = codes if p == 0 else np.where(_mask(rows, features, p), codes, 0)
+        exact = kept.astype(np.int64) @ weights.astype(np.int64)
+        np.testing.assert_array_equal(got["looked up"], exact)
+        np.testing.assert_array_equal(got["added"], exact)
+        thin, floats = np.empty(codes.shape, np.float32), np.empty((n, columns), np.float32)
+        kernels.thin_codes(*KEY, rows, p, codes, thin)
+        kernels.matmul_thin(thin, weights.astype(np.float32), floats)
+        np.testing.assert_array_equal(floats, exact, err_msg="what the product replaces gives the same bits")
+
+
+def test_tables_of_another_width_are_refused() -> None:
+    codes, weights = np.zeros((2, 5), np.int16), np.zeros((5, 3), np.int8)
+    for level in ("reference", kernels.isa()):
+        with kernels.using_isa(level), pytest.raises(ValueError, match="expected 3 along axis 1"):
+            kernels.lookup_tables(weights, np.zeros((3, 2, 16), np.uint8))
+        with kernels.using_isa(level), pytest.raises(ValueError, match="expected 3 along axis 1"):
+            kernels.matmul_thinned(*KEY, np.zeros(2, np.int64), 0.5, codes, weights, np.zeros((3, 4, 16), np.uint8),
+                                   np.zeros((2, 3), np.float32))

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Python's view of the perceptron's kernels, in prediction and training, and of random numbers.
 #include <cmath>
+#include <string>
+#include <vector>
 
 #include "arrays.h"
 #include "bindings.h"
@@ -36,6 +38,11 @@ void run_perceptron(Perceptron net, i64 count, InF1& scale, InW& weight1, float 
     const auto scratch = aligned<std::uint8_t>(perceptron_scratch(net.F, net.H, net.C));
     k.perceptron(net, scratch.get(), b, e);
   });
+}
+
+[[noreturn]] void throw_pairs(const char* function, i64 features) {
+  throw nb::value_error((std::string(function) + ": tables expected " + std::to_string((features + 1) / 2) +
+                         " along axis 1, half the features").c_str());
 }
 
 std::uint64_t threshold(double p) { return static_cast<std::uint64_t>(std::llrint(p * 4294967296.0)); }
@@ -182,6 +189,43 @@ void bind_perceptron(nb::module_& m) {
     RUN(0, rows(x), F * H / 16, k.matmul_thin(x.data(), blocks.get(), F, H, out.data(), b, e))
   }, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert());
 
+  // Tables of LookupTables for `matmul_thinned`, which takes none where they don't fit.
+  m.def("lookup_tables", [](InW weights, Array<std::uint8_t, 3> out) {
+    if (static_cast<i64>(out.shape(1)) != (rows(weights) + 1) / 2) throw_pairs("lookup_tables", rows(weights));
+    const BlockedTables made(weights.data(), rows(weights), columns(weights));
+    const std::size_t bytes = out.size();
+    if (made.view.tables == nullptr) std::memset(out.data(), 0, bytes);
+    else std::memcpy(out.data(), made.view.tables, bytes);
+  }, nb::arg().noconvert(), nb::arg().noconvert());
+
+  m.def("matmul_thinned", [](std::uint64_t seed, std::uint32_t epoch, std::uint32_t stage, std::uint32_t layer,
+                             In64 index, double p, In16 codes, InW weights,
+                             std::optional<Array<const std::uint8_t, 3>> tables, OutF out) {
+    const i64 F = columns(codes), H = columns(weights);
+    if (tables.has_value() && static_cast<i64>(tables->shape(1)) != (F + 1) / 2) throw_pairs("matmul_thinned", F);
+    const LookupFit fit(weights.data(), F, H);
+    const bool looked_up = tables.has_value() && fit.fits;
+    const BlockedCodes blocks(weights.data(), looked_up ? 0 : F, H);
+    std::vector<std::int32_t> sums(looked_up ? H : 0);
+    for (i64 f = 0; f < (looked_up ? F : 0); ++f)
+      for (i64 j = 0; j < H; ++j) sums[j] += weights.data()[f * H + j];
+    const ThinnedProduct product{codes.data(), index.data(), weights.data(), sums.data(),
+                                 looked_up ? CodeWeights{} : blocks.view(),
+                                 {looked_up ? tables->data() : nullptr, fit.shift, fit.flush}, out.data(),
+                                 {seed, epoch, stage, layer, 0}, threshold(p), F, H, p > 0.0};
+    const Kernels& k = active();
+    nb::gil_scoped_release free_threads;
+    parallel(0, rows(codes), kLookupRows, [&](i64 b, i64 e) {
+      const auto scratch = aligned<std::uint8_t>(thinned_scratch(F));
+      k.matmul_thinned(product, scratch.get(), b, e);
+    });
+  }, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().noconvert(), nb::arg(), nb::arg().noconvert(),
+     nb::arg().noconvert(), nb::arg().noconvert().none(), nb::arg().noconvert());
+
+  m.def("recall", [](In8 kept, int bits, OutF out, OutF grad) {
+    RUN(0, rows(out), 4 * columns(out), k.recall(kept.data(), bits, columns(out), out.data(), grad.data(), b, e))
+  }, nb::arg().noconvert(), nb::arg(), nb::arg().noconvert(), nb::arg().noconvert());
+
   m.def("add_transposed", [](InF x, InF1 scale, InF grad, OutF out) {
     const i64 F = columns(x), H = columns(grad);
     const i64 tiles = (F + kTileFeatures - 1) / kTileFeatures * ((H + kTileColumns - 1) / kTileColumns);
@@ -204,15 +248,18 @@ void bind_perceptron(nb::module_& m) {
 
   m.def("activate", [](InF sums, InF1 row_scale, float weight_step, InF1 bias, float step, int bits, std::uint64_t seed,
                        std::uint32_t epoch, std::uint32_t stage, std::uint32_t layer, In64 index, double p, OutF out,
-                       std::optional<OutF> grad, std::optional<OutD1> errors, std::optional<OutD> moments) {
+                       std::optional<OutF> grad, std::optional<OutD1> errors, std::optional<OutD> moments,
+                       std::optional<Out8> kept) {
     if (errors.has_value() && !grad.has_value()) throw nb::value_error("activate: errors need grad");
+    if (kept.has_value() && step == 0.0f) throw nb::value_error("activate: kept needs a grid, step is 0");
     const Activation work{sums.data(), row_scale.data(), bias.data(), index.data(), out.data(), data_or_null(grad),
-                          data_or_null(errors), data_or_null(moments), {seed, epoch, stage, layer, 0}, threshold(p),
-                          columns(sums), bits, weight_step, step, p > 0.0};
+                          data_or_null(errors), data_or_null(moments), data_or_null(kept),
+                          {seed, epoch, stage, layer, 0}, threshold(p), columns(sums), bits, weight_step, step, p > 0.0};
     RUN(0, rows(sums), 8 * columns(sums), k.activate(work, b, e))
   }, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg(),
      nb::arg(), nb::arg(), nb::arg(), nb::arg().noconvert(), nb::arg(), nb::arg().noconvert(),
-     nb::arg().noconvert().none(), nb::arg().noconvert().none(), nb::arg().noconvert().none());
+     nb::arg().noconvert().none(), nb::arg().noconvert().none(), nb::arg().noconvert().none(),
+     nb::arg().noconvert().none());
 }
 
 }  // namespace qgnn

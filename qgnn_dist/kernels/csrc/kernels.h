@@ -129,13 +129,36 @@ struct GradientRows {
   int bits;
 };
 
+// Rows of codes (F) that dropout has thinned times weights (F, H). Either `lookup` has tables, and `column_sums` is the
+// sum of each column, or `blocks` has the weights.
+struct ThinnedProduct {
+  const std::int16_t* codes;
+  const i64* rows;
+  const std::int8_t* weights;
+  const std::int32_t* column_sums;
+  CodeWeights blocks;
+  LookupTables lookup;
+  float* out;
+  Key key;
+  std::uint64_t threshold;
+  i64 F, H;
+  bool dropped;
+};
+static inline i64 thinned_scratch(i64 F) { return kLookupRows * (2 * F + (F + 1) / 2); }
+
+// What the backward wants to know of a hidden value: its code, and whether the gradient passes. A row's codes are packed,
+// and after them its flags of 1 bit; of each, every kRun columns are a planar row of their own.
+constexpr i64 kRun = 256;
+static inline i64 kept_bytes(i64 H, int bits) { return row_bytes(H, bits) + row_bytes(H, 1); }
+
 // The hidden layer: relu(sums·(row_scale·weight_step) + bias), the grid of `step` (0: none), dropout. `out` may be
-// `sums`; grad, errors, moments may be null, and errors need grad.
+// `sums`; grad, errors, moments, kept may be null; errors need grad, kept a grid.
 struct Activation {
   const float *sums, *row_scale, *bias;
   const i64* rows;
   float *out, *grad;
   double *errors, *moments;
+  std::uint8_t* kept;
   Key key;
   std::uint64_t threshold;
   i64 H;
@@ -218,6 +241,9 @@ struct Kernels {
   void (*add_transposed_csr)(const i64* indptr, const std::int32_t* indices, const float* values, const float* scale,
                              const float* g, i64 N, i64 H, float* out, i64 begin, i64 end);
   void (*activate)(const Activation& activation, i64 begin, i64 end);
+  void (*recall)(const std::uint8_t* kept, int bits, i64 H, float* out, float* grad, i64 begin, i64 end);
+  // `scratch`: thinned_scratch bytes from a multiple of 32 on.
+  void (*matmul_thinned)(const ThinnedProduct& product, std::uint8_t* scratch, i64 begin, i64 end);
 };
 
 

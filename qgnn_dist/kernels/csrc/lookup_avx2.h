@@ -161,5 +161,55 @@ static bool perceptron_lookup(const Perceptron& net, i64 row, i64 count, std::ui
   return true;
 }
 
+// 8 by 8 numbers of 16 bits.
+QGNN_INLINE void transpose8(__m128i* rows) {
+  __m128i other[8];
+#pragma GCC unroll 3
+  for (int round = 0; round < 3; ++round) {
+    __m128i *from = round % 2 == 0 ? rows : other, *to = round % 2 == 0 ? other : rows;
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      to[2 * i] = _mm_unpacklo_epi16(from[i], from[i + 4]);
+      to[2 * i + 1] = _mm_unpackhi_epi16(from[i], from[i + 4]);
+    }
+  }
+  for (int i = 0; i < 8; ++i) rows[i] = other[i];
+}
+
+// Up to kLookupRows rows of codes (F) times the weights of `s`, to `out` (count, H). `index`: kLookupRows bytes for each
+// pair of features, from a multiple of 32 on. False where the codes are not within four numbers of each other.
+static bool lookup_product(const ThinnedProduct& s, const std::int16_t* codes, i64 count, float* out,
+                           std::uint8_t* index) {
+  const i64 F = s.F, H = s.H, pairs = (F + 1) / 2;
+  std::int16_t low = 0;
+  if (!within_four(codes, count * F, &low)) return false;
+  pair_indices(codes, count, F, low, index);
+  alignas(32) std::uint16_t sums[16][kLookupRows];  // of 16 columns, rows side by side
+  alignas(32) std::int32_t surplus[16] = {};
+  for (i64 j = 0; j < H; j += 16) {
+    const i64 width = H - j < 16 ? H - j : 16;
+    for (i64 k = 0; k < width; k += 2) {
+      const std::uint8_t* tables = s.lookup.tables + (j + k) * pairs * 16;
+      look_up(index, tables, k + 1 < width ? tables + pairs * 16 : tables, pairs, s.lookup.flush, sums + k);
+    }
+    for (i64 k = 0; k < width; ++k)
+      surplus[k] = static_cast<std::int32_t>(pairs) * s.lookup.shift - low * s.column_sums[j + k];
+    for (i64 c = 0; c < width; c += 8) {
+      const i64 there = width - c < 8 ? width - c : 8;
+      const I8 less = (I8)_mm256_load_si256(reinterpret_cast<const __m256i*>(surplus + c));
+      for (i64 k = 0; k < count; k += 8) {
+        __m128i block[8];
+        for (i64 i = 0; i < 8; ++i) block[i] = _mm_load_si128(reinterpret_cast<const __m128i*>(sums[c + (i < there ? i : 0)] + k));
+        transpose8(block);
+        for (i64 i = 0; i < 8 && k + i < count; ++i) {
+          const I8 whole = (I8)_mm256_cvtepu16_epi32(block[i]) - less;
+          store8(__builtin_convertvector(whole, F8), out + (k + i) * H + j + c, there);
+        }
+      }
+    }
+  }
+  return true;
+}
+
 }  // namespace avx2
 }  // namespace qgnn

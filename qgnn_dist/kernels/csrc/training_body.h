@@ -5,7 +5,6 @@
 namespace qgnn {
 namespace QGNN_ISA {
 
-constexpr i64 kRun = 256;  // columns whose mask lies on the stack
 constexpr i64 kWord = kTileFeatures;  // values that one word tells the non-zeros of
 
 // keep[i] is 1 where dropout keeps column first + i of a row, else 0; first is a multiple of 4.
@@ -23,9 +22,9 @@ QGNN_INLINE void draw_kept(const Key& key, i64 row, i64 first, i64 n, std::uint6
   }
 }
 
-// The values that dropout keeps, as floats, 0 in place of the others.
-template <typename T>
-QGNN_INLINE void thin(Key key, const i64* rows, i64 columns, std::uint64_t threshold, const T* x, float* out, i64 begin,
+// The values that dropout keeps, 0 in place of the others.
+template <typename T, typename To>
+QGNN_INLINE void thin(Key key, const i64* rows, i64 columns, std::uint64_t threshold, const T* x, To* out, i64 begin,
                       i64 end) {
   float keep[kRun];
   for (i64 row = begin; row < end; ++row)
@@ -33,10 +32,10 @@ QGNN_INLINE void thin(Key key, const i64* rows, i64 columns, std::uint64_t thres
       const i64 n = columns - first < kRun ? columns - first : kRun;
       draw_kept(key, rows[row], first, n, threshold, keep);
       const T* __restrict from = x + row * columns + first;
-      float* __restrict to = out + row * columns + first;
+      To* __restrict to = out + row * columns + first;
       for (i64 i = 0; i < n; ++i) {
-        const float v = static_cast<float>(from[i]);  // read in any case: a load that depends is not vectorised
-        to[i] = keep[i] != 0.0f ? v : 0.0f;
+        const To v = static_cast<To>(from[i]);  // read in any case: a load that depends is not vectorised
+        to[i] = keep[i] != 0.0f ? v : To{0};
       }
     }
 }
@@ -177,6 +176,38 @@ QGNN_INLINE void activate_columns(const float* __restrict value, const float* __
   }
 }
 
+// n columns of what `recall` reads: `codes` and `flags` are where their bytes begin.
+QGNN_INLINE void keep_columns(const float* value, const float* keep, const float* out, float step, float top, int bits,
+                              i64 n, std::uint8_t* codes, std::uint8_t* flags) {
+  std::uint8_t code[kRun], passes[kRun];
+  for (i64 i = 0; i < n; ++i) {
+    code[i] = static_cast<std::uint8_t>(out[i]);
+    passes[i] = static_cast<std::uint8_t>((keep[i] != 0.0f) & (value[i] > 0.0f) & (value[i] / step <= top));
+  }
+  pack(code, n, bits, codes, 0, 1);
+  pack(passes, n, 1, flags, 0, 1);
+}
+
+// Codes of the hidden layer as floats, and the gradient through what they were made of.
+static void recall(const std::uint8_t* kept, int bits, i64 H, float* out, float* grad, i64 begin, i64 end) {
+  std::uint8_t code[kRun], passes[kRun];
+  const i64 flags = row_bytes(H, bits);
+  for (i64 row = begin; row < end; ++row) {
+    const std::uint8_t* from = kept + row * kept_bytes(H, bits);
+    for (i64 first = 0; first < H; first += kRun) {
+      const i64 n = H - first < kRun ? H - first : kRun;
+      unpack(from + first * bits / 8, n, bits, code, 0, 1);
+      unpack(from + flags + first / 8, n, 1, passes, 0, 1);
+      float* __restrict to = out + row * H + first;
+      float* __restrict g = grad + row * H + first;
+      for (i64 i = 0; i < n; ++i) {
+        to[i] = static_cast<float>(code[i]);
+        g[i] = passes[i] != 0 ? g[i] : 0.0f;
+      }
+    }
+  }
+}
+
 static void activate(const Activation& s, i64 begin, i64 end) {
   const float top = static_cast<float>((1 << s.bits) - 1);
   float value[kRun], keep[kRun];
@@ -198,6 +229,11 @@ static void activate(const Activation& s, i64 begin, i64 end) {
       double* errors = s.errors == nullptr ? nullptr : &error;
       if (s.step != 0.0f) activate_columns<true>(value, keep, s.step, top, n, s.out + at, grad, errors);
       else activate_columns<false>(value, keep, 1.0f, top, n, s.out + at, grad, errors);
+      if (s.kept != nullptr) {
+        std::uint8_t* kept = s.kept + row * kept_bytes(s.H, s.bits);
+        keep_columns(value, keep, s.out + at, s.step, top, s.bits, n, kept + first * s.bits / 8,
+                     kept + row_bytes(s.H, s.bits) + first / 8);
+      }
     }
     if (s.moments != nullptr) moments.store(s.moments + row * 3);
     if (s.errors != nullptr) s.errors[row] = error;

@@ -57,17 +57,32 @@ struct BlockedCodes {
   CodeWeights view() const { return {pairs.get(), quads.get(), sums.get(), largest}; }
 };
 
+// Whether sums of LookupTables fit their bytes, and the two numbers beside the tables.
+struct LookupFit {
+  bool fits = false;
+  std::int32_t shift = 0;
+  i64 flush = 0;
+
+  LookupFit(const std::int8_t* weights, i64 F, i64 H) {
+    if (F * H == 0) return;
+    const auto [least, most] = std::minmax_element(weights, weights + F * H);
+    shift = 6 * std::max(-std::int32_t{*least}, 0);
+    const std::int32_t largest = shift + 6 * std::max(std::int32_t{*most}, 0);
+    fits = largest <= 127 && (F + 1) / 2 * largest <= 65535;
+    flush = 255 / std::max(largest, 1);
+  }
+};
+
 // Tables of LookupTables; none where the sums don't fit.
 struct BlockedTables {
   Aligned<std::uint8_t> tables;
   LookupTables view{nullptr, 0, 0};
 
   BlockedTables(const std::int8_t* weights, i64 F, i64 H) {
-    const auto [least, most] = std::minmax_element(weights, weights + F * H);
-    const std::int32_t shift = F * H == 0 ? 0 : 6 * std::max(-std::int32_t{*least}, 0);
-    const std::int32_t largest = F * H == 0 ? 0 : shift + 6 * std::max(std::int32_t{*most}, 0);
+    const LookupFit fit(weights, F, H);
+    if (!fit.fits) return;
+    const std::int32_t shift = fit.shift;
     const i64 pairs = (F + 1) / 2;
-    if (F * H == 0 || largest > 127 || pairs * largest > 65535) return;
     tables = aligned<std::uint8_t>(H * pairs * 16);
     for (i64 j = 0; j < H; ++j)
       for (i64 p = 0; p < pairs; ++p) {
@@ -75,7 +90,7 @@ struct BlockedTables {
         std::uint8_t* to = tables.get() + (j * pairs + p) * 16;
         for (int i = 0; i < 16; ++i) to[i] = static_cast<std::uint8_t>(shift + (i & 3) * one + (i >> 2) * two);
       }
-    view = {tables.get(), shift, 255 / std::max(largest, 1)};
+    view = {tables.get(), shift, fit.flush};
   }
 };
 
