@@ -127,6 +127,8 @@ class TrainConfig:
 class ClusterConfig:
     cpus_per_worker: float = _setting(1.0, "CPUs that Ray reserves for one worker; fractions allowed", above=0.0)
     threads: int = _setting(0, "threads of one worker; 0 = its CPUs", low=0, high=1024)
+    max_restarts: int = _setting(5, "times that a run goes on by itself after a lost worker, host or message", low=0,
+                                 high=1000)
     memory_check: str = _setting("on", "refuse a run whose estimate exceeds what its hosts have left",
                                  choices=("on", "off"))
     device: str = _setting("cpu", "where training computes: our own kernels, or torch on one GPU a worker; auto takes "

@@ -13,6 +13,7 @@ __all__ = [
     "QgnnError",
     "StoreError",
     "WorkerError",
+    "WorkerLostError",
 ]
 
 
@@ -83,6 +84,10 @@ class ModelError(InputError):
 
 class WorkerError(QgnnError):
     """A worker process died or raised."""
+
+
+class WorkerLostError(WorkerError):
+    """A worker's process or its host is gone, or cannot be reached: another one can take its place."""
 
 
 class ExchangeError(QgnnError):

@@ -163,7 +163,7 @@ def run_training(pool: WorkerPool, server_call: ServerCall, store: Store, config
                 writer.flush()
                 raise StoppedError(f"stopped by {stop.received} after epoch {progress.epoch}, with a checkpoint; go on "
                                    "with --resume", file=str(run.path))
-    summary = _summary(pool, config, store, identity, progress, records, time.perf_counter() - started)
+    summary = _summary(pool, config, store, identity, progress, records, run, time.perf_counter() - started)
     write_atomically(run.summary_path, (json.dumps(summary, indent=2) + "\n").encode())
     return summary
 
@@ -236,7 +236,7 @@ def _check_identity(there: dict[str, Any], here: dict[str, Any], run: RunFolder)
 
 
 def _summary(pool: WorkerPool, config: RunConfig, store: Store, identity: dict[str, Any], progress: Progress,
-             records: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
+             records: list[dict[str, Any]], run: RunFolder, seconds: float) -> dict[str, Any]:
     times = [r["epoch_s"] for r in records]
     wire = {kind: float(np.mean([r["wire_bytes"][kind] for r in records])) for kind in WIRE_KINDS}
     memory = pool.call("memory", timeout_s=config.timeouts.start_s)
@@ -263,6 +263,7 @@ def _summary(pool: WorkerPool, config: RunConfig, store: Store, identity: dict[s
         "fingerprint": store.fingerprint,
         "identity": identity,
         "config": config.to_dict(),
+        "restarts": run.read_restarts(),
         "versions": _versions(),
     }
 

@@ -42,6 +42,11 @@ class RunFolder:
         """One JSON object a line, one line an epoch."""
         return self.path / "metrics.jsonl"
 
+    @property
+    def restarts_path(self) -> Path:
+        """One JSON object a line, one line for each failure that the run went on after."""
+        return self.path / "restarts.jsonl"
+
     def checkpoint_files(self) -> list[Path]:
         """All checkpoints, the newest first; that of an older version's run comes last."""
         found = {}
@@ -70,7 +75,7 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove what an earlier run left: summary, metrics and checkpoints."""
-        for old in (self.summary_path, self.metrics_path, *self.checkpoint_files()):
+        for old in (self.summary_path, self.metrics_path, self.restarts_path, *self.checkpoint_files()):
             old.unlink(missing_ok=True)
 
     def start_metrics(self, epochs: int) -> list[dict[str, Any]]:
@@ -87,12 +92,34 @@ class RunFolder:
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Add one epoch's line and hand it to the system."""
-        with open(self.metrics_path, "a", encoding="utf-8") as out:
-            out.write(json.dumps(record) + "\n")
+        _append(self.metrics_path, record)
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All epochs' lines."""
-        return [json.loads(line) for line in self.metrics_path.read_text(encoding="utf-8").splitlines()]
+        return _lines(self.metrics_path)
+
+    def append_restart(self, record: dict[str, Any]) -> None:
+        """Add the line of a failure that the run goes on after."""
+        _append(self.restarts_path, record)
+
+    def read_restarts(self) -> list[dict[str, Any]]:
+        """All such lines."""
+        return _lines(self.restarts_path)
+
+    def epochs_done(self) -> int:
+        """Epochs that have their line."""
+        return len(self.read_metrics())
+
+
+def _append(path: Path, record: dict[str, Any]) -> None:
+    with open(path, "a", encoding="utf-8") as out:
+        out.write(json.dumps(record) + "\n")
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 class CheckpointWriter:

@@ -7,6 +7,7 @@ rounds of messages and in one all-reduce of the weights' gradients. Legend: n lo
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 
 from .. import kernels
+from ..comm import faults
 from ..comm.device import choose_device
 from ..comm.exchange import Exchange
 from ..comm.pool import TimedClient
@@ -75,6 +77,7 @@ class TrainWorker:
         self._evaluated: PackedModel | None = None
         self._best: PackedModel | None = None
         self._memory = MemoryWatch()
+        self._epoch = CALIBRATION_EPOCH
 
     def room(self) -> dict[str, Any]:
         """See planning.admission.room; called before `load`."""
@@ -121,6 +124,10 @@ class TrainWorker:
         self._propagation = Propagation.of(config)
         self._exchange = Exchange(part.peers, part.num_local, part.num_halo, self._context.group,
                                   self._context.run_id, config.timeouts.exchange_s)
+        if faults.ENVIRONMENT in os.environ:
+            fault, rank = faults.Fault.of(os.environ[faults.ENVIRONMENT]), self._context.rank
+            self._exchange.on_round = lambda direction, layer, round: fault.look(rank, self._epoch, direction, layer,
+                                                                                 round)
         self._device: DeviceTraining | None = None
         if self._place is not None:
             self._device = DeviceTraining(self._place, self._context, config, self._network, self._block, part,
@@ -166,6 +173,7 @@ class TrainWorker:
         seconds and bytes sent; `wait_s`, the seconds of `train_s` in which it waited, by what for; what the
         multipliers did.
         """
+        self._epoch = epoch
         start, before, waited = time.perf_counter(), self._wire(), self._waits()
         loss, report = self._step(epoch)
         result: dict[str, Any] = {"loss": loss, "train_s": time.perf_counter() - start, **report}
