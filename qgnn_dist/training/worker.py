@@ -23,7 +23,7 @@ from ..comm.trace import Span, Trace
 from ..config import RunConfig
 from ..data.graph import SPLITS
 from ..device.training import DeviceTraining
-from ..errors import StoreError
+from ..errors import QgnnError, StoreError
 from ..memory import MemoryWatch
 from ..model.features import FeatureScheme, feature_level, feature_statistics, read_block
 from ..model.forward import PackedForward
@@ -469,16 +469,22 @@ class TrainWorker:
         return {key: reply[key] for key in ("multipliers", "residuals", "clamps")}
 
     def _reduce_gradients(self) -> None:
-        """Sum every parameter's gradient over the workers, in one message."""
-        if self._context.group is None:
-            return
-        grads = [p.grad for p in self._network.parameters() if p.grad is not None]
-        flat = np.concatenate([g.numpy().ravel() for g in grads])
-        self._context.group.all_reduce_sum(flat)
-        at = 0
-        for g in grads:
-            g.copy_(torch.from_numpy(flat[at:at + g.numel()]).view_as(g))
-            at += g.numel()
+        """Sum every parameter's gradient over the workers, in one message.
+
+        Raises: QgnnError: one is not finite, on every worker alike; no weight has changed then.
+        """
+        grads = {name: p.grad for name, p in self._network.named_parameters() if p.grad is not None}
+        if self._context.group is not None:
+            flat = np.concatenate([g.numpy().ravel() for g in grads.values()])
+            self._context.group.all_reduce_sum(flat)
+            at = 0
+            for g in grads.values():
+                g.copy_(torch.from_numpy(flat[at:at + g.numel()]).view_as(g))
+                at += g.numel()
+        bad = [name for name, g in grads.items() if not bool(torch.isfinite(g).all())]
+        if bad:
+            raise QgnnError(f"the gradient of {', '.join(bad)} is not finite at epoch {self._epoch}; lower train.lr or "
+                            "propagation.eta, or look at the features; the last checkpoint is good")
 
     def _waits(self) -> dict[str, float]:
         """Seconds so far in which this worker waited for its peers' messages, in all-reduces and for the server."""

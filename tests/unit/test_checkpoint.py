@@ -17,12 +17,13 @@ import numpy as np
 import pytest
 
 import qgnn_dist as qgnn
-from qgnn_dist.errors import DeadlineError, InputError
+from qgnn_dist.errors import DeadlineError, InputError, QgnnError
+from qgnn_dist.model.row_blocks import RowBlocks
 from qgnn_dist.training import run_folder
 from qgnn_dist.training.checkpoint import Checkpoint, Progress
 from qgnn_dist.training.run_folder import CheckpointWriter, RunFolder
 from qgnn_dist.training.stop import StopSignals
-from tests.helpers import make_store, settings, small_graph
+from tests.helpers import make_store, settings, small_graph, train_pool
 
 
 def _checkpoint(epoch: int) -> Checkpoint:
@@ -207,3 +208,25 @@ def test_a_second_signal_ends_at_once_and_handlers_come_back() -> None:
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
     with StopSignals(enabled=False):
         assert signal.getsignal(signal.SIGINT) is before[0]
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_gradient_that_is_not_finite_ends_the_run_and_changes_nothing(tmp_path: Path, parts: int,
+                                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    store = make_store(small_graph(), tmp_path / "s", parts)
+    config = settings("model.feature_norm=l2", "quant.bits=2")
+    with train_pool(store, config) as pool:
+        pool.call("train_epoch", 1, True, timeout_s=60)
+        before = pool.call_one(0, "state", timeout_s=60)
+        weights = {name: value.copy() for name, value in before.items() if name.startswith("network.")}
+        real = RowBlocks.backward
+
+        def poisoned(self: RowBlocks, grad: np.ndarray) -> None:
+            real(self, np.where(grad == grad.max(), np.float32(np.inf), grad))
+
+        monkeypatch.setattr(RowBlocks, "backward", poisoned)
+        with pytest.raises(QgnnError, match=r"gradient of .*weight1.* is not finite at epoch 2"):
+            pool.call("train_epoch", 2, True, timeout_s=60)
+        after = pool.workers[0].state()
+        for name, value in weights.items():
+            np.testing.assert_array_equal(after[name], value, err_msg=name)
