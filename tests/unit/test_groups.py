@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import operator
 from fractions import Fraction
@@ -87,12 +88,12 @@ def test_counts_equal_the_slow_reference(nodes: int, classes: int) -> None:
 
 
 def test_buckets_of_degree() -> None:
-    """Every degree up to 2000, and both sides of every power of two, lies in the range that its bucket is said to be."""
+    """Degrees up to 2000, and both sides of every power of two, lie in the range that their bucket says."""
     degree = np.array([*range(2001), *(2**k + d for k in range(11, 31) for d in (-1, 0, 1)), 2**31 - 1], np.int64)
     ends = [bucket_range(b) for b in range(BUCKETS)]
     assert ends[:6] == [(0, 0), (1, 1), (2, 2), (3, 4), (5, 8), (9, 16)]
     assert ends[-1] == (2**30 + 1, 2**31)
-    assert all(high + 1 == low for (_, high), (low, _) in zip(ends, ends[1:]))
+    assert all(high + 1 == low for (_, high), (low, _) in itertools.pairwise(ends))
     for value, bucket in zip(degree, bucket_of(degree)):
         assert ends[bucket][0] <= value <= ends[bucket][1]
     np.testing.assert_array_equal(bucket_of(degree.astype(np.int32)), bucket_of(degree))
