@@ -109,7 +109,7 @@ def _halves(own: Mapping[int, Any], base: Mapping[int, Any], kind: str,
             cut = key, below
     if cut is None:
         return None
-    sides = {name: [i for i, key in enumerate(keys) if (key <= cut[0]) == (name == "lower")]
+    sides = {name: [i for i, key in enumerate(keys) if nodes[i] and (key <= cut[0]) == (name == "lower")]
              for name in ("lower", "upper")}
 
     def share(some: Mapping[int, Any], name: str) -> dict[int, float]:
@@ -167,7 +167,8 @@ def _summary(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]
             top = rows[0]["by_degree"][half["members"][-1]]["to"]
             names = f"degree ≤ {top}", f"degree > {top}"
         else:
-            names = f"{len(half['members'])} rarer classes", "other classes"
+            rarer = len(half["members"])
+            names = f"{rarer} rarer class{'es' if rarer > 1 else ''}", "other classes"
         columns += [f"{name} ({half[side]['nodes']})" for name, side in zip(names, ("lower", "upper"))]
         columns.append("beyond")
     lines = []
