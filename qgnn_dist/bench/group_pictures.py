@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .groups import bucket_name
+from .groups import LEAST_NODES, bucket_name
 from .pictures import SPREAD, line_styles, write_picture
 
 if TYPE_CHECKING:
@@ -18,22 +18,20 @@ __all__ = ["GROUP_PICTURES", "draw_degrees", "draw_reliability", "write_group_pi
 
 Style = dict[str, Any]
 _GREY, _LINE = "#c9c9c9", "#e4e4e4"
-_LEAST_NODES = 10
-"""Of a bin that a point is drawn for, all seeds together: the accuracy of fewer says nothing."""
 
 
 def draw_degrees(rows: Sequence[dict[str, Any]]) -> Figure | None:
     """Test accuracy in every bucket of degree, ± deviation over seeds, and the number of test nodes.
 
     Args: rows: of table.json; of every dataset the first method's, at its first depth. None where none has groups.
+        Points of fewer than LEAST_NODES nodes are left out.
     """
     return _draw(rows, _degrees, "mean over seeds ± standard deviation; beneath: test nodes in each bucket of degree")
 
 
 def draw_reliability(rows: Sequence[dict[str, Any]]) -> Figure | None:
-    """Accuracy by confidence, and how many nodes have it; as `draw_degrees`."""
-    return _draw(rows, _reliability, "above the diagonal: surer than said; beneath: share of the test nodes in each of "
-                                     "15 bins, all seeds together")
+    """Accuracy by confidence, and how many nodes have it, all seeds together; as `draw_degrees`."""
+    return _draw(rows, _reliability, "above the line: right more often than sure; beneath: share of the test nodes")
 
 
 GROUP_PICTURES: dict[str, Callable[[Sequence[dict[str, Any]]], Figure | None]] = {
@@ -85,8 +83,9 @@ def _degrees(upper: Axes, lower: Axes, rows: list[dict[str, Any]], styles: dict[
     buckets = rows[0]["by_degree"]
     for number, row in enumerate(rows):
         shift = SPREAD * ((number + 0.5) / len(rows) - 0.5)
-        upper.errorbar([place + shift for place in range(len(buckets))], [100 * g["mean"] for g in row["by_degree"]],
-                       yerr=[100 * (g["sd"] or 0.0) for g in row["by_degree"]], markersize=4.5, linewidth=0.9,
+        points = [(place + shift, g) for place, g in enumerate(row["by_degree"]) if g["nodes"] >= LEAST_NODES]
+        upper.errorbar([place for place, _ in points], [100 * g["mean"] for _, g in points],
+                       yerr=[100 * (g["sd"] or 0.0) for _, g in points], markersize=4.5, linewidth=0.9,
                        elinewidth=1.1, capsize=2.0, **styles[row["width"]])
     upper.set_ylabel("test accuracy, %", fontsize=9)
     bars = lower.bar(range(len(buckets)), [g["nodes"] for g in buckets], 0.7, color=_GREY)
@@ -104,7 +103,7 @@ def _reliability(upper: Axes, lower: Axes, rows: list[dict[str, Any]], styles: d
     upper.plot([0, 100], [0, 100], color="#999999", linewidth=0.8)
     for row in rows:
         bins, style = row["reliability"], styles[row["width"]]
-        drawn = [i for i, nodes in enumerate(bins["nodes"]) if nodes >= _LEAST_NODES]
+        drawn = [i for i, nodes in enumerate(bins["nodes"]) if nodes >= LEAST_NODES]
         upper.plot([100 * bins["confidence"][i] for i in drawn], [100 * bins["accuracy"][i] for i in drawn],
                    markersize=4.5, linewidth=0.9,
                    **{**style, "label": f"{row['width']}: ECE {100 * row['ece']['mean']:.1f}"})

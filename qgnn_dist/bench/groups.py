@@ -14,10 +14,12 @@ from .spread import deviation, mean, paired, points
 if TYPE_CHECKING:
     from .written import Tables
 
-__all__ = ["bucket_name", "cell_groups", "group_tables", "row_groups"]
+__all__ = ["LEAST_NODES", "bucket_name", "cell_groups", "group_tables", "row_groups"]
 
 SHOWN_CLASSES = 12
 """Columns of a table by class: the rarest ones; table.json has all."""
+LEAST_NODES = 10
+"""Test nodes of a bucket of degree that tables and pictures show: of fewer, one node is worth over 10 points."""
 _KEYS = ("method", "width", "layers")
 _FIRST = ["method", "width", "K"]
 _RIGHT = {"degree": ("by_degree", "accuracy"), "class": ("by_class", "recall")}
@@ -145,14 +147,15 @@ def group_tables(rows: Sequence[dict[str, Any]]) -> Tables:
     rows = [row for row in rows if row["ece"]]
     if not rows:
         return []
-    degrees, classes = rows[0]["by_degree"], _rarest_first(rows[0]["by_class"])
+    degrees = [i for i, g in enumerate(rows[0]["by_degree"]) if g["nodes"] >= LEAST_NODES]
+    classes = _rarest_first(rows[0]["by_class"])
     some = f" ({len(classes)} rarest of {len(rows[0]['by_class'])})" if len(classes) < len(rows[0]["by_class"]) else ""
-    by_class = [_at_class(row["by_class"], classes) for row in rows]
+    by_class = [_at(row["by_class"], classes) for row in rows]
     return [
         ("calibration, and who pays, points (difference to the reference)", *_summary(rows)),
         ("accuracy by degree (test nodes), points (difference to the reference)",
-         [*_FIRST, *(f"{bucket_name(g['from'], g['to'])} ({g['nodes']})" for g in degrees)],
-         [[*_names(row), *(_text(group) for group in row["by_degree"])] for row in rows]),
+         [*_FIRST, *(f"{bucket_name(g['from'], g['to'])} ({g['nodes']})" for g in _at(rows[0]["by_degree"], degrees))],
+         [[*_names(row), *(_text(group) for group in _at(row["by_degree"], degrees))] for row in rows]),
         (f"recall by class{some}, with its share of training (test nodes), points (difference to the reference)",
          [*_FIRST, *(_class_heading(g) for g in by_class[0])],
          [[*_names(row), *(_text(group) for group in found)] for row, found in zip(rows, by_class)])]
@@ -201,8 +204,8 @@ def _rarest_first(by_class: Sequence[dict[str, Any]]) -> list[int]:
     return [group["class"] for group in here[:SHOWN_CLASSES]]
 
 
-def _at_class(by_class: Sequence[dict[str, Any]], classes: Sequence[int]) -> list[dict[str, Any]]:
-    return [group for wanted in classes for group in by_class if group["class"] == wanted]
+def _at(found: Sequence[dict[str, Any]], places: Sequence[int]) -> list[dict[str, Any]]:
+    return [found[place] for place in places]
 
 
 def _class_heading(group: dict[str, Any]) -> str:

@@ -157,7 +157,9 @@ def markdown(result: dict[str, Any]) -> str:
     out = ["# Accuracy", "",
            "Mean ± standard deviation over seeds at the epoch that was best on validation (on ties by its loss). "
            "Difference: test figure minus that of the reference width of the same method and depth, paired by seed, "
-           "± standard error of its mean. Best epoch and seconds of a training: medians, one thread.", "",
+           "± standard error of its mean. Best epoch and seconds of a training: medians, one thread. ECE: expected "
+           "calibration error over 15 bins, ± standard deviation. Beyond: the difference of the half named first minus "
+           "that of the other; below 0 where the first half pays more.", "",
            f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']:g} GiB; commit "
            f"{result['commit'] or 'unknown'}; {versions}."]
     for dataset in dict.fromkeys(row["shape"] for row in result["rows"]):

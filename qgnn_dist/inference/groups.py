@@ -86,7 +86,7 @@ def count(classes: np.ndarray, confidence: np.ndarray, labels: np.ndarray, degre
         sure = np.nan_to_num(confidence[some].astype(np.float64))
         right = (got == wanted).astype(np.float64)  # of whole numbers below 2^53: exact
         buckets = bucket_of(degree[some])
-        # 15 times a float32 is exact in float64, so that a confidence on a bin's edge lies where it should.
+        # 15 times a float32 is exact in float64, so that one beside a bin's edge lies on its own side.
         bins = np.clip(np.ceil(sure * BINS).astype(np.int64) - 1, 0, BINS - 1)
         total += Counts(_columns(BUCKETS, (buckets, None), (buckets, right)),
                         _columns(num_classes, (wanted, None), (wanted, right), (got, None)),
