@@ -93,7 +93,9 @@ def _degrees(upper: Axes, lower: Axes, rows: list[dict[str, Any]], styles: dict[
     lower.margins(y=0.25)
     lower.set_ylabel("nodes", fontsize=9)
     lower.set_xlabel("degree", fontsize=9)
-    lower.set_xticks(range(len(buckets)), [bucket_name(g["from"], g["to"]) for g in buckets])
+    many = len(buckets) > 8
+    lower.set_xticks(range(len(buckets)), [bucket_name(g["from"], g["to"]) for g in buckets],
+                     rotation=35 if many else 0, ha="right" if many else "center")
     upper.set_xticks(range(len(buckets)), [""] * len(buckets))
     for axes in (upper, lower):
         axes.set_xlim(-0.5, len(buckets) - 0.5)
