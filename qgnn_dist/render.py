@@ -116,6 +116,9 @@ def prediction(result: dict[str, Any], console: Console) -> None:
     rows = [("nodes", f"{result['rows']:,}")]
     if result["accuracy"]:
         rows.append(("accuracy", _accuracies(result["accuracy"])))
+        if "test" in result["accuracy"]:
+            rows.append(("test by degree", _by_degree(result["accuracy_by_degree"]["test"])))
+        rows.append(("calibration", f"ECE {_accuracies(result['ece'])}"))
     rows += [
         ("seconds", ", ".join(f"{name} {value:.2f}" for name, value in seconds.items())),
         ("model", byte_size(result["model_bytes"])),
@@ -131,6 +134,13 @@ def prediction(result: dict[str, Any], console: Console) -> None:
         rows.append(("note", "the model was trained on another graph; ranges were shifted by "
                              f"2^{result['range_gain']}{divided}"))
     _table(f"Predicted {result['graph']} on {result['parts']} worker(s)", rows, console)
+
+
+def _by_degree(found: dict[str, Any]) -> str:
+    """Accuracy of the test nodes in every bucket of degree, and how many they are."""
+    groups = zip(found["from"], found["to"], found["accuracy"], found["nodes"])
+    return ", ".join(f"{low if low == high else f'{low}-{high}'}: {_percent(share)} of {nodes:,}"
+                     for low, high, share, nodes in groups)
 
 
 def inspection(result: dict[str, Any], console: Console) -> None:

@@ -19,12 +19,14 @@ from typing import Any
 from ..errors import InputError, StoreError
 from .cells import cells_of, read_cell, run_cells, shifted_stores
 from .grid import Row, read_grid
+from .group_pictures import GROUP_PICTURES, write_group_pictures
+from .pictures import PICTURES, check_pictures, write_pictures
 
 __all__ = ["accuracy"]
 
 _MARKER = {"bench": "accuracy", "schema": 1}
-_OURS = ("cells", "stores", "grid.toml", "table.json", "table.md", "accuracy_by_bits.svg", "accuracy_by_bits.png",
-         "accuracy_by_depth.svg", "accuracy_by_depth.png")
+_OURS = ("cells", "stores", "grid.toml", "table.json", "table.md",
+         *(f"{name}.{ending}" for name in (*PICTURES, *GROUP_PICTURES) for ending in ("svg", "png")))
 
 
 def accuracy(grid: str | Path, *, out: str | Path, data: str | Path | None = None, seeds: int | None = None,
@@ -47,8 +49,6 @@ def accuracy(grid: str | Path, *, out: str | Path, data: str | Path | None = Non
     """
     read = read_grid(grid, data=data, seeds=seeds, only=only)
     if pictures:
-        from .pictures import check_pictures
-
         check_pictures()
     folder = Path(out)
     with _folder(folder, overwrite):
@@ -85,9 +85,7 @@ def _write(folder: Path, shown: Sequence[Row], rows: Sequence[Row], cells: dict[
     write_atomically(folder / "table.md", markdown(result).encode())
     files = [folder / "table.md", folder / "table.json"]
     if pictures:
-        from .pictures import write_pictures
-
-        files += write_pictures(result["rows"], folder)
+        files += write_pictures(result["rows"], folder) + write_group_pictures(result["rows"], folder)
     return {**result, "files": [str(file) for file in files]}
 
 

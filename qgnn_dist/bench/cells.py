@@ -27,7 +27,7 @@ from .grid import Row
 
 __all__ = ["Cell", "cells_of", "read_cell", "run_cells", "shifted_stores", "train_cell"]
 
-SCHEMA = 2
+SCHEMA = 3
 ATTEMPTS = 2
 """How often a cell is begun when the processes die under it: one that took the others along fails at last."""
 _POLL_S = 0.5
@@ -95,8 +95,8 @@ def read_cell(cell: Cell) -> dict[str, Any] | None:
 def train_cell(cell: Cell, scratch: Path) -> dict[str, Any]:
     """Train in this process and return the cell's result, figures as shares (0-1).
 
-    `states` is about H^K of the packed model, see diagnosis.report.combine; `shifts` has the accuracy on the test nodes
-    of each shifted graph.
+    `states` is about H^K of the packed model, see diagnosis.report.combine; `groups` about its predictions, see
+    inference.groups.groups; `shifts` has the accuracy on the test nodes of each shifted graph.
 
     Args:
         scratch: an existing folder; the run lies there only while it is trained.
@@ -104,6 +104,7 @@ def train_cell(cell: Cell, scratch: Path) -> dict[str, Any]:
     """
     from ..cluster import api
     from ..store.reader import Store
+    from .groups import cell_groups
     from .shifts import SHIFTS
 
     run = Path(tempfile.mkdtemp(prefix="run-", dir=scratch))
@@ -111,6 +112,8 @@ def train_cell(cell: Cell, scratch: Path) -> dict[str, Any]:
         summary = api.train(cell.store, out=run / "run", config=cell.config)
         api.export(run / "run", out=run / "model")
         last = api.inspect(run / "model", store=cell.store)["diagnosis"]["layers"][-1]
+        api.predict(cell.store, model=run / "model", out=run / "own", config=cell.config)
+        groups = cell_groups(cell.store, run / "own")
         shifts = {}
         if cell.shifted is not None:
             for number, name in enumerate(SHIFTS):
@@ -123,7 +126,7 @@ def train_cell(cell: Cell, scratch: Path) -> dict[str, Any]:
             "graph", "fingerprint", "versions")
     return {"schema": SCHEMA, "digest": cell.digest, "names": cell.names, "seed": cell.seed,
             **{key: summary[key] for key in keys},
-            "states": {key: last[key] for key in ("dirichlet", "mad", "error")}, "shifts": shifts,
+            "states": {key: last[key] for key in ("dirichlet", "mad", "error")}, "groups": groups, "shifts": shifts,
             "message_bytes_per_row": _message_bytes(cell.config, Store.open(cell.store).num_classes),
             "config_digest": cell.config.digest(), "config": cell.config.to_dict()}
 

@@ -2,7 +2,9 @@
 """The controller of a batch prediction: every node of a store, complete or not there at all."""
 from __future__ import annotations
 
+import functools
 import json
+import operator
 import os
 import shutil
 import time
@@ -17,6 +19,7 @@ from ..errors import InputError, ModelError, QgnnError
 from ..model.packed import PackedModel
 from ..planning.admission import check_prediction
 from ..store.reader import Store
+from .groups import describe
 
 __all__ = ["check_output", "check_predictable", "run_prediction"]
 
@@ -88,16 +91,19 @@ def _put_in_place(temp: Path, out: Path) -> None:
 
 def _summary(store: Store, model: PackedModel, model_bytes: int, results: Sequence[dict[str, Any]],
              seconds: float) -> dict[str, Any]:
-    accuracy = {}
-    for name in results[0]["right"]:
-        right, count = (sum(r["right"][name][i] for r in results) for i in (0, 1))
-        if count:
-            accuracy[name] = right / count
+    counts = {name: functools.reduce(operator.add, (r["counts"][name] for r in results))
+              for name in results[0]["counts"]}
+    counts = {name: one for name, one in counts.items() if one.nodes}
+    told = {name: describe(one) for name, one in counts.items()}
     return {
         "schema": SUMMARY_VERSION,
         "rows": store.num_nodes,
         "parts": store.num_parts,
-        "accuracy": accuracy,
+        "accuracy": {name: one.right / one.nodes for name, one in counts.items()},
+        "ece": {name: one["ece"] for name, one in told.items()},
+        "accuracy_by_degree": {name: one["by_degree"] for name, one in told.items()},
+        "accuracy_by_class": {name: one["by_class"] for name, one in told.items()},
+        "reliability": {name: one["reliability"] for name, one in told.items()},
         "class_counts": [int(c) for c in sum(r["classes"] for r in results)],
         "seconds": {**{k: max(r["seconds"][k] for r in results) for k in results[0]["seconds"]}, "total": seconds},
         "model_bytes": model_bytes,
