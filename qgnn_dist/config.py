@@ -49,8 +49,8 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PropagationConfig:
-    kind: str = _setting("smp", "smoothness-constrained, plain personalised PageRank, or the perceptron alone",
-                         choices=("smp", "appnp", "none"))
+    kind: str = _setting("smp", "smoothness-constrained, plain personalised PageRank, elastic message passing (one "
+                                "part only), or the perceptron alone", choices=("smp", "appnp", "elastic", "none"))
     layers: int = _setting(10, "K, the number of propagation layers", low=1, high=1000)
     mu: float = _setting(9.0, "weight of the smoothness term", above=0.0)
     eta: float = _setting(0.1, "step size of a layer; stable below 2/(1+2*mu)", above=0.0)
@@ -62,6 +62,10 @@ class PropagationConfig:
     constraint: str = _setting("normalised", "threshold on <D,G>/|H0|^2, or the paper's on <D,G> with a slack",
                                choices=("normalised", "published"))
     rounds: str = _setting("merged", "one exchange a layer, or the published two", choices=("merged", "two"))
+    lambda1: float = _setting(3.0, "weight of the edge term (elastic only)", low=0.0)
+    lambda2: float = _setting(3.0, "weight of the smoothness term (elastic only; smp and appnp have mu)", low=0.0)
+    elastic_norm: str = _setting("l21", "edge term: the norms of the edges' differences, or of each column's",
+                                 choices=("l21", "l1"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -314,7 +318,7 @@ def _expected(wanted: str, limits: Any) -> str:
 def _check_together(config: RunConfig) -> None:
     """Faults that only several settings together can have."""
     p = config.propagation
-    if p.kind != "none" and p.eta >= 2 / (1 + 2 * p.mu):
+    if p.kind in ("smp", "appnp") and p.eta >= 2 / (1 + 2 * p.mu):
         raise ConfigError(
             f"propagation.eta={p.eta:g}: diverges on every graph at mu={p.mu:g}; "
             f"expected less than 2/(1+2*mu) = {2 / (1 + 2 * p.mu):g}")

@@ -232,7 +232,7 @@ def _model(result: dict[str, Any], console: Console) -> None:
     ratio = result["float_bytes"] / max(result["model_bytes"], 1)
     rows = [
         ("network", f"{result['num_features']} → {result['hidden']} → {result['num_classes']}, "
-                    f"{result['layers']} layers of {result['propagation']} ({result['rounds']} rounds)"),
+                    f"{result['layers']} layers of {_propagation(result)}"),
         ("bits", ", ".join(f"{stage} {width}" for stage, width in result["bits"].items())),
         ("messages", result["coding"] + (", steps " + ", ".join(f"{s:g}" for s in result["message_steps"])
                                          if result["message_steps"] else ", float")),
@@ -244,6 +244,14 @@ def _model(result: dict[str, Any], console: Console) -> None:
     if "accuracy" in result:
         rows.append(("accuracy", f"{_accuracies(result['accuracy'])} at epoch {result['epoch']}"))
     _table("Packed model", rows, console)
+
+
+def _propagation(result: dict[str, Any]) -> str:
+    """A model's kind of layers, with what there is to say of it."""
+    if "elastic" in result:
+        own = result["elastic"]
+        return f"elastic ({own['norm']}, λ₁ {own['lambda1']:g}, λ₂ {own['lambda2']:g})"
+    return f"{result['propagation']} ({result['rounds']} rounds)"
 
 
 def _run(result: dict[str, Any], console: Console) -> None:

@@ -15,6 +15,7 @@ from qgnn_dist.config import RunConfig, load_config
 from qgnn_dist.data.graph import Graph, SparseFeatures
 from qgnn_dist.model.packed import ModelInfo, PackedModel
 from qgnn_dist.partitioning.api import partition_graph
+from qgnn_dist.propagation.elastic import Elastic
 from qgnn_dist.propagation.multiplier import InProcessServer, MultiplierRule, MultiplierServer
 from qgnn_dist.propagation.smp import Propagation
 from qgnn_dist.quant.grids import AFFINE_METHODS, affine_grid, as_lists, stage_names
@@ -112,7 +113,7 @@ def untrained_model(store: Store, *, bits: int = 2, residual: int = 8, kind: str
         hidden_step=1.0 if bits == 32 else 2.0 / 2**local,
         residual_step=1.0 if residual == 32 else 2.0 ** (3 - residual),
         level=-1, feature_level=-1, class_names=None, graph=store.name, fingerprint=store.fingerprint,
-        grids=as_lists(grids))
+        grids=as_lists(grids), elastic=Elastic(0.5, 3.0, "l21") if kind == "elastic" else None)
     if grids:
         info = replace(info, weight_steps=[grids["weights1"].step, grids["weights2"].step],
                        hidden_step=grids["hidden"].step, residual_step=grids["residual"].step,

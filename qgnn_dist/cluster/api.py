@@ -291,7 +291,7 @@ def _no_server(method: str, *_: Any) -> Any:
 
 
 def _describe_model(model: PackedModel, size: int) -> dict[str, Any]:
-    info = dataclasses.asdict(model.info)
+    info = model.info.described()
     info["propagation"] = info.pop("kind")
     return {"kind": "model", **info, "model_bytes": size,
             "float_bytes": 4 * (model.weight1.size + model.weight2.size + model.bias1.size + model.bias2.size)}

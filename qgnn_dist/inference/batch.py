@@ -18,6 +18,7 @@ from ..config import TimeoutsConfig
 from ..errors import InputError, ModelError, QgnnError
 from ..model.packed import PackedModel
 from ..planning.admission import check_prediction
+from ..propagation.elastic import refuse_parts
 from ..store.reader import Store
 from .groups import describe
 
@@ -35,6 +36,8 @@ def check_predictable(store: Store, model: PackedModel, model_file: str) -> None
     if store.num_features != model.info.num_features:
         raise ModelError(f"the model takes {model.info.num_features} features, the store {store.path} has "
                          f"{store.num_features}; export a model trained on such features", file=model_file)
+    if model.info.kind == "elastic":
+        refuse_parts(store.num_parts, str(store.path))
 
 
 def check_output(out: str | Path, overwrite: bool) -> Path:

@@ -22,15 +22,17 @@ from safetensors.numpy import load, save
 
 from .. import kernels
 from ..errors import InputError, ModelError
+from ..propagation.elastic import Elastic
 from ..propagation.smp import Propagation
 from ..quant.grids import AFFINE_METHODS, AffineGrid, stage_names
 from ..quant.levels import NUM_LEVELS
 from ..quant.packed import row_bytes
 from ..quant.straight_through import weight_levels
 
-__all__ = ["FORMAT_VERSION", "ModelInfo", "PackedModel"]
+__all__ = ["ModelInfo", "PackedModel"]
 
-FORMAT_VERSION = 1
+PLAIN_VERSION, ELASTIC_VERSION = 1, 2
+"""The second is written for elastic models only, which the first does not know; all others keep their bytes."""
 METADATA_KEY = "qgnn"
 LARGEST_HEADER = 16 << 20
 
@@ -50,6 +52,8 @@ class ModelInfo:
         level: how large D̃^-½·H⁰ was in training (quant/levels.py); −1 unknown. feature_level: the same of the stored
             feature values, where they are coded and not normalised; −1 where their scale does not matter.
         fingerprint: of the graph that it was trained on; reported, not demanded, at prediction.
+        elastic: λ₁, λ₂ and norm where `kind` is elastic, which takes neither mu nor eta; None, and not in the
+            file, where it is not.
     """
 
     num_features: int
@@ -76,7 +80,19 @@ class ModelInfo:
     graph: str
     fingerprint: str
     grids: dict[str, list[float]] = field(default_factory=dict)
-    format_version: int = FORMAT_VERSION
+    elastic: Elastic | None = None
+
+    @property
+    def propagation(self) -> Propagation:
+        """The layers that it was trained with."""
+        return Propagation(self.kind, self.layers, self.mu, self.eta, self.rounds, self.elastic)
+
+    def described(self) -> dict[str, Any]:
+        """All of it as plain values, as the file has them: with the format's version."""
+        values = dataclasses.asdict(self) | {"format_version": ELASTIC_VERSION if self.elastic else PLAIN_VERSION}
+        if self.elastic is None:
+            del values["elastic"]
+        return values
 
     def grid(self, stage: str) -> AffineGrid | None:
         """A stage's affine grid; None where it has none."""
@@ -105,7 +121,7 @@ class PackedModel:
         tensors = {"bias1": self.bias1, "bias2": self.bias2}
         for name, weight in (("weight1", self.weight1), ("weight2", self.weight2)):
             tensors[name] = weight if bits == 32 else _pack(weight, bits)
-        header = json.dumps(dataclasses.asdict(self.info), sort_keys=True, allow_nan=False)
+        header = json.dumps(self.info.described(), sort_keys=True, allow_nan=False)
         return save(tensors, metadata={METADATA_KEY: header})
 
     def save(self, path: str | Path, overwrite: bool = False) -> int:
@@ -198,14 +214,17 @@ def _read_info(data: bytes, file: str) -> ModelInfo:
         raise ModelError("not a packed model: no readable description", file=file) from None
     if not isinstance(values, dict):
         raise ModelError("not a packed model: its description is no object", file=file)
-    if values.get("format_version") != FORMAT_VERSION:
-        raise ModelError(f"model format {values.get('format_version')}, this program reads {FORMAT_VERSION}; "
+    version = values.pop("format_version", None)
+    if version not in (PLAIN_VERSION, ELASTIC_VERSION):
+        raise ModelError(f"model format {version}, this program reads {PLAIN_VERSION} and {ELASTIC_VERSION}; "
                          "export the run again with this version", file=file)
-    wanted = {f.name: f for f in dataclasses.fields(ModelInfo)}
-    if set(values) != set(wanted):
-        odd = sorted(set(values) ^ set(wanted))
+    wanted = {f.name for f in dataclasses.fields(ModelInfo)} - ({"elastic"} if version == PLAIN_VERSION else set())
+    if set(values) != wanted:
+        odd = sorted(set(values) ^ wanted)
         raise ModelError(f"description lacks or adds {', '.join(odd)}", file=file)
     _check_values(values, file)
+    if version == ELASTIC_VERSION:
+        values["elastic"] = Elastic(**values["elastic"])
     return ModelInfo(**values)
 
 
@@ -224,7 +243,13 @@ def _check_values(values: dict[str, Any], file: str) -> None:
     demand(isinstance(bits, dict) and set(bits) == {"weights", "features", "hidden", "messages", "residual"}
            and all(b in (1, 2, 4, 8, 32) for b in bits.values())
            and all(bits[s] != 1 for s in ("weights", "features", "hidden")), "bits")
-    demand(values["kind"] in ("smp", "appnp", "none"), "kind")
+    if "elastic" in values:
+        demand(values["kind"] == "elastic", "kind")
+        own = values["elastic"]
+        demand(isinstance(own, dict) and set(own) == {"lambda1", "lambda2", "norm"} and own["norm"] in ("l21", "l1")
+               and all(number(own[name]) and own[name] >= 0 for name in ("lambda1", "lambda2")), "elastic")
+    else:
+        demand(values["kind"] in ("smp", "appnp", "none"), "kind")
     demand(values["rounds"] in ("merged", "two"), "rounds")
     demand(values["coding"] in ("innovation", "direct"), "coding")
     demand(values["feature_norm"] in ("row", "l2", "none"), "feature_norm")

@@ -25,6 +25,7 @@ from ..errors import InputError, QgnnError
 from ..model.features import FeatureStatistics, choose_norm
 from ..model.packed import PackedModel
 from ..planning.admission import check_training
+from ..propagation.elastic import refuse_parts
 from ..quant.grids import AFFINE_METHODS
 from ..store.manifest import SOURCE_ORDER
 from ..store.reader import Store
@@ -51,8 +52,8 @@ def check_trainable(store: Store, config: RunConfig) -> None:
 
     Raises:
         InputError: features, labels or splits are absent, the metric does not fit the classes, the method of
-            quantisation does not train on several parts or on the device, or gradients are coded and rows too wide for
-            that.
+            quantisation or the kind of propagation does not train on several parts or on the device, or gradients are
+            coded and rows too wide for that.
     """
     lacking = [what for what, there in (("features", store.num_features > 0), ("labels", store.has_labels),
                                         ("splits", store.has_split)) if not there]
@@ -62,6 +63,11 @@ def check_trainable(store: Store, config: RunConfig) -> None:
     if config.train.metric == "roc_auc" and store.num_classes != 2:
         raise InputError(f"train.metric=roc_auc: expected 2 classes, the store has {store.num_classes}",
                          file=str(store.path))
+    if config.propagation.kind == "elastic":
+        refuse_parts(store.num_parts, str(store.path))
+        if config.cluster.device == "cuda":
+            raise InputError("cluster.device=cuda: propagation.kind=elastic trains on the CPU only; expected smp, "
+                             "appnp or none, or set cluster.device=cpu")
     if config.cluster.device == "cuda" and not device_can_train(config):
         raise InputError(f"cluster.device=cuda: quant.method={config.quant.method} trains on the CPU only; expected "
                          "recipe, lsq or minmax, or set cluster.device=cpu")
@@ -76,8 +82,8 @@ def check_trainable(store: Store, config: RunConfig) -> None:
 
 
 def device_can_train(config: RunConfig) -> bool:
-    """Whether these settings train elsewhere than on the host: only there are there the paper's affine grids."""
-    return config.quant.method not in AFFINE_METHODS
+    """Whether these settings train elsewhere than on the host: only there are the paper's affine grids, and elastic."""
+    return config.quant.method not in AFFINE_METHODS and config.propagation.kind != "elastic"
 
 
 def prepare_run(out: str | Path, store: Store, config: RunConfig, *, resume: bool,

@@ -31,11 +31,20 @@ from ..model.packed import ModelInfo, PackedModel
 from ..model.perceptron import DropoutKey, FeatureMatrix, Perceptron
 from ..model.row_blocks import RowBlocks
 from ..planning.admission import room
+from ..propagation.affine import AffineMessenger
+from ..propagation.elastic import Projected
 from ..propagation.fused import FusedLayers
 from ..propagation.fused_float import FusedFloatLayers, float_moments
-from ..propagation.messages import CodedMessenger, FloatMessenger, GradientCoding
+from ..propagation.messages import (
+    CodedMessenger,
+    FloatMessenger,
+    GradientCoding,
+    gradient_messenger,
+    value_moments,
+)
 from ..propagation.multiplier import MultiplierRule
 from ..propagation.neighbourhood import Neighbourhood
+from ..propagation.reverse import Reverse
 from ..propagation.smp import FrozenMultipliers, LiveMultipliers, Multipliers, Propagation
 from ..quant.grids import as_lists
 from ..quant.ranges import (
@@ -44,7 +53,6 @@ from ..quant.ranges import (
     evaluation_ranges,
     hidden_step,
     message_steps,
-    moments_of,
     residual_step,
 )
 from ..store.reader import Store
@@ -74,6 +82,7 @@ class TrainWorker:
         self._store_path = store
         self._ranges: dict[str, Range] = {}
         self._multipliers: list[float] = []
+        self._projected: list[Projected] = []  # of the last training forward, where it is elastic
         self._evaluated: PackedModel | None = None
         self._best: PackedModel | None = None
         self._memory = MemoryWatch()
@@ -159,7 +168,7 @@ class TrainWorker:
             state, figures = self._blocks.forward(key, None)
             self._follow(CALIBRATION_EPOCH, {
                 **float_moments(self._propagation, self._graph, self._exchange, state, innovation=innovation),
-                "residual": _moments(state), "hidden": figures})
+                "residual": value_moments(state), "hidden": figures})
         if self._config.quant.method == "lsq":
             levels = 2 ** int(self._config.quant.hidden or 32) - 1
             with torch.no_grad():
@@ -296,7 +305,7 @@ class TrainWorker:
             figures = affine.moments({"hidden": hidden.numpy()})["hidden"]
         else:
             state, figures = self._blocks.forward(key, self._hidden_step(self._ranges))
-        multipliers = self._live_multipliers(epoch, _moments(state)[0])
+        multipliers = self._live_multipliers(epoch, value_moments(state)[0])
         out, moments = self._propagate(state, multipliers, self._ranges, record=True, protected=protected)
         del state
         if isinstance(multipliers, LiveMultipliers):
@@ -306,13 +315,11 @@ class TrainWorker:
         del out
         if affine is not None:
             grad, factors = affine.backward(grad, self._multipliers, self._ranges, affine.grids(self._ranges),
-                                            self._gradient_coding(epoch))
+                                            self._gradient_coding(epoch), self._projected)
             affine.add_gradients(factors)
             h0.backward(torch.from_numpy(grad))
         else:
-            layers = FusedFloatLayers(self._propagation, self._graph, self._exchange, "backward",
-                                      coding=self._gradient_coding(epoch))
-            self._blocks.backward(layers.run(grad, grad, FrozenMultipliers(self._multipliers)))
+            self._blocks.backward(self._propagate_back(grad, self._gradient_coding(epoch)))
         self._reduce_gradients()
         self._optimizer.step()
         return loss, self._follow(epoch, {**moments, "hidden": figures})
@@ -327,36 +334,47 @@ class TrainWorker:
         innovation = self._config.messages.coding == "innovation"
         bits, residual_bits = int(quant.messages or 32), int(quant.residual or 32)
         moments: dict[str, list[float]] = {}
+        messenger: AffineMessenger | CodedMessenger | FloatMessenger | None = None
+        residual = state
         if self._affine is not None:
-            moments["residual"] = self._moments_of("residual", state)
+            moments["residual"] = self._affine.moments({"residual": state})["residual"]
             grids = self._affine.grids(ranges)
             residual = self._affine.residual(state, grids, train=record)
             if bits < 32:
-                affine = self._affine.messenger(columns, grids, train=record, protected=protected)
-                out = self._propagation.run(self._graph, state, residual, affine, multipliers)
-                return out, {**moments, **affine.moments}
+                messenger = self._affine.messenger(columns, grids, train=record, protected=protected)
+        else:
+            step = 1.0
+            if residual_bits < 32:
+                moments["residual"] = value_moments(state)
+                step = residual_step(ranges["residual"], residual_bits, quant.method)
+            if bits < 32 and FusedLayers.can_run(self._propagation, columns):
+                layers = FusedLayers(self._propagation, self._graph, self._exchange, "forward", bits=bits,
+                                     steps=self._message_steps(ranges), innovation=innovation,
+                                     residual_bits=residual_bits, residual_step=step, multipliers=multipliers,
+                                     record=record)
+                return layers.run(state), {**moments, **layers.moments}
+            if residual_bits < 32:
+                residual = np.empty_like(state)
+                kernels.midrise(state, np.float32(step), residual_bits, residual)
+            if bits < 32:
+                messenger = CodedMessenger(self._graph, self._exchange, columns, "forward", bits=bits,
+                                           steps=self._message_steps(ranges), innovation=innovation, record=record)
+        if messenger is None and FusedFloatLayers.can_run(self._propagation):
             float_layers = FusedFloatLayers(self._propagation, self._graph, self._exchange, "forward")
             return float_layers.run(state, residual, multipliers), moments
-        step = 1.0
-        if residual_bits < 32:
-            moments["residual"] = _moments(state)
-            step = residual_step(ranges["residual"], residual_bits, quant.method)
-        if bits < 32 and FusedLayers.can_run(self._propagation, columns):
-            layers = FusedLayers(self._propagation, self._graph, self._exchange, "forward", bits=bits,
-                                 steps=self._message_steps(ranges), innovation=innovation, residual_bits=residual_bits,
-                                 residual_step=step, multipliers=multipliers, record=record)
-            return layers.run(state), {**moments, **layers.moments}
-        residual = state
-        if residual_bits < 32:
-            residual = np.empty_like(state)
-            kernels.midrise(state, np.float32(step), residual_bits, residual)
-        float_layers = FusedFloatLayers(self._propagation, self._graph, self._exchange, "forward")
-        if bits == 32:
-            return float_layers.run(state, residual, multipliers), moments
-        messenger = CodedMessenger(self._graph, self._exchange, columns, "forward", bits=bits,
-                                   steps=self._message_steps(ranges), innovation=innovation, record=record)
-        out = self._propagation.run(self._graph, state, residual, messenger, multipliers)
+        messenger = messenger or FloatMessenger(self._graph, self._exchange, columns, "forward")
+        out = self._propagation.run(self._graph, state, residual, messenger, multipliers,
+                                    keep=self._projected if record else None)
         return out, {**moments, **messenger.moments}
+
+    def _propagate_back(self, grad: np.ndarray, coding: GradientCoding | None) -> np.ndarray:
+        """∂L/∂H⁰ of the last training forward, where nothing was clipped; `grad` is used up."""
+        if FusedFloatLayers.can_run(self._propagation):
+            layers = FusedFloatLayers(self._propagation, self._graph, self._exchange, "backward", coding=coding)
+            return layers.run(grad, grad, FrozenMultipliers(self._multipliers))
+        messenger = gradient_messenger(self._graph, self._exchange, grad.shape[1], coding)
+        reverse = Reverse(self._propagation, self._graph, messenger, [], [], self._projected)
+        return reverse.run(grad) + reverse.residual
 
     def _evaluate(self, epoch: int) -> dict[str, Any]:
         """Run the packed model itself, as prediction will, and compare with the labels."""
@@ -417,8 +435,7 @@ class TrainWorker:
             multipliers=self._multipliers if p.kind == "smp" else [],
             message_steps=messages, weight_steps=weights.pop("weight_steps"), hidden_step=hidden,
             residual_step=residual, level=-1, feature_level=self._feature_level, class_names=store.class_names,
-            graph=store.name,
-            fingerprint=store.fingerprint, grids=as_lists(grids))
+            graph=store.name, fingerprint=store.fingerprint, grids=as_lists(grids), elastic=self._propagation.elastic)
         return PackedModel(info, **weights)
 
     def _packed_ranges(self) -> dict[str, Range]:
@@ -439,9 +456,6 @@ class TrainWorker:
         if quant.method == "lsq":
             return float(self._network.hidden_step.detach().abs())
         return hidden_step(ranges["hidden"], int(quant.hidden or 32), quant.method)
-
-    def _moments_of(self, stage: str, x: np.ndarray) -> list[float]:
-        return self._affine.moments({stage: x})[stage] if self._affine is not None else _moments(x)
 
     def _dropout(self, epoch: int) -> DropoutKey:
         return DropoutKey(self._config.seed, epoch, np.ascontiguousarray(self._part.source_index),
@@ -498,10 +512,3 @@ class TrainWorker:
 
     def _sent_since(self, before: dict[str, int]) -> dict[str, int]:
         return {kind: count - before[kind] for kind, count in self._wire().items()}
-
-
-def _moments(x: np.ndarray) -> list[float]:
-    """[Σx², Σ|x|, max|x|, count] of all values, added in double."""
-    rows = np.empty((len(x), 3), np.float64)
-    kernels.row_moments(np.ascontiguousarray(x), rows)
-    return [*moments_of(rows), float(x.size)]

@@ -14,6 +14,7 @@ import pytest
 
 from qgnn_dist.errors import InputError, ModelError
 from qgnn_dist.model.packed import ModelInfo, PackedModel
+from qgnn_dist.propagation.elastic import Elastic
 from qgnn_dist.quant.grids import AffineGrid
 
 SHA256 = {
@@ -21,6 +22,7 @@ SHA256 = {
     4: "4227148d1f4866cd2727a6429f49cbbe9dd212f8b96ff4732c822a3d636dfe44",
     8: "d60748ae87ccace6cfea03307142c99b9e5abfb0c1feb2a5c28bcb12555d2367",
     32: "140c21bc023886c82b02e207f77ad0a0e3a7b110bba612af8ea96f1556e215d5",
+    "elastic": "5c0f932d8eab575d40cb9883da08c6e6bb57b17887219d25de6f9b0514b4957f",
     "affine": "5e216cc2c940a9348a585f8a4b8d73d4318f5bd4e40a885767d1133c45058358",
 }
 
@@ -147,6 +149,36 @@ def test_a_method_with_affine_grids_must_have_them() -> None:
         PackedModel.from_bytes(_with_header(_affine_model().to_bytes(), grids={}))
     with pytest.raises(ModelError, match="grids="):
         PackedModel.from_bytes(_with_header(_affine_model().to_bytes(), method="recipe"))
+
+
+def _elastic_model(bits: int = 2) -> PackedModel:
+    model = _model(bits)
+    return dataclasses.replace(model, info=dataclasses.replace(
+        model.info, kind="elastic", multipliers=[], elastic=Elastic(3.0, 0.5, "l21")))
+
+
+def test_elastic_models_are_of_version_2(tmp_path: Path) -> None:
+    model = _elastic_model()
+    data = model.to_bytes()
+    assert hashlib.sha256(data).hexdigest() == SHA256["elastic"]
+    assert b'format_version\\": 2' in data
+    assert b'format_version\\": 1' in _model().to_bytes()
+    model.save(tmp_path / "m")
+    assert PackedModel.load(tmp_path / "m").info == model.info
+
+
+@pytest.mark.parametrize(("changes", "text"), [
+    ({"kind": "smp"}, "kind="), ({"elastic": None}, "elastic="), ({"elastic": {"lambda1": 3.0}}, "elastic="),
+    ({"elastic": {"lambda1": -1.0, "lambda2": 3.0, "norm": "l21"}}, "elastic="),
+    ({"elastic": {"lambda1": 1.0, "lambda2": "3", "norm": "l21"}}, "elastic="),
+    ({"elastic": {"lambda1": 1.0, "lambda2": 3.0, "norm": "l2"}}, "elastic="),
+    ({"elastic": {"lambda1": 1.0, "lambda2": float("nan"), "norm": "l1"}}, "elastic="),
+    ({"format_version": 1}, "lacks or adds elastic")])
+def test_elastic_settings_from_outside_are_checked(changes: dict[str, Any], text: str) -> None:
+    with pytest.raises(ModelError, match=text):
+        PackedModel.from_bytes(_with_header(_elastic_model().to_bytes(), **changes))
+    with pytest.raises(ModelError, match="lacks or adds elastic"):
+        PackedModel.from_bytes(_with_header(_model().to_bytes(), format_version=2))
 
 
 def test_damaged_files_are_refused(tmp_path: Path) -> None:
