@@ -73,7 +73,7 @@ def accuracy(grid: str | Path, *, out: str | Path, data: str | Path | None = Non
 
 def _write(folder: Path, shown: Sequence[Row], rows: Sequence[Row], cells: dict[Any, Any], failures: dict[str, str],
            reference: str, pictures: bool) -> dict[str, Any]:
-    from ..training.checkpoint import write_atomically
+    from ..files.write import write_atomically
     from .machine import envelope
     from .table import markdown, table_rows
 
@@ -124,8 +124,8 @@ def _folder(folder: Path, overwrite: bool) -> Iterator[None]:
 def _store(store: Path, source: str, root: str | Path | None, on_step: Callable[[str], None] | None) -> str:
     """The fingerprint of the dataset's store, written first where there is none of the source as it is now."""
     from ..cluster import api
+    from ..files.write import write_atomically
     from ..store.reader import Store
-    from ..training.checkpoint import write_atomically
 
     note, identity = store.with_name(f"{store.name}.json"), _identity(source)
     if _read_json(note) == {"source": identity}:
@@ -144,7 +144,7 @@ def _store(store: Path, source: str, root: str | Path | None, on_step: Callable[
 
 def _shifted(stores: Path, source: str, root: str | Path | None, on_step: Callable[[str], None] | None) -> None:
     """The shifted graphs' stores, written where there are none of the source as it is now."""
-    from ..training.checkpoint import write_atomically
+    from ..files.write import write_atomically
     from .shifts import SHIFTS, write_shifted
 
     note, state = stores / "source.json", {"source": _identity(source), "shifts": list(SHIFTS)}

@@ -206,7 +206,7 @@ def _run_with_one_pool(waiting: collections.deque[Cell], jobs: int, work: Callab
 
 
 def _write(file: Path, result: dict[str, Any]) -> None:
-    from ..training.checkpoint import write_atomically
+    from ..files.write import write_atomically
 
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, (json.dumps(result, indent=2) + "\n").encode())

@@ -21,7 +21,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,11 +28,7 @@ from typing import Any
 
 from ..config import RunConfig, load_config
 from ..errors import ConfigError, InputError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:  # pragma: no cover
-    import tomli as tomllib
+from ..files.read import LARGEST_TOML, parse_toml, read_bytes, reason
 
 __all__ = ["BUILT_IN_WIDTHS", "Grid", "Row", "read_grid"]
 
@@ -124,12 +119,12 @@ def read_grid(path: str | Path, *, data: str | Path | None = None, seeds: int | 
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
-        table = tomllib.loads(text)
+        text = read_bytes(path, LARGEST_TOML).decode("utf-8")
+        table = parse_toml(text)
     except (FileNotFoundError, IsADirectoryError):
         raise InputError("no such grid file", file=str(path)) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"not a TOML file: {error}", file=str(path)) from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"not a TOML file: {reason(error)}", file=str(path)) from None
     faults = _faults_of_shape(table)
     if faults:  # the rows cannot be told from a file whose tables are not what they should be
         raise ConfigError("; ".join(faults), file=str(path))
