@@ -229,7 +229,7 @@ def _manifest(graph: Graph, cleaned: CleanGraph, entries: list[dict[str, Any]]) 
     if graph.features is not None:
         kind = "sparse" if isinstance(graph.features, SparseFeatures) else "dense"
     return {
-        "name": graph.name,
+        "name": graph.name.encode("utf-8", "replace").decode(),  # files may have names that are no Unicode
         "fingerprint": fingerprint(cleaned, graph),
         "num_nodes": cleaned.num_nodes,
         "num_edges": cleaned.num_edges,

@@ -124,7 +124,7 @@ class Part:
         self.node_ids: pa.Array = nodes["node_id"]
         if not (pa.types.is_integer(self.node_ids.type) or pa.types.is_string(self.node_ids.type)
                 or pa.types.is_large_string(self.node_ids.type)) or len(self.node_ids) != self.num_local:
-            raise StoreError(f"node_id is {shown(self.node_ids.type)} with {len(self.node_ids)} values, expected "
+            raise StoreError(f"node_id is {shown(str(self.node_ids.type))} with {len(self.node_ids)} values, expected "
                              f"integers or text, {self.num_local}; partition the graph again",
                              file=str(self.folder / "nodes.arrow"))
         check_values(self.node_ids, self.folder / "nodes.arrow")
