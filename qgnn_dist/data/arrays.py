@@ -31,8 +31,13 @@ MOST_DEFLATED = 1032
 """Bytes that one byte of a deflate stream becomes at most, as its longest match takes two bits."""
 LARGEST_DIRECTORY = 16 << 20
 """Bytes of an archive's list of arrays, which is read as a whole."""
+LONGEST_END = 65557
+"""Bytes of an archive's end, from where the count of its entries is known."""
 LARGEST_VALUE, LARGEST_ROW = 4096, 64 << 20
 """Bytes of one value, a text of 1024 characters; and of a row where rows are read one by one."""
+
+LAST_LETTER, FIRST_HALF, LAST_HALF = 0x10FFFF, 0xD800, 0xDFFF
+"""Of Unicode; halves of letters are none."""
 
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, KeyError, NotImplementedError, RuntimeError,
             SyntaxError, TypeError, IndexError, AttributeError, OverflowError, struct.error, tokenize.TokenError)
@@ -119,6 +124,11 @@ class NpzArchive:
         """Refuse entries that would become more than their bytes can, or share them."""
         size = os.fstat(self._file.fileno()).st_size
         entries = self._zip.infolist()
+        tail = os.pread(self._file.fileno(), LONGEST_END, max(size - LONGEST_END, 0))
+        (count,) = struct.unpack_from("<H", tail, tail.rindex(b"PK\x05\x06") + 10)
+        if count not in (len(entries), 0xFFFF):  # more are counted elsewhere
+            raise InputError(f"is damaged: its directory says {count} arrays and lists {len(entries)}",
+                             file=str(self.path))
         if sum(entry.compress_size for entry in entries) > size:
             raise InputError(f"is damaged: its arrays take more than the {size} bytes that it has", file=str(self.path))
         for entry in entries:
@@ -182,6 +192,10 @@ class NpzArchive:
                 count = min(step, len(values) - start)
                 data = self._read(file, name, count * header.dtype.itemsize)
                 values[start:start + count] = np.frombuffer(data, header.dtype)
+        if header.dtype.kind == "U":
+            letters = values.view(np.uint32)
+            if ((letters > LAST_LETTER) | ((letters >= FIRST_HALF) & (letters <= LAST_HALF))).any():
+                raise InputError(f"array {shown(name)} is no Unicode text", file=str(self.path))
         return values.reshape(header.shape, order="F" if header.fortran else "C")
 
     def rows(self, name: str) -> Iterator[tuple[int, np.ndarray]]:

@@ -139,9 +139,4 @@ def _class_names(archive: NpzArchive, file: str) -> list[str] | None:
     names = archive.read("class_names")
     if names.dtype.kind != "U" or names.ndim != 1:
         raise InputError(f"class_names is {names.dtype} {names.shape}, expected text (classes,)", file=file)
-    try:
-        texts = [str(name) for name in names]
-        "".join(texts).encode("utf-8")
-    except ValueError:
-        raise InputError("class_names is no Unicode text", file=file) from None
-    return texts
+    return [str(name) for name in names]

@@ -17,6 +17,7 @@ import csv
 import difflib
 import gzip
 import importlib.util
+import os
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -103,7 +104,7 @@ def load_ogb(
     if not raw.is_dir():
         raise InputError("there is no folder raw; remove this one and get the graph again", file=str(folder))
     known = entry.classes if entry is not None else None
-    if (raw / "data.npz").is_file():
+    if os.path.lexists(raw / "data.npz"):
         graph = _load_binary(name, raw, known, progress)
     else:
         graph = _load_csv(name, raw, known, progress)
@@ -136,7 +137,7 @@ def _download(
 
 
 def _load_csv(name: str, raw: Path, known_classes: int | None, progress: Callable[[str], None] | None) -> Graph:
-    if (raw / "edge-feat.csv.gz").is_file():
+    if os.path.lexists(raw / "edge-feat.csv.gz"):
         raise InputError("edge features are not supported", file=str(raw / "edge-feat.csv.gz"))
     count_file, edge_file = raw / "num-node-list.csv.gz", raw / "edge.csv.gz"
     num_nodes = checks.check_num_nodes(_one_count(count_file, "nodes"), "num-node-list", str(count_file))
@@ -145,18 +146,18 @@ def _load_csv(name: str, raw: Path, known_classes: int | None, progress: Callabl
     if _columns(edge_file) not in (0, 2):
         raise InputError(f"has {_columns(edge_file)} columns, expected 2 (source, target)", file=str(edge_file))
     edges_file = raw / "num-edge-list.csv.gz"
-    num_edges = _one_count(edges_file, "edges") if edges_file.is_file() else None
+    num_edges = _one_count(edges_file, "edges") if os.path.lexists(edges_file) else None
     labels, num_classes = None, 0
     label_file, feature_file = raw / "node-label.csv.gz", raw / "node-feat.csv.gz"
-    if label_file.is_file():
+    if os.path.lexists(label_file):  # whatever it is: what is there is never passed over
         y = _csv_array(label_file, pa.float64(), num_nodes)
         labels, num_classes = checks.labels_from(y, num_nodes, "node-label", str(label_file), known_classes)
-    elif not feature_file.is_file():
+    elif not os.path.lexists(feature_file):
         most = _most_rows(edge_file, 2)
         checks.check_evidence(num_nodes, 0, most if num_edges is None else min(num_edges, most), "num-node-list",
                               str(count_file))
     features = None
-    if feature_file.is_file():
+    if os.path.lexists(feature_file):
         if progress:
             progress(f"{name}: reading features of {num_nodes:,} nodes")
         features = _csv_features(feature_file, num_nodes)
@@ -174,6 +175,7 @@ def _load_csv(name: str, raw: Path, known_classes: int | None, progress: Callabl
 def _columns(path: Path) -> int:
     """Values in the first line, 0 in an empty file."""
     try:
+        check_regular(path)
         with gzip.open(path, "rt") as file:
             line = file.readline(LONGEST_LINE)
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
@@ -277,7 +279,7 @@ def _load_binary(name: str, raw: Path, known_classes: int | None, progress: Call
         header = archive.headers["edge_index"]
         checks.check_edge_shape(header.shape, header.dtype, "edge_index", file)
         label_path, bare = raw / "node-label.npz", "node_feat" not in archive
-        if bare and not label_path.is_file():
+        if bare and not os.path.lexists(label_path):
             checks.check_evidence(num_nodes, 0, header.shape[1], "num_nodes_list", file)
         features = None
         if not bare:
@@ -285,7 +287,7 @@ def _load_binary(name: str, raw: Path, known_classes: int | None, progress: Call
                 progress(f"{name}: reading features of {num_nodes:,} nodes")
             features = _binary_features(archive, num_nodes, file)
     labels, num_classes = None, 0
-    if label_path.is_file():
+    if os.path.lexists(label_path):
         with NpzArchive(label_path) as archive:
             if "node_label" not in archive:
                 raise InputError("array node_label is missing", file=str(label_path))
@@ -336,7 +338,7 @@ def _split(folder: Path, entry: Entry | None, num_nodes: int) -> np.ndarray | No
         raise InputError(f"holds several splits ({', '.join(kinds)}), expected one", file=str(base))
     path = base / (entry.split if entry is not None else kinds[0])
     pickled = path / "split_dict.pt"
-    if pickled.is_file():
+    if os.path.lexists(pickled):
         return checks.split_from_indices(_split_dict(pickled), num_nodes, file=str(pickled))
     indices = {}
     for name in SPLITS:
@@ -346,6 +348,8 @@ def _split(folder: Path, entry: Entry | None, num_nodes: int) -> np.ndarray | No
         if _columns(file) > 1:
             raise InputError(f"has {_columns(file)} columns, expected 1", file=str(file))
         indices[name] = _csv_array(file, pa.int64(), num_nodes).reshape(-1)
+        if len(indices[name]) > num_nodes:
+            raise InputError(f"has more rows than there are nodes ({num_nodes})", file=str(file))
     return checks.split_from_indices(indices, num_nodes, ".csv.gz", str(path))
 
 

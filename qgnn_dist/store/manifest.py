@@ -164,9 +164,8 @@ def _check_told(manifest: dict[str, Any], file: Path) -> None:
         if not isinstance(values, dict):
             raise StoreError(f"{name} is no object", file=str(file))
         told.append((name, values, dict.fromkeys(values, kind)))
-    for part, entry in enumerate(manifest["parts"]):
-        counts = {key for key in entry if key not in _PART}
-        told.append((f"part {part}", entry, dict.fromkeys(counts, int)))
+    counts = dict.fromkeys((key for key in manifest["parts"][0] if key not in _PART), int)
+    told += [(f"part {part}", entry, counts) for part, entry in enumerate(manifest["parts"])]
     for where, values, wanted in told:
         _demand(values, wanted, file, where)
 

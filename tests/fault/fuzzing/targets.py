@@ -92,7 +92,7 @@ def _read_manifests(folder: Path) -> str | None:
 def _seal_manifest(folder: Path, file: Path) -> None:
     try:
         edit_manifest(file.parent, lambda m: None)
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, RecursionError):
         return  # no JSON object any more
 
 
