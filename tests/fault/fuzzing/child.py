@@ -20,8 +20,7 @@ from typing import Any
 import numpy as np
 
 from qgnn_dist.errors import QgnnError
-from tests.fault.fuzzing import mutate
-from tests.fault.fuzzing.targets import TARGETS, Target
+from tests.fault.fuzzing.target import Sample, Target
 
 __all__ = ["ADDRESS_BYTES", "LIMIT_BYTES"]
 
@@ -44,43 +43,6 @@ class Tally:
     slowest_s: float = 0.0
     peak_bytes: int = 0
     faults: list[str] = field(default_factory=list)
-
-
-class Sample:
-    """A valid sample in a folder, one of whose files is changed for the time of a read."""
-
-    def __init__(self, target: Target, folder: Path) -> None:
-        folder.mkdir(parents=True)
-        target.make(folder)
-        self.target, self.folder = target, folder
-        self.original = {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-        self.digest = target.read(folder)
-        if target.verify is not None:
-            target.verify(folder)
-        self.files = [(path, change) for pattern, change in target.files.items()
-                      for path in sorted(folder.glob(pattern))]
-        assert self.files
-
-    def change(self, rng: np.random.Generator) -> tuple[int, bool, bool]:
-        """Write a mutant; its size, whether its checksums are right again, and whether it is the sample after all."""
-        path, known = mutate.pick(rng, self.files)
-        data, sealed = self.original[path], bool(rng.random() < 0.6)
-        change = known if known is not None and sealed else mutate.any_bytes
-        changed = change(rng, data)
-        self._write(path, changed)
-        if sealed and self.target.seal is not None:
-            self.target.seal(self.folder, path)
-        return len(changed), sealed, changed == data
-
-    def restore(self) -> None:
-        """The sample as it was."""
-        for path, data in self.original.items():
-            if not path.exists() or path.read_bytes() != data:
-                self._write(path, data)
-
-    def _write(self, path: Path, data: bytes) -> None:
-        path.unlink(missing_ok=True)  # a new file: the old one may still be mapped
-        path.write_bytes(data)
 
 
 def _read(sample: Sample, sealed: bool, same: bool) -> tuple[str, str]:
@@ -150,11 +112,10 @@ def _limit_address_space() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (most, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
-def main(folder: str, status_file: str, jobs: str, targets: dict[str, Target] = TARGETS) -> None:
+def main(folder: str, status_file: str, jobs: str, targets: dict[str, Target]) -> None:
     """See the module."""
     status = os.open(status_file, os.O_RDWR | os.O_CREAT)
     asked: list[Any] = json.loads(jobs)
-    os.pwrite(status, b"making the samples".ljust(64), 0)
     samples = [Sample(targets[name], Path(folder) / str(at)) for at, (name, *_) in enumerate(asked)]
     _limit_address_space()
     for sample, (name, seed, first, count) in zip(samples, asked):
@@ -164,4 +125,6 @@ def main(folder: str, status_file: str, jobs: str, targets: dict[str, Target] = 
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    from tests.fault.fuzzing.targets import TARGETS
+
+    main(*sys.argv[1:], targets=TARGETS)

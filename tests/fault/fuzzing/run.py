@@ -17,8 +17,8 @@ from typing import Any
 
 __all__ = ["fuzz", "table"]
 
-HANG_S = 60.0
-"""Seconds without a new mutant after which a child is ended; a machine may be busy with something else."""
+HANG_S, START_S = 60.0, 300.0
+"""Seconds without a new mutant, and until the first, after which a child is ended; a machine may be busy."""
 BATCH = 1000
 MOST_LOST = 20
 CHILD = "tests.fault.fuzzing.child"
@@ -81,7 +81,7 @@ def _watch(process: subprocess.Popen[bytes], status: Path, hang_s: float) -> boo
         now = status.read_text()
         if now != seen:
             seen, since = now, time.monotonic()
-        elif time.monotonic() - since > hang_s:
+        elif time.monotonic() - since > (hang_s if seen else START_S):
             process.kill()
             return True
         time.sleep(0.05)

@@ -6,8 +6,7 @@ import gzip
 import io
 import json
 import struct
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,33 +36,10 @@ from qgnn_dist.training.checkpoint import RunFolder
 from qgnn_dist.training.loop import prepare_run
 from tests.fault.fuzzing import mutate
 from tests.fault.fuzzing.digest import digest, graph_values, part_values
+from tests.fault.fuzzing.target import Target
 from tests.helpers import edit_manifest, make_store, small_graph, untrained_model
 
-__all__ = ["TARGETS", "Target"]
-
-Change = Callable[[np.random.Generator, bytes], bytes]
-
-
-@dataclass(frozen=True)
-class Target:
-    """One kind of input.
-
-    Attributes:
-        make: writes a valid sample into a folder. read: reads all of it as the program would and returns a digest of
-            its content, None where the sample carries no checksum any more.
-        files: which of the sample's files are changed, as glob patterns, each with what knows its format; any bytes are
-            changed in any file, too.
-        seal: makes checksums right for a changed file; None where the format's own functions do that.
-        verify: what `qgnn inspect --verify` looks at besides; raises where bytes differ.
-        tells: whether a checksum tells of changes of content that are not sealed.
-    """
-
-    make: Callable[[Path], Any]
-    read: Callable[[Path], str | None]
-    files: dict[str, Change | None]
-    seal: Callable[[Path, Path], None] | None = None
-    verify: Callable[[Path], Any] | None = None
-    tells: bool = False
+__all__ = ["TARGETS"]
 
 
 def _show(result: dict[str, Any]) -> None:
