@@ -7,6 +7,7 @@ import difflib
 import functools
 import hashlib
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,8 +69,8 @@ class MessagesConfig:
 
 
 WIDTHS = (1, 2, 4, 8, 32)
-LARGEST_WHOLE, LARGEST_NUMBER = 2**63, 1e12
-"""Beyond all settings; as seconds, 1e12 is what a clock can still wait."""
+LARGEST_WHOLE, LONGEST_WAIT_S = 2**63, 1e9
+"""No whole number and no deadline is as large; clocks and files have room for those."""
 MOST_FAULTS, LONGEST_KEY = 20, 100
 """So many are told; longer keys are near no known one."""
 
@@ -288,7 +289,8 @@ def _checked(key: str, value: Any, origin: str, faults: list[str]) -> Any:
         return value
     bad = bool(limits["choices"]) and value not in limits["choices"]
     if wanted in ("int", "float"):
-        bad = bad or value != value or not abs(value) < (LARGEST_WHOLE if wanted == "int" else LARGEST_NUMBER)
+        most = LARGEST_WHOLE if wanted == "int" else LONGEST_WAIT_S if key.startswith("timeouts.") else math.inf
+        bad = bad or not abs(value) < most
         bad = bad or (limits["low"] is not None and value < limits["low"])
         bad = bad or (limits["high"] is not None and value > limits["high"])
         bad = bad or (limits["above"] is not None and value <= limits["above"])

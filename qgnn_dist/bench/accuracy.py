@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, StoreError
+from ..files.read import read_json
 from .cells import cells_of, read_cell, run_cells, shifted_stores
 from .grid import Row, read_grid
 
 __all__ = ["accuracy"]
 
+LARGEST_NOTE = 1 << 20
 _MARKER = {"bench": "accuracy", "schema": 1}
 _OURS = ("cells", "stores", "grid.toml", "table.json", "table.md", "accuracy_by_bits.svg", "accuracy_by_bits.png",
          "accuracy_by_depth.svg", "accuracy_by_depth.png")
@@ -191,6 +193,6 @@ def _check_rows(rows: Sequence[Row], folder: Path) -> None:
 
 def _read_json(file: Path) -> Any:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return read_json(file, LARGEST_NOTE)
     except (OSError, ValueError):
         return None
