@@ -28,7 +28,8 @@ LIMIT_BYTES = 64 << 20
 """Resident memory that reading a mutant may take above what the process had, or twice the file, if that is more."""
 ADDRESS_BYTES = 4 << 30
 """Of address space, above what the process had: asking for more fails, and is a fault."""
-LONGEST_MESSAGE = 2000
+LONGEST_MESSAGE = 4000
+"""Characters: some 20 faults of a file of settings."""
 
 
 @dataclass
@@ -48,9 +49,9 @@ class Tally:
 def _read(sample: Sample, sealed: bool, same: bool) -> tuple[str, str]:
     """What became of a mutant, `refused`, `accepted` or `fault`, and why."""
     try:
-        found = sample.target.read(sample.folder)
+        found = sample.target.read(sample.place)
         if sample.target.verify is not None and not sealed:
-            sample.target.verify(sample.folder)
+            sample.target.verify(sample.place)
     except QgnnError as error:
         words = str(error)
         if same:
@@ -60,7 +61,7 @@ def _read(sample: Sample, sealed: bool, same: bool) -> tuple[str, str]:
         return "refused", words
     except BaseException:
         return "fault", traceback.format_exc(limit=-6)
-    if sample.target.tells and not sealed and found is not None and found != sample.digest:
+    if sample.target.tells and not sealed and found is not None and found != sample.digests[sample.place]:
         return "fault", "accepted with other content, though its checksum is not right"
     return "accepted", ""
 

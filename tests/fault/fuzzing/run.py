@@ -56,7 +56,8 @@ def fuzz(targets: Sequence[str], mutants: int, seed: int = 0, *, child: str = CH
 
 def _run_child(child: str, jobs: list[list[Any]], hang_s: float) -> tuple[list[dict[str, Any]], tuple[str, str] | None]:
     """The tallies of the jobs that it finished, and where and why it ended before the last."""
-    with tempfile.TemporaryDirectory(prefix="qgnn-fuzz-") as scratch:
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # nothing here has to survive
+    with tempfile.TemporaryDirectory(prefix="qgnn-fuzz-", dir=memory) as scratch:
         status, errors = Path(scratch) / "status", Path(scratch) / "stderr"
         status.touch()
         with open(errors, "wb") as log:
@@ -115,8 +116,8 @@ def table(found: dict[str, dict[str, Any]]) -> str:
 if __name__ == "__main__":
     from tests.fault.fuzzing.targets import TARGETS
 
-    results = fuzz(sys.argv[2:] or list(TARGETS), int(sys.argv[1]))
+    results: dict[str, dict[str, Any]] = {}
+    for reader in sys.argv[2:] or list(TARGETS):
+        results |= fuzz([reader], int(sys.argv[1]))
+        print(table({reader: results[reader]}).splitlines()[-1], *results[reader]["faults"], sep="\n", file=sys.stderr)
     print(table(results))
-    for result in results.values():
-        for fault in result["faults"]:
-            print(fault)

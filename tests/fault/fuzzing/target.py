@@ -21,8 +21,9 @@ class Target:
     """One kind of input.
 
     Attributes:
-        make: writes a valid sample into a folder. read: reads all of it as the program would and returns a digest of
-            its content, None where the sample carries no checksum any more.
+        make: writes a valid sample into a folder. read: reads it as the program would and returns a digest of its
+            content, None where the sample carries no checksum any more.
+        apart: the sample is several that lie side by side; `read` and `verify` get the one that was changed.
         files: which of the sample's files are changed, as glob patterns, each with what knows its format; any bytes are
             changed in any file, too.
         seal: makes checksums right for a changed file; None where the format's own functions do that.
@@ -36,6 +37,7 @@ class Target:
     seal: Callable[[Path, Path], None] | None = None
     verify: Callable[[Path], Any] | None = None
     tells: bool = False
+    apart: bool = False
 
 
 class Sample:
@@ -45,17 +47,20 @@ class Sample:
         folder.mkdir(parents=True)
         target.make(folder)
         self.target, self.folder = target, folder
-        self.original = {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-        self.digest = target.read(folder)
-        if target.verify is not None:
-            target.verify(folder)
         self.files = [(path, change) for pattern, change in target.files.items()
                       for path in sorted(folder.glob(pattern))]
         assert self.files
+        self.digests = {place: target.read(place) for place in {self._place(path) for path, _ in self.files}}
+        for place in self.digests if target.verify is not None else ():
+            target.verify(place)  # type: ignore[misc]
+        self.original = {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+        self.place, self._changed = folder, [self.files[0][0]]
 
     def change(self, rng: np.random.Generator) -> tuple[int, bool, bool]:
         """Write a mutant; its size, whether its checksums are right again, and whether it is the sample after all."""
         path, known = mutate.pick(rng, self.files)
+        self.place = self._place(path)
+        self._changed = [path, *self.place.glob("manifest.json")]  # which a seal may change
         data, sealed = self.original[path], bool(rng.random() < 0.6)
         change = known if known is not None and sealed else mutate.any_bytes
         changed = change(rng, data)
@@ -65,10 +70,13 @@ class Sample:
         return len(changed), sealed, path.read_bytes() == data
 
     def restore(self) -> None:
-        """The sample as it was."""
-        for path, data in self.original.items():
-            if not path.exists() or path.read_bytes() != data:
-                self._write(path, data)
+        """The sample as it was before the last change."""
+        for path in self._changed:
+            self._write(path, self.original[path])
+
+    def _place(self, path: Path) -> Path:
+        """What is to be read where `path` has changed."""
+        return self.folder / path.relative_to(self.folder).parts[0] if self.target.apart else self.folder
 
     def _write(self, path: Path, data: bytes) -> None:
         path.unlink(missing_ok=True)  # a new file: the old one may still be mapped

@@ -56,13 +56,10 @@ def _make_stores(folder: Path) -> None:
     partition_graph(graph, parts=1, out=folder / "coded", features_bits=4)
 
 
-def _read_manifests(folder: Path) -> str | None:
-    found = []
-    for place in sorted(folder.iterdir()):
-        result = describe_store(Store.open(place))
-        _show({"kind": "store", **result})
-        found.append(result)
-    return digest(json.dumps(found, sort_keys=True)) if all("checksum" in result for result in found) else None
+def _read_manifest(store: Path) -> str | None:
+    result = describe_store(Store.open(store))
+    _show({"kind": "store", **result})
+    return digest(json.dumps(result, sort_keys=True)) if "checksum" in result else None
 
 
 def _seal_manifest(folder: Path, file: Path) -> None:
@@ -72,14 +69,12 @@ def _seal_manifest(folder: Path, file: Path) -> None:
         return  # no JSON object any more
 
 
-def _read_parts(folder: Path) -> str:
-    """Every part, and a prediction where a store has one."""
-    values: list[Any] = []
-    for place in sorted(folder.iterdir()):
-        store = Store.open(place)
-        values += [value for part in range(store.num_parts) for value in part_values(store.part(part))]
-        if store.num_parts == 1:
-            _predict(store, untrained_model(store))
+def _read_parts(place: Path) -> str:
+    """Every part, and a prediction where the store has one."""
+    store = Store.open(place)
+    values = [value for part in range(store.num_parts) for value in part_values(store.part(part))]
+    if store.num_parts == 1:
+        _predict(store, untrained_model(store))
     return digest(*values)
 
 
@@ -101,29 +96,19 @@ def _seal_part(folder: Path, file: Path) -> None:
     edit_manifest(file.parent.parent, lambda m: m["parts"][part]["files"].update({file.name: entry}))
 
 
-def _verify_stores(folder: Path) -> None:
-    for place in sorted(folder.iterdir()):
-        Store.open(place).verify()
-
-
 def _make_models(folder: Path) -> None:
     store = make_store(small_graph(nodes=40, features=6), folder / "graph" / "s", 1)
     for name, words in (("int2", {}), ("float", {"bits": 32}), ("affine", {"method": "bt"})):
         untrained_model(store, **words).save(folder / f"{name}.safetensors")  # type: ignore[arg-type]
 
 
-def _read_models(folder: Path) -> str | None:
-    values: list[Any] = []
-    sealed = True
-    store = Store.open(folder / "graph" / "s")
-    for file in sorted(folder.glob("*.safetensors")):
-        model = PackedModel.load(file)
-        sealed &= b"checksum" in file.read_bytes()
-        _show(api.inspect(file))
-        values += [model.info, model.weight1, model.bias1, model.weight2, model.bias2]
-        if model.info.num_features == store.num_features and model.info.layers < 50:
-            _predict(store, model)
-    return digest(*values) if sealed else None
+def _read_model(file: Path) -> str | None:
+    store, model = Store.open(file.parent / "graph" / "s"), PackedModel.load(file)
+    _show(api.inspect(file))
+    if model.info.num_features == store.num_features and model.info.layers < 50:
+        _predict(store, model)
+    found = digest(model.info, model.weight1, model.bias1, model.weight2, model.bias2)
+    return found if b"checksum" in file.read_bytes() else None
 
 
 def _seal_model(folder: Path, file: Path) -> None:
@@ -175,8 +160,8 @@ def _make_npz(folder: Path) -> None:
     np.savez(folder / "edges.npz", edge_index=edges, num_nodes=np.int64(30))
 
 
-def _read_npz(folder: Path) -> str:
-    return digest(*(value for file in sorted(folder.glob("*.npz")) for value in graph_values(load_graph(file))))
+def _read_npz(file: Path) -> str:
+    return digest(*graph_values(load_graph(file)))
 
 
 def _tables() -> tuple[pa.Table, pa.Table]:
@@ -191,17 +176,17 @@ def _tables() -> tuple[pa.Table, pa.Table]:
 
 def _make_parquet(folder: Path) -> None:
     nodes, edges = _tables()
-    pq.write_table(nodes, folder / "nodes.parquet", row_group_size=12)
-    pq.write_table(edges, folder / "edges.parquet", compression="zstd")
-    (folder / "numbers").mkdir()
+    for name in ("text", "numbers"):
+        (folder / name).mkdir()
+    pq.write_table(nodes, folder / "text" / "nodes.parquet", row_group_size=12)
+    pq.write_table(edges, folder / "text" / "edges.parquet", compression="zstd")
     numbers = pa.table({"node_id": np.arange(30), "a": np.arange(30.0), "b": np.arange(30, dtype=np.int16)})
     pq.write_table(numbers, folder / "numbers" / "nodes.parquet", compression="gzip")
     pq.write_table(pa.table({"src": np.arange(30), "dst": np.arange(30)[::-1]}), folder / "numbers" / "edges.parquet")
 
 
-def _read_parquet(folder: Path) -> str:
-    places = [folder, *(path for path in sorted(folder.iterdir()) if path.is_dir())]
-    return digest(*(value for place in places for value in graph_values(load_graph(f"parquet:{place}"))))
+def _read_tables(folder: Path) -> str:
+    return digest(*graph_values(load_graph(f"parquet:{folder}")))
 
 
 def _make_arrow(folder: Path) -> None:
@@ -301,18 +286,20 @@ def _read_grid(folder: Path) -> str:
 
 _GRAPHS = {"*/raw/*.csv.gz": mutate.csv_gz, "*/split/*/*.csv.gz": mutate.csv_gz}
 TARGETS: dict[str, Target] = {
-    "manifest": Target(_make_stores, _read_manifests, {"*/manifest.json": mutate.json_text}, _seal_manifest,
-                       tells=True),
-    "part": Target(_make_stores, _read_parts, {"*/part-*/*.arrow": None}, _seal_part, _verify_stores, tells=True),
-    "model": Target(_make_models, _read_models, {"*.safetensors": mutate.safetensors}, _seal_model, tells=True),
+    "manifest": Target(_make_stores, _read_manifest, {"*/manifest.json": mutate.json_text}, _seal_manifest,
+                       tells=True, apart=True),
+    "part": Target(_make_stores, _read_parts, {"*/part-*/*.arrow": None}, _seal_part,
+                   lambda place: Store.open(place).verify(), tells=True, apart=True),
+    "model": Target(_make_models, _read_model, {"*.safetensors": mutate.safetensors}, _seal_model, tells=True,
+                    apart=True),
     "run": Target(_make_run, _read_run, {
         "run/*.safetensors": mutate.safetensors, "run/summary.json": mutate.json_text, "run/metrics.jsonl": None,
         "run/config.toml": mutate.toml_text}),
     "config": Target(lambda folder: (folder / "config.toml").write_text(load_config().to_toml()), _read_config,
                      {"config.toml": mutate.toml_text}),
-    "npz": Target(_make_npz, _read_npz, {"*.npz": mutate.npz}, tells=True),
-    "parquet": Target(_make_parquet, _read_parquet, {"**/*.parquet": None}),
-    "arrow": Target(_make_arrow, _read_parquet, {"*.arrow": None}),
+    "npz": Target(_make_npz, _read_npz, {"*.npz": mutate.npz}, tells=True, apart=True),
+    "parquet": Target(_make_parquet, _read_tables, {"*/*.parquet": None}, apart=True),
+    "arrow": Target(_make_arrow, _read_tables, {"*.arrow": None}),
     "ogb-csv": Target(_make_ogb, _read_ogb, _GRAPHS, tells=True),
     "ogb-npz": Target(_make_ogb_npz, _read_ogb, {"*/raw/*.npz": mutate.npz}, tells=True),
     "ogb-split": Target(_make_ogb_split, _read_ogb, {"*/split/*/*.pt": mutate.npz}),
