@@ -213,7 +213,7 @@ class Part:
     def _check(self, store: Store) -> None:
         """Refuse what would be read out of bounds, or in another order than the other parts expect."""
         nodes = self.folder / "nodes.arrow"
-        self.halo_source_index  # noqa: B018  its length is what allows for H rows of buffers
+        self._column("halo.arrow", "source_index", np.int64, self.num_halo)  # what allows for H rows of buffers
         check_order(self.source_index, self.num_boundary, store.num_nodes, store.order == SOURCE_ORDER, nodes)
         check_row_pointer(self.indptr, len(self.indices), self.folder / "rows.arrow")
         check_range(self.indices, 0, self.num_local + self.num_halo, "neighbour", self.folder / "neighbours.arrow")
