@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
-import sys
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:  # pragma: no cover
-    import tomli as tomllib
+from .files.read import parse_toml, read_toml, reason, shown
 
 __all__ = [
     "ClusterConfig",
@@ -76,6 +73,10 @@ class MessagesConfig:
 
 
 WIDTHS = (1, 2, 4, 8, 32)
+LARGEST_WHOLE, LONGEST_WAIT_S = 2**63, 1e9
+"""No whole number and no deadline is as large; clocks and files have room for those."""
+MOST_FAULTS, LONGEST_KEY = 20, 100
+"""So many are told; longer keys are near no known one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -213,13 +214,13 @@ def load_config(path: str | Path | None = None, overrides: list[str] | tuple[str
     faults: list[str] = []
     given: dict[str, tuple[Any, str]] = {}
     if path is not None:
-        _merge(given, _read_toml(Path(path)), str(path), faults)
+        _merge(given, _read_file(Path(path)), str(path), faults)
     if values:
         _merge(given, values, "config", faults)
     for word in overrides:
         key, equals, text = word.partition("=")
         if not equals:
-            faults.append(f"--set {word}: expected key=value")
+            faults.append(f"--set {shown(word)}: expected key=value")
         else:
             _put(given, key.strip(), _parse_value(text.strip()), "--set", faults)
     if given.get("propagation.constraint", ("", ""))[0] == "published":
@@ -227,7 +228,8 @@ def load_config(path: str | Path | None = None, overrides: list[str] | tuple[str
             given.setdefault(f"propagation.{name}", (value, "default of constraint=published"))
     typed = {key: _checked(key, value, origin, faults) for key, (value, origin) in given.items()}
     if faults:
-        raise ConfigError("; ".join(faults))
+        more = [f"and {len(faults) - MOST_FAULTS} more"] if len(faults) > MOST_FAULTS else []
+        raise ConfigError("; ".join(faults[:MOST_FAULTS] + more))
     sections = {
         name: kind(**{k.partition(".")[2]: v for k, v in typed.items() if k.startswith(name + ".")})
         for name, kind in _SECTIONS.items()
@@ -238,6 +240,7 @@ def load_config(path: str | Path | None = None, overrides: list[str] | tuple[str
     return config
 
 
+@functools.cache
 def known_keys() -> dict[str, dataclasses.Field[Any]]:
     """Dotted key → its dataclass field, for every setting."""
     keys = {"seed": next(f for f in dataclasses.fields(RunConfig) if f.name == "seed")}
@@ -246,19 +249,19 @@ def known_keys() -> dict[str, dataclasses.Field[Any]]:
     return keys
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def _read_file(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return read_toml(path)
     except FileNotFoundError:
         raise ConfigError("configuration file not found", file=str(path)) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"not a TOML file: {error}", file=str(path)) from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"not a TOML file: {reason(error)}", file=str(path)) from None
 
 
 def _parse_value(text: str) -> Any:
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        return parse_toml(f"value = {text}")["value"]
+    except ValueError:
         return text
 
 
@@ -273,10 +276,13 @@ def _merge(given: dict[str, tuple[Any, str]], values: dict[str, Any], origin: st
 
 def _put(given: dict[str, tuple[Any, str]], key: str, value: Any, origin: str, faults: list[str]) -> None:
     keys = known_keys()
-    if key not in keys:
+    if key not in keys and (len(faults) >= MOST_FAULTS or len(key) > LONGEST_KEY):  # no looking for near ones then
+        faults.append(f"{shown(key)}: unknown key ({origin})")
+    elif key not in keys:
+        word = shown(key)
         tail = difflib.get_close_matches(key.rpartition(".")[2], [k.rpartition(".")[2] for k in keys], 1)
         near = difflib.get_close_matches(key, keys, 1, 0.75) or [k for k in keys if k.rpartition(".")[2] in tail]
-        faults.append(f"{key}: unknown key ({origin})" + (f"; did you mean {' or '.join(near)}?" if near else ""))
+        faults.append(f"{word}: unknown key ({origin})" + (f"; did you mean {' or '.join(near)}?" if near else ""))
     elif value is not None:
         given[key] = (value, origin)
 
@@ -286,21 +292,22 @@ def _checked(key: str, value: Any, origin: str, faults: list[str]) -> Any:
     spec = known_keys()[key]
     wanted = str(spec.type).replace(" | None", "")
     limits = spec.metadata
-    if wanted == "float" and isinstance(value, int) and not isinstance(value, bool):
+    if wanted == "float" and isinstance(value, int) and not isinstance(value, bool) and abs(value) < LARGEST_WHOLE:
         value = float(value)
     if isinstance(value, bool) or type(value).__name__ != wanted:
-        faults.append(f"{key}={value}: expected {_expected(wanted, limits)} ({origin})")
+        faults.append(f"{key}={shown(value)}: expected {_expected(wanted, limits)} ({origin})")
         return value
     bad = bool(limits["choices"]) and value not in limits["choices"]
     if wanted in ("int", "float"):
-        bad = bad or value != value or abs(value) == float("inf")
+        most = LARGEST_WHOLE if wanted == "int" else LONGEST_WAIT_S if key.startswith("timeouts.") else math.inf
+        bad = bad or not abs(value) < most
         bad = bad or (limits["low"] is not None and value < limits["low"])
         bad = bad or (limits["high"] is not None and value > limits["high"])
         bad = bad or (limits["above"] is not None and value <= limits["above"])
     if bad:
-        near = difflib.get_close_matches(str(value), [str(c) for c in limits["choices"]], 1)
+        near = difflib.get_close_matches(shown(value), [str(c) for c in limits["choices"]], 1)
         hint = f"; did you mean {near[0]}?" if near and wanted == "str" else ""
-        faults.append(f"{key}={value}: expected {_expected(wanted, limits)} ({origin}){hint}")
+        faults.append(f"{key}={shown(value)}: expected {_expected(wanted, limits)} ({origin}){hint}")
     return value
 
 

@@ -10,6 +10,7 @@ __all__ = [
     "ExchangeError",
     "InputError",
     "ModelError",
+    "OutputError",
     "QgnnError",
     "StoreError",
     "WorkerError",
@@ -80,6 +81,10 @@ class StoreError(InputError):
 
 class ModelError(InputError):
     """A packed model that is damaged or does not fit the store."""
+
+
+class OutputError(QgnnError):
+    """An output cannot be written: the disk is full or read-only, or a permission is missing (exit code 1)."""
 
 
 class WorkerError(QgnnError):

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from .memory import byte_size
 
@@ -76,12 +77,17 @@ class TrainingProgress:
 
 
 def _table(title: str, rows: list[tuple[str, str]], console: Console) -> None:
-    table = Table(title=title, show_header=False, title_justify="left", title_style="bold")
+    table = Table(title=_plain(title), show_header=False, title_justify="left", title_style="bold")
     table.add_column(style="dim")
     table.add_column(overflow="fold")
     for name, value in rows:
-        table.add_row(name, value)
+        table.add_row(name, _plain(value))
     console.print(table, highlight=False)
+
+
+def _plain(value: str) -> Text:
+    """Words that may come from outside: no markup of ours, no control characters for the terminal."""
+    return Text("".join(c if c.isprintable() else repr(c)[1:-1] for c in value))
 
 
 def partition(result: dict[str, Any], console: Console) -> None:
@@ -101,7 +107,7 @@ def training(result: dict[str, Any], console: Console) -> None:
         ("bytes an epoch", ", ".join(f"{kind} {byte_size(count)}" for kind, count in wire.items() if count) or "none"),
         ("peak memory", ", ".join(byte_size(b) for b in result["peak_rss_bytes"]) + " a worker"),
     ]
-    rows += [("warning", f"[yellow]{text}[/yellow]") for text in result["warnings"]]
+    rows += [("warning", text) for text in result["warnings"]]
     _table(f"Trained on {result['graph']} with {result['parts']} worker(s)", rows, console)
 
 

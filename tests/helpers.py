@@ -2,7 +2,8 @@
 """Small graphs, stores and runs that several test folders share."""
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from qgnn_dist.propagation.elastic import Elastic
 from qgnn_dist.propagation.multiplier import InProcessServer, MultiplierRule, MultiplierServer
 from qgnn_dist.propagation.smp import Propagation
 from qgnn_dist.quant.grids import AFFINE_METHODS, affine_grid, as_lists, stage_names
+from qgnn_dist.store.manifest import CHECKSUM, MANIFEST, manifest_checksum
 from qgnn_dist.store.reader import Store
 from qgnn_dist.training.worker import TrainWorker
 
@@ -53,6 +55,15 @@ def make_store(graph: Graph, path: Path, parts: int, method: str = "random", see
     """Partition in this process."""
     partition_graph(graph, parts=parts, out=path, method=method, order=order, seed=seed)
     return Store.open(path)
+
+
+def edit_manifest(store: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change a store's manifest, and its checksum with it."""
+    manifest = json.loads((store / MANIFEST).read_text())
+    change(manifest)
+    if CHECKSUM in manifest:
+        manifest[CHECKSUM] = manifest_checksum(manifest)
+    (store / MANIFEST).write_text(json.dumps(manifest))
 
 
 @contextmanager

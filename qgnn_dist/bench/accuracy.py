@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, StoreError
+from ..files.read import read_json
 from .cells import cells_of, read_cell, run_cells, shifted_stores
 from .grid import Row, read_grid
 from .group_pictures import GROUP_PICTURES, write_group_pictures
@@ -24,6 +25,7 @@ from .pictures import PICTURES, check_pictures, write_pictures
 
 __all__ = ["accuracy"]
 
+LARGEST_NOTE = 1 << 20
 _MARKER = {"bench": "accuracy", "schema": 1}
 _OURS = ("cells", "stores", "grid.toml", "table.json", "table.md",
          *(f"{name}.{ending}" for name in (*PICTURES, *GROUP_PICTURES) for ending in ("svg", "png")))
@@ -73,7 +75,7 @@ def accuracy(grid: str | Path, *, out: str | Path, data: str | Path | None = Non
 
 def _write(folder: Path, shown: Sequence[Row], rows: Sequence[Row], cells: dict[Any, Any], failures: dict[str, str],
            reference: str, pictures: bool) -> dict[str, Any]:
-    from ..training.checkpoint import write_atomically
+    from ..files.write import write_atomically
     from .machine import envelope
     from .table import markdown, table_rows
 
@@ -122,8 +124,8 @@ def _folder(folder: Path, overwrite: bool) -> Iterator[None]:
 def _store(store: Path, source: str, root: str | Path | None, on_step: Callable[[str], None] | None) -> str:
     """The fingerprint of the dataset's store, written first where there is none of the source as it is now."""
     from ..cluster import api
+    from ..files.write import write_atomically
     from ..store.reader import Store
-    from ..training.checkpoint import write_atomically
 
     note, identity = store.with_name(f"{store.name}.json"), _identity(source)
     if _read_json(note) == {"source": identity}:
@@ -142,7 +144,7 @@ def _store(store: Path, source: str, root: str | Path | None, on_step: Callable[
 
 def _shifted(stores: Path, source: str, root: str | Path | None, on_step: Callable[[str], None] | None) -> None:
     """The shifted graphs' stores, written where there are none of the source as it is now."""
-    from ..training.checkpoint import write_atomically
+    from ..files.write import write_atomically
     from .shifts import SHIFTS, write_shifted
 
     note, state = stores / "source.json", {"source": _identity(source), "shifts": list(SHIFTS)}
@@ -189,6 +191,6 @@ def _check_rows(rows: Sequence[Row], folder: Path) -> None:
 
 def _read_json(file: Path) -> Any:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return read_json(file, LARGEST_NOTE)
     except (OSError, ValueError):
         return None

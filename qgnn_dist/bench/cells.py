@@ -23,10 +23,12 @@ from typing import Any
 
 from .. import __version__
 from ..config import RunConfig
+from ..files.read import read_json
 from .grid import Row
 
 __all__ = ["Cell", "cells_of", "read_cell", "run_cells", "shifted_stores", "train_cell"]
 
+LARGEST_CELL = 16 << 20
 SCHEMA = 3
 ATTEMPTS = 2
 """How often a cell is begun when the processes die under it: one that took the others along fails at last."""
@@ -85,7 +87,7 @@ def shifted_stores(out: Path, dataset: str) -> Path:
 def read_cell(cell: Cell) -> dict[str, Any] | None:
     """The result of a finished cell; None where there is none, or none that can be read."""
     try:
-        result = json.loads(cell.file.read_text(encoding="utf-8"))
+        result = read_json(cell.file, LARGEST_CELL)
     except (OSError, ValueError):
         return None
     whole = isinstance(result, dict) and result.get("schema") == SCHEMA and result.get("digest") == cell.digest
@@ -209,7 +211,7 @@ def _run_with_one_pool(waiting: collections.deque[Cell], jobs: int, work: Callab
 
 
 def _write(file: Path, result: dict[str, Any]) -> None:
-    from ..training.checkpoint import write_atomically
+    from ..files.write import write_atomically
 
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, (json.dumps(result, indent=2) + "\n").encode())

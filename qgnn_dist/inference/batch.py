@@ -16,6 +16,7 @@ from ..comm.pool import WorkerPool
 from ..comm.trace import chrome_trace, overlap
 from ..config import TimeoutsConfig
 from ..errors import InputError, ModelError, QgnnError
+from ..files.write import disk_errors, make_folder, write_atomically
 from ..model.packed import PackedModel
 from ..planning.admission import check_prediction
 from ..propagation.elastic import refuse_parts
@@ -65,7 +66,7 @@ def run_prediction(pool: WorkerPool, store: Store, model: PackedModel, out: Path
         check_prediction(pool, store, model.info, scores=scores, timeout_s=timeouts.start_s)
     pool.call("load", store.fingerprint, data, timeout_s=timeouts.start_s)
     temp = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    temp.mkdir(parents=True)
+    make_folder(temp, "the predictions")
     try:
         results = pool.call("predict", str(temp), scores, trace, timeout_s=PREDICT_TIMEOUT_S)
         rows = sum(r["rows"] for r in results)
@@ -75,9 +76,10 @@ def run_prediction(pool: WorkerPool, store: Store, model: PackedModel, out: Path
         if trace:
             spans = [r["spans"] for r in results]
             summary["overlap"] = [overlap(own) for own in spans]
-            (temp / "trace.json").write_text(json.dumps(chrome_trace(spans)) + "\n", encoding="utf-8")
-        (temp / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-        _put_in_place(temp, out)
+            write_atomically(temp / "trace.json", (json.dumps(chrome_trace(spans)) + "\n").encode())
+        write_atomically(temp / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+        with disk_errors(out.parent, 0, str(out), "the predictions"):
+            _put_in_place(temp, out)
     finally:
         shutil.rmtree(temp, ignore_errors=True)
     return summary
@@ -86,9 +88,15 @@ def run_prediction(pool: WorkerPool, store: Store, model: PackedModel, out: Path
 def _put_in_place(temp: Path, out: Path) -> None:
     """Swap the finished folder in; an older one is removed only after that."""
     old = out.with_name(f".{out.name}.{os.getpid()}.old")
-    if out.exists():
+    replaces = out.exists()
+    if replaces:
         os.rename(out, old)
-    os.rename(temp, out)
+    try:
+        os.rename(temp, out)
+    except OSError:
+        if replaces:
+            os.rename(old, out)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 

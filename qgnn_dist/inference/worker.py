@@ -19,6 +19,7 @@ from ..comm.exchange import Exchange
 from ..comm.trace import Trace
 from ..data.graph import SPLITS
 from ..errors import StoreError
+from ..files.write import disk_errors
 from ..memory import MemoryWatch
 from ..model.features import FeatureScheme, refuse_negative
 from ..model.forward import PackedForward, feature_gain, model_reader
@@ -129,4 +130,6 @@ class PredictWorker:
         if scores is not None:
             flat = pa.array(np.ascontiguousarray(scores[order]).ravel(), pa.float32())
             columns["scores"] = pa.FixedSizeListArray.from_arrays(flat, scores.shape[1])
-        pq.write_table(pa.table(columns), folder / part_file(self._context.rank))
+        table, file = pa.table(columns), folder / part_file(self._context.rank)
+        with disk_errors(folder, table.nbytes, str(file), "the predictions"):
+            pq.write_table(table, file)

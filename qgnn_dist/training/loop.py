@@ -22,6 +22,7 @@ from .. import __version__, kernels
 from ..comm.pool import WorkerPool
 from ..config import RunConfig
 from ..errors import InputError, QgnnError
+from ..files.write import write_atomically
 from ..model.features import FeatureStatistics, choose_norm
 from ..model.packed import PackedModel
 from ..planning.admission import check_training
@@ -29,7 +30,7 @@ from ..propagation.elastic import refuse_parts
 from ..quant.grids import AFFINE_METHODS
 from ..store.manifest import SOURCE_ORDER
 from ..store.reader import Store
-from .checkpoint import Checkpoint, Progress, write_atomically
+from .checkpoint import Checkpoint, Progress
 from .metrics import figures, valid_loss
 from .run_folder import CheckpointWriter, RunFolder
 from .slow import Place, SlowWorkers
@@ -98,7 +99,7 @@ def prepare_run(out: str | Path, store: Store, config: RunConfig, *, resume: boo
         return run, None
     if resume:
         if run.summary_path.exists():
-            summary = json.loads(run.summary_path.read_text(encoding="utf-8"))
+            summary = run.read_summary()
             _check_identity(summary["identity"], _identity(store, config), run)
             return run, summary
         found = run.load_checkpoint()
@@ -139,8 +140,7 @@ def run_training(pool: WorkerPool, server_call: ServerCall, store: Store, config
     norm = choose_norm(statistics, store.num_features) if norm == "auto" else norm
     features = {"norm": norm, "signed": statistics.negative > 0}
     pool.call("setup", features["norm"], features["signed"], nodes["train"], timeout_s=config.timeouts.start_s)
-    run.path.mkdir(parents=True, exist_ok=True)
-    write_atomically(run.path / "config.toml", config.to_toml().encode())
+    run.begin(config.to_toml())
     identity = {**_identity(store, config), "features": features}
     found = run.load_checkpoint() if resume else None
     if found is not None:

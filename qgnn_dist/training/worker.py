@@ -58,6 +58,7 @@ from ..quant.ranges import (
 from ..store.reader import Store
 from .affine import AffineTraining
 from .metrics import cross_entropy, loss_gradient
+from .state import check_tensors
 
 if TYPE_CHECKING:
     from ..comm.pool import WorkerContext
@@ -210,7 +211,8 @@ class TrainWorker:
 
     def load_state(self, tensors: dict[str, np.ndarray], ranges: dict[str, dict[str, float]],
                    best: PackedModel | None) -> None:
-        """Go on from `state()` of an earlier process and the server's running ranges."""
+        """Go on from `state()` of an earlier process and the server's running ranges; InputError for other tensors."""
+        check_tensors(tensors, self._network)
         self._network.load_state_dict(
             {k.partition(".")[2]: torch.from_numpy(v.copy()) for k, v in tensors.items() if k.startswith("network.")})
         for name, parameter in self._network.named_parameters():
