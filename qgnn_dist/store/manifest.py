@@ -173,8 +173,8 @@ def _check_told(manifest: dict[str, Any], file: Path) -> None:
 def _demand(values: dict[str, Any], wanted: dict[str, Any], file: Path, where: str) -> None:
     for key, kind in wanted.items():
         if key not in values or not isinstance(values[key], kind) or isinstance(values[key], bool) != (kind is bool):
-            raise StoreError(f"{where}: {shown(key)} is {shown(repr(values.get(key)))}, which is missing or of the wrong type",
-                             file=str(file))
+            raise StoreError(f"{where}: {shown(key)} is {shown(repr(values.get(key)))}, which is missing or of the "
+                             "wrong type", file=str(file))
         if kind in (int, _NUMBER) and not 0 <= values[key] < 2**62:
             raise StoreError(f"{where}: {shown(key)}={shown(values[key])} is out of range", file=str(file))
 
