@@ -115,10 +115,13 @@ class NpzArchive:
         self.headers: dict[str, ArrayHeader] = {}
         self._check_sizes()
         for entry in self._zip.infolist():
-            if entry.filename.endswith(".npy"):
-                if entry.filename[:-4] in self.headers:
-                    raise InputError(f"holds the array {shown(entry.filename[:-4])} twice", file=str(path))
-                self.headers[entry.filename[:-4]] = self._header(entry)
+            name = entry.filename.removesuffix(".npy")
+            if name == entry.filename or not name:
+                raise InputError(f"holds {shown(repr(entry.filename))}, expected arrays alone, named NAME.npy",
+                                 file=str(path))
+            if name in self.headers:
+                raise InputError(f"holds the array {shown(name)} twice", file=str(path))
+            self.headers[name] = self._header(entry)
 
     def _check_sizes(self) -> None:
         """Refuse entries that would become more than their bytes can, or share them."""

@@ -172,10 +172,10 @@ def _checked(found: dict[str, Any]) -> Rates:
         raise ValueError(f"ragged is {str(rates.ragged)[:60]}")
     for kind in KINDS:
         for bits in (1, 2, 4, 8, 32) if kind != "gradient" else (32,):
-            grid = {(r.columns, r.rows) for r in layers if r.kind == kind and r.bits == bits}
+            grid = [(r.columns, r.rows) for r in layers if r.kind == kind and r.bits == bits]
             widths, sizes = {c for c, _ in grid}, {n for _, n in grid}
-            if len(grid) != 4 or len(widths) != 2 or len(sizes) != 2 or min(sizes) < 1:
-                raise ValueError(f"layers of {bits} bits ({kind}) are missing")
+            if len(grid) != 4 or len(set(grid)) != 4 or len(widths) != 2 or len(sizes) != 2 or min(sizes) < 1:
+                raise ValueError(f"layers of {bits} bits ({kind}) are missing, or there twice")
     wanted = {("forward", 32), ("backward", 32), *(("packed", bits) for bits in (2, 4, 8, 32))}
     if not wanted <= {(r.kind, r.bits) for r in perceptron} or rates.threads < 1 or rates.serial > 1:
         raise ValueError("rates of the perceptron are missing, or the threads are odd")

@@ -22,6 +22,7 @@ from .. import __version__, kernels
 from ..comm.pool import WorkerPool
 from ..config import RunConfig
 from ..errors import InputError, QgnnError
+from ..files.read import shown
 from ..files.write import write_atomically
 from ..model.features import FeatureStatistics, choose_norm
 from ..model.packed import PackedModel
@@ -237,8 +238,8 @@ def _check_identity(there: dict[str, Any], here: dict[str, Any], run: RunFolder)
                       ("feature_bits", "features of another width"),
                       ("config", "other settings")):
         if there.get(key) != here[key]:
-            raise InputError(f"cannot resume: the run was started with {name} ({key}: {there.get(key)}, now "
-                             f"{here[key]}); use the same ones, or --overwrite", file=str(run.path))
+            raise InputError(f"cannot resume: the run was started with {name} ({key}: {shown(there.get(key), 300)}, "
+                             f"now {here[key]}); use the same ones, or --overwrite", file=str(run.path))
 
 
 def _summary(pool: WorkerPool, config: RunConfig, store: Store, identity: dict[str, Any], progress: Progress,

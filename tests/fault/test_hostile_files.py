@@ -226,6 +226,7 @@ def test_entries_that_share_their_bytes(tmp_path: Path) -> None:
     ({"edge_index.npy": _npy("<i8", (2, 1), struct.pack("<qq", 0, 2**30))}, ["1073741825 nodes with 1 edges"]),
     ({"edge_index.npy": EDGES, "y.npy": _npy("<i8", (3,), bytes(24)),
       "class_names.npy": _npy("<U1", (1,), b"\xff" * 4)}, ["class_names is no Unicode"]),
+    ({"edge_index.npy": EDGES, "y": EDGES}, ["holds 'y', expected arrays alone, named NAME.npy"]),
     ({"edge_index.npy": b"\x93NUMPY\x03\x00" + EDGES[8:]},
      ["npy version 3.0, this program reads 1.0 and 2.0"]),
     ({"edge_index.npy": b"\x93NUMPY\x01\x00\x10\x00" + b"((((((((((((((((" + bytes(48)}, ["edge_index is damaged"]),
@@ -382,6 +383,14 @@ def test_records_of_a_run_that_are_damaged(tmp_path: Path, file: str, text: str,
     folder = sample("run", tmp_path / "s")
     (folder / "run" / file).write_text(text)
     refused(lambda: TARGETS["run"].read(folder), InputError, file, *words)
+
+
+def test_a_calibration_with_a_rate_that_is_there_twice(tmp_path: Path) -> None:
+    file = sample("calibration", tmp_path / "s") / "rates.json"
+    rates = json.loads(file.read_text())
+    rates["layers"].append({**rates["layers"][0], "edge_ns": 1.0})
+    file.write_text(json.dumps(rates))
+    refused(lambda: TARGETS["calibration"].read(file.parent), InputError, "are missing, or there twice")
 
 
 def test_names_from_outside_do_not_write_to_the_terminal(tmp_path: Path) -> None:
