@@ -20,7 +20,7 @@ from ..quant.ranges import Range
 __all__ = ["Progress", "RunFolder"]
 
 CHECKPOINT_VERSION = 1
-LARGEST_HEADER, LARGEST_METRICS = 16 << 20, 1 << 30
+LARGEST_HEADER, LARGEST_METRICS = 16 << 20, 128 << 20
 
 
 @dataclass
