@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-__all__ = ["accuracy", "cross_entropy", "figures", "loss_gradient", "macro_f1", "roc_auc", "valid_loss"]
+from .. import kernels
+
+__all__ = ["accuracy", "cross_entropy", "evaluation_of", "figures", "loss_gradient", "macro_f1", "roc_auc",
+           "valid_loss"]
 
 LOSS_ROWS = 4096
 """Rows that the loss is computed of at a time."""
@@ -39,6 +42,25 @@ def roc_auc(margins: np.ndarray, labels: np.ndarray) -> float:
     mean_rank = np.cumsum(counts) - (counts - 1) / 2
     total = float(mean_rank[inverse][positive].sum())
     return (total - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative)
+
+
+def evaluation_of(scores: np.ndarray, labels: np.ndarray, split_rows: Mapping[str, np.ndarray],
+                  metric: str) -> dict[str, Any]:
+    """One worker's counts, for `figures` and `valid_loss`.
+
+    Args:
+        scores: float32 (n, C). labels: int64 (n,). split_rows: split → its labelled rows. metric: `train.metric`.
+    """
+    classes, num = np.empty(len(scores), np.int32), scores.shape[1]
+    kernels.softmax(scores, classes, np.empty(len(scores), np.float32), None)
+    confusion = {name: np.bincount(labels[rows] * num + classes[rows], minlength=num * num).reshape(num, num)
+                 for name, rows in split_rows.items()}
+    valid = split_rows["valid"]
+    result: dict[str, Any] = {"confusion": confusion, "valid_loss": cross_entropy(scores[valid], labels[valid])}
+    if metric == "roc_auc":
+        margin = scores[:, 1] - scores[:, 0]
+        result["margins"] = {name: (margin[rows], labels[rows]) for name, rows in split_rows.items()}
+    return result
 
 
 def figures(evaluations: Sequence[dict[str, Any]], metric: str) -> tuple[dict[str, float], dict[str, float]]:

@@ -23,7 +23,7 @@ from ..comm.trace import Span, Trace
 from ..config import RunConfig
 from ..data.graph import SPLITS
 from ..device.training import DeviceTraining
-from ..errors import QgnnError, StoreError
+from ..errors import StoreError
 from ..memory import MemoryWatch
 from ..model.features import FeatureScheme, feature_level, feature_statistics, read_block
 from ..model.forward import PackedForward
@@ -57,8 +57,8 @@ from ..quant.ranges import (
 )
 from ..store.reader import Store
 from .affine import AffineTraining
-from .metrics import cross_entropy, loss_gradient
-from .state import check_tensors
+from .metrics import evaluation_of, loss_gradient
+from .state import load_tensors, reduce_gradients, tensors_of
 
 if TYPE_CHECKING:
     from ..comm.pool import WorkerContext
@@ -200,10 +200,7 @@ class TrainWorker:
 
     def state(self) -> dict[str, np.ndarray]:
         """Everything of this worker that a checkpoint needs; equal on all workers at an epoch's end."""
-        tensors = {f"network.{name}": value.numpy().copy() for name, value in self._network.state_dict().items()}
-        for name, parameter in self._network.named_parameters():
-            for key, value in self._optimizer.state.get(parameter, {}).items():
-                tensors[f"adam.{name}.{key}"] = np.asarray(value).copy()
+        tensors = tensors_of(self._network, self._optimizer)
         tensors["multipliers"] = np.array(self._multipliers, np.float64)
         if self._best is not None:
             tensors["best"] = np.frombuffer(self._best.to_bytes(), np.uint8)
@@ -212,14 +209,7 @@ class TrainWorker:
     def load_state(self, tensors: dict[str, np.ndarray], ranges: dict[str, dict[str, float]],
                    best: PackedModel | None) -> None:
         """Go on from `state()` of an earlier process and the server's running ranges; InputError for other tensors."""
-        check_tensors(tensors, self._network)
-        self._network.load_state_dict(
-            {k.partition(".")[2]: torch.from_numpy(v.copy()) for k, v in tensors.items() if k.startswith("network.")})
-        for name, parameter in self._network.named_parameters():
-            prefix = f"adam.{name}."
-            found = {k[len(prefix):]: torch.from_numpy(v.copy()) for k, v in tensors.items() if k.startswith(prefix)}
-            if found:
-                self._optimizer.state[parameter] = found
+        load_tensors(tensors, self._network, self._optimizer)
         self._multipliers = [float(v) for v in tensors["multipliers"]]
         self._ranges = {name: Range(**values) for name, values in ranges.items()}
         self._best = best
@@ -252,7 +242,7 @@ class TrainWorker:
         """Scores of the packed model as it is now, as evaluation and prediction compute them."""
         forward = PackedForward(self._graph, self._exchange, self._context.group, "evaluation")
         return {"source_index": np.asarray(self._part.source_index),
-                "scores": forward.run(self._frozen_model(), self._read_coded)}
+                "scores": forward.run(self._frozen_model(), self._block.rows)}
 
     def trace(self, on: bool) -> list[Span]:
         """Collect where rounds spend their time from now on, or no longer; returns what was collected before."""
@@ -282,7 +272,7 @@ class TrainWorker:
         rows = self._split_rows["train"]
         loss, grad = device.loss(out, rows, self._labels[rows], self._num_train)
         device.backward(grad, self._multipliers, self._gradient_coding(epoch))
-        self._reduce_gradients()
+        reduce_gradients(self._network, self._context.group, self._epoch)
         self._optimizer.step()
         return loss, self._follow(epoch, {**moments, "hidden": figures})
 
@@ -322,7 +312,7 @@ class TrainWorker:
             h0.backward(torch.from_numpy(grad))
         else:
             self._blocks.backward(self._propagate_back(grad, self._gradient_coding(epoch)))
-        self._reduce_gradients()
+        reduce_gradients(self._network, self._context.group, self._epoch)
         self._optimizer.step()
         return loss, self._follow(epoch, {**moments, "hidden": figures})
 
@@ -384,35 +374,12 @@ class TrainWorker:
         model = self._frozen_model()
         forward = PackedForward(self._graph, self._exchange, self._context.group, "evaluation",
                                 record=config.quant.method == "recipe")
-        scores = forward.run(model, self._read_coded)
+        scores = forward.run(model, self._block.rows)
         if forward.moments:
             self._follow(epoch, {EVALUATION + name: moments for name, moments in forward.moments.items()})
         self._evaluated = dataclasses.replace(
             model, info=dataclasses.replace(model.info, level=forward.level))
-        classes = np.empty(len(scores), np.int32)
-        kernels.softmax(scores, classes, np.empty(len(scores), np.float32), None)
-        num = self._store.num_classes
-        confusion = {}
-        for name, rows in self._split_rows.items():
-            cells = self._labels[rows] * num + classes[rows]
-            confusion[name] = np.bincount(cells, minlength=num * num).reshape(num, num)
-        valid = self._split_rows["valid"]
-        result: dict[str, Any] = {"confusion": confusion,
-                                  "valid_loss": cross_entropy(scores[valid], self._labels[valid])}
-        if self._config.train.metric == "roc_auc":
-            margin = scores[:, 1] - scores[:, 0]
-            result["margins"] = {name: (margin[rows], self._labels[rows]) for name, rows in self._split_rows.items()}
-        return result
-
-    def _read_coded(self, begin: int, end: int) -> Any:
-        """Rows of the features that are in memory already."""
-        block = self._block
-        if block.indptr is None or block.indices is None:
-            return dataclasses.replace(block, values=block.values[begin:end], scale=block.scale[begin:end])
-        low, high = int(block.indptr[begin]), int(block.indptr[end])
-        return dataclasses.replace(block, values=block.values[low:high], scale=block.scale[begin:end],
-                                   indices=block.indices[low:high],
-                                   indptr=np.ascontiguousarray(block.indptr[begin:end + 1] - low))
+        return evaluation_of(scores, self._labels, self._split_rows, config.train.metric)
 
     def _frozen_model(self) -> PackedModel:
         """The network as it is now, frozen with the ranges so far and the last training forward's multipliers."""
@@ -483,24 +450,6 @@ class TrainWorker:
         reply = self._server.post_ranges(epoch, moments).result(self._config.timeouts.server_s)
         self._ranges = {name: Range(*figures) for name, figures in reply["ranges"].items()}
         return {key: reply[key] for key in ("multipliers", "residuals", "clamps")}
-
-    def _reduce_gradients(self) -> None:
-        """Sum every parameter's gradient over the workers, in one message.
-
-        Raises: QgnnError: one is not finite, on every worker alike; no weight has changed then.
-        """
-        grads = {name: p.grad for name, p in self._network.named_parameters() if p.grad is not None}
-        if self._context.group is not None:
-            flat = np.concatenate([g.numpy().ravel() for g in grads.values()])
-            self._context.group.all_reduce_sum(flat)
-            at = 0
-            for g in grads.values():
-                g.copy_(torch.from_numpy(flat[at:at + g.numel()]).view_as(g))
-                at += g.numel()
-        bad = [name for name, g in grads.items() if not bool(torch.isfinite(g).all())]
-        if bad:
-            raise QgnnError(f"the gradient of {', '.join(bad)} is not finite at epoch {self._epoch}; lower train.lr or "
-                            "propagation.eta, or look at the features; the last checkpoint is good")
 
     def _waits(self) -> dict[str, float]:
         """Seconds so far in which this worker waited for its peers' messages, in all-reduces and for the server."""
