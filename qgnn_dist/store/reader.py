@@ -17,8 +17,8 @@ from ..data.graph import NO_SPLIT, TEST, SparseFeatures
 from ..errors import StoreError
 from ..quant.columns import ColumnGrids
 from ..quant.packed import row_bytes
-from .checks import check_order, check_peers, check_range, check_row_pointer
-from .columns import check_values, checksum, open_batches, read_batch, read_columns
+from .checks import check_degrees, check_order, check_peers, check_range, check_row_pointer
+from .columns import as_numpy, check_values, checksum, forget_pages, map_file, open_batches, read_batch, read_columns
 from .manifest import SOURCE_ORDER, part_folder, read_manifest
 
 __all__ = ["FEATURE_BLOCK_ROWS", "Part", "PeerPlan", "Store"]
@@ -119,7 +119,8 @@ class Part:
         self.feature_bits = store.feature_bits
         names = ["source_index", "node_id", "degree"]
         names += ["label"] * store.has_labels + ["split"] * store.has_split
-        nodes = read_columns(self.folder / "nodes.arrow", names)
+        mapped = map_file(self.folder / "nodes.arrow")
+        nodes = read_columns(self.folder / "nodes.arrow", names, mapped)
         self.node_ids: pa.Array = nodes["node_id"]
         check_values(self.node_ids, self.folder / "nodes.arrow")
         self.source_index = self._array("nodes.arrow", nodes["source_index"], np.int64, self.num_local)
@@ -130,6 +131,7 @@ class Part:
         self.indices = self._column("neighbours.arrow", "index", np.int32, entry["directed_edges"])
         self._check(store)
         self.peers = self._read_peers(store)
+        forget_pages(mapped)  # the checks have read all of it; who needs labels, ids or source indices comes back
 
     @cached_property
     def halo_source_index(self) -> np.ndarray:
@@ -146,7 +148,7 @@ class Part:
             first = number * FEATURE_BLOCK_ROWS
             column = read_batch(reader, number, file).column("x")
             low, high = max(begin - first, 0), min(end - first, len(column))
-            flat = column.flatten().to_numpy(zero_copy_only=True)
+            flat = as_numpy(column.flatten())
             piece = flat[low * size:high * size].reshape(-1, size)
             pieces.append(piece if grids is None else grids.unpack(piece))
         rows = pieces[0] if len(pieces) == 1 else np.concatenate(
@@ -200,8 +202,7 @@ class Part:
         check_order(self.source_index, self.num_boundary, store.num_nodes, store.order == SOURCE_ORDER, nodes)
         check_row_pointer(self.indptr, len(self.indices), self.folder / "rows.arrow")
         check_range(self.indices, 0, self.num_local + self.num_halo, "neighbour", self.folder / "neighbours.arrow")
-        if not np.array_equal(np.diff(self.indptr), self.degree):
-            raise StoreError("degrees differ from the rows' lengths; partition the graph again", file=str(nodes))
+        check_degrees(self.indptr, self.degree, nodes)
         if self.labels is not None:
             check_range(self.labels, -1, store.num_classes, "label", nodes)
         if self.split is not None:
@@ -229,4 +230,4 @@ class Part:
         if column.type != pa.from_numpy_dtype(dtype) or len(column) != count or column.null_count:
             raise StoreError(f"a column is {column.type} with {len(column)} values and {column.null_count} nulls, "
                              f"expected {np.dtype(dtype)} with {count}", file=str(self.folder / file))
-        return column.to_numpy(zero_copy_only=True)
+        return as_numpy(column)
