@@ -25,7 +25,9 @@ from ..model.features import FeatureScheme, refuse_negative
 from ..model.forward import PackedForward, feature_gain, model_reader
 from ..model.packed import PackedModel
 from ..planning.admission import room
+from ..planning.memory import WRITTEN_ROWS
 from ..propagation.neighbourhood import Neighbourhood
+from ..store.columns import as_arrow, as_strings
 from ..store.reader import Store
 from .groups import Counts, count
 
@@ -95,11 +97,12 @@ class PredictWorker:
         kernels.softmax(scores, classes, confidence, None)
         start = time.perf_counter()
         self._write(Path(folder), scores if with_scores else None, classes, confidence)
+        del scores
         seconds = {"load": self._load_s, **forward.seconds, "exchange": self._exchange.wait_s,
                    "write": time.perf_counter() - start}
         group = self._context.group
         spans = self._exchange.trace.spans if self._exchange.trace is not None else []
-        return {"rows": len(scores), "spans": spans, "counts": self._counts(classes, confidence), "seconds": seconds,
+        return {"rows": len(classes), "spans": spans, "counts": self._counts(classes, confidence), "seconds": seconds,
                 "gain": forward.gain, "feature_gain": gain,
                 "classes": np.bincount(classes, minlength=self._model.info.num_classes),
                 "message_bytes": group.counters.evaluation if group is not None else 0, **self._memory.peaks()}
@@ -118,18 +121,26 @@ class PredictWorker:
                 for name, number in SPLITS.items()}
 
     def _write(self, folder: Path, scores: np.ndarray | None, classes: np.ndarray, confidence: np.ndarray) -> None:
+        """Rows in the order of the source, a row group at a time: no column is copied as a whole."""
         order = np.argsort(self._part.source_index, kind="stable")
-        columns: dict[str, pa.Array] = {
-            "node_id": self._part.node_ids.take(pa.array(order)),
-            "class": pa.array(classes[order], pa.int32()),
-            "confidence": pa.array(confidence[order], pa.float32()),
-        }
         names = self._model.info.class_names
-        if names is not None:
-            columns["class_name"] = pa.DictionaryArray.from_arrays(columns["class"], pa.array(names)).cast(pa.string())
-        if scores is not None:
-            flat = pa.array(np.ascontiguousarray(scores[order]).ravel(), pa.float32())
-            columns["scores"] = pa.FixedSizeListArray.from_arrays(flat, scores.shape[1])
-        table, file = pa.table(columns), folder / part_file(self._context.rank)
-        with disk_errors(folder, table.nbytes, str(file), "the predictions"):
-            pq.write_table(table, file)
+
+        def group(begin: int) -> pa.Table:
+            rows = order[begin:begin + WRITTEN_ROWS]
+            columns: dict[str, pa.Array] = {
+                "node_id": self._part.node_ids.take(as_arrow(rows)),
+                "class": as_arrow(classes[rows]),
+                "confidence": as_arrow(confidence[rows]),
+            }
+            if names is not None:
+                columns["class_name"] = as_strings(names).take(columns["class"])
+            if scores is not None:
+                columns["scores"] = pa.FixedSizeListArray.from_arrays(as_arrow(scores[rows].ravel()), scores.shape[1])
+            return pa.table(columns)
+
+        file = folder / part_file(self._context.rank)
+        size = len(order) * (16 + (0 if scores is None else 4 * scores.shape[1]))
+        with (disk_errors(folder, size, str(file), "the predictions"),
+              pq.ParquetWriter(file, group(len(order)).schema) as writer):
+            for begin in range(0, len(order), WRITTEN_ROWS):
+                writer.write_table(group(begin))

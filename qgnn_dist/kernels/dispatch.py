@@ -21,8 +21,8 @@ from ..quant.packed import row_bytes
 __all__ = ["isa", "kernel", "native", "set_threads", "threads", "using_isa"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-_DTYPES = {"u1": np.uint8, "i1": np.int8, "i2": np.int16, "i4": np.int32, "i8": np.int64, "u4": np.uint32,
-           "f4": np.float32, "f8": np.float64}
+_DTYPES = {"u1": np.uint8, "u2": np.uint16, "u4": np.uint32, "i1": np.int8, "i2": np.int16, "i4": np.int32,
+           "i8": np.int64, "f4": np.float32, "f8": np.float64}
 _WHOLE = (int, np.integer)
 Limits = tuple[tuple[type, ...], Callable[[Any], bool], str]
 _MID_TREAD_BITS: Limits = (_WHOLE, lambda v: v in (2, 4, 8), "2, 4 or 8")  # such a grid of two levels has no use
@@ -132,10 +132,10 @@ def kernel(**arrays: str) -> Callable[[Function], Function]:
     """Register a NumPy function as the reference of a compiled kernel of the same name.
 
     Args:
-        arrays: for each array argument `dtype dim dim`. A dim is a letter (equal letters mean equal sizes), `N+1`, `N+`
-            (at least N), `B` (packed bytes of C columns at `bits`), `G` (those and a scale byte), `K` (of H columns at
-            `bits`, and at 1), `S` (C rounded up to a multiple of 8, as registers are stored whole), a number, or the
-            name of a whole-number argument. `=` in front: written to; `?`: may be None.
+        arrays: for each array argument `dtype dim dim`, `u1|u2` for either of two. A dim is a letter (equal letters
+            mean equal sizes), `N+1`, `N+` (at least N), `B` (packed bytes of C columns at `bits`), `G` (those and a
+            scale byte), `K` (of H columns at `bits`, and at 1), `S` (C rounded up to a multiple of 8, as registers are
+            stored whole), a number, or the name of a whole-number argument. `=` in front: written to; `?`: may be None.
     """
     def register(reference: Function) -> Function:
         signature = inspect.signature(reference)
@@ -176,21 +176,22 @@ def kernel(**arrays: str) -> Callable[[Function], Function]:
     return register
 
 
-def _parse(text: str) -> tuple[type, str, tuple[str, ...]]:
+def _parse(text: str) -> tuple[tuple[type, ...], str, tuple[str, ...]]:
     flags = "".join(c for c in text if c in "=?")
-    dtype, *dims = text.lstrip("=?").split()
-    return _DTYPES[dtype], flags, tuple(dims)
+    dtypes, *dims = text.lstrip("=?").split()
+    return tuple(_DTYPES[name] for name in dtypes.split("|")), flags, tuple(dims)
 
 
 def _check(function: str, specs: list[Any], args: tuple[Any, ...], names: list[str]) -> None:
     sizes: dict[str, int] = {}
     later = []
-    for at, name, dtype, flags, dims in specs:
+    for at, name, dtypes, flags, dims in specs:
         array = args[at]
         if array is None and "?" in flags:
             continue
-        if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim != len(dims):
-            raise TypeError(f"{function}: {name} is {_describe(array)}, expected {np.dtype(dtype)} ({', '.join(dims)})")
+        if not isinstance(array, np.ndarray) or array.dtype not in dtypes or array.ndim != len(dims):
+            expected = " or ".join(str(np.dtype(dtype)) for dtype in dtypes)
+            raise TypeError(f"{function}: {name} is {_describe(array)}, expected {expected} ({', '.join(dims)})")
         if not array.flags.c_contiguous:
             raise ValueError(f"{function}: {name} is not C-contiguous; pass np.ascontiguousarray of it")
         if "=" in flags and not array.flags.writeable:

@@ -18,8 +18,18 @@ from ..errors import StoreError
 from ..files.read import shown
 from ..quant.columns import ColumnGrids
 from ..quant.packed import row_bytes
-from .checks import check_finite, check_order, check_peers, check_range, check_row_pointer
-from .columns import check_plain, check_values, checksum, open_batches, read_batch, read_columns
+from .checks import check_degrees, check_finite, check_order, check_peers, check_range, check_row_pointer
+from .columns import (
+    as_numpy,
+    check_plain,
+    check_values,
+    checksum,
+    forget_pages,
+    map_file,
+    open_batches,
+    read_batch,
+    read_columns,
+)
 from .manifest import SOURCE_ORDER, part_folder, read_manifest
 
 __all__ = ["FEATURE_BLOCK_ROWS", "Part", "PeerPlan", "Store"]
@@ -120,7 +130,8 @@ class Part:
         self.feature_bits, self._num_nodes = store.feature_bits, store.num_nodes
         names = ["source_index", "node_id", "degree"]
         names += ["label"] * store.has_labels + ["split"] * store.has_split
-        nodes = read_columns(self.folder / "nodes.arrow", names)
+        mapped = map_file(self.folder / "nodes.arrow")
+        nodes = read_columns(self.folder / "nodes.arrow", names, mapped)
         self.node_ids: pa.Array = nodes["node_id"]
         if not (pa.types.is_integer(self.node_ids.type) or pa.types.is_string(self.node_ids.type)
                 or pa.types.is_large_string(self.node_ids.type)) or len(self.node_ids) != self.num_local:
@@ -138,6 +149,7 @@ class Part:
             check_plain(self.folder / "features.arrow")  # once, as the file is mapped anew for every block
         self._check(store)
         self.peers = self._read_peers(store)
+        forget_pages(mapped)  # the checks have read all of it; who needs labels, ids or source indices comes back
 
     @cached_property
     def halo_source_index(self) -> np.ndarray:
@@ -159,7 +171,7 @@ class Part:
             flat = column.flatten()
             if column.null_count or flat.null_count or len(flat) != len(column) * size:
                 raise StoreError(f"rows from {first} on hold nulls; partition the graph again", file=str(file))
-            piece = flat.to_numpy(zero_copy_only=True)[low * size:high * size].reshape(-1, size)
+            piece = as_numpy(flat)[low * size:high * size].reshape(-1, size)
             if grids is None and not np.isfinite(piece).all():
                 raise StoreError(f"rows from {first + low} on hold NaN or infinity; partition the graph again",
                                  file=str(file))
@@ -217,8 +229,7 @@ class Part:
         check_order(self.source_index, self.num_boundary, store.num_nodes, store.order == SOURCE_ORDER, nodes)
         check_row_pointer(self.indptr, len(self.indices), self.folder / "rows.arrow")
         check_range(self.indices, 0, self.num_local + self.num_halo, "neighbour", self.folder / "neighbours.arrow")
-        if not np.array_equal(np.diff(self.indptr), self.degree):
-            raise StoreError("degrees differ from the rows' lengths; partition the graph again", file=str(nodes))
+        check_degrees(self.indptr, self.degree, nodes)
         if self.labels is not None:
             check_range(self.labels, -1, store.num_classes, "label", nodes)
         if self.split is not None:
@@ -246,4 +257,4 @@ class Part:
         if column.type != pa.from_numpy_dtype(dtype) or len(column) != count or column.null_count:
             raise StoreError(f"a column is {column.type} with {len(column)} values and {column.null_count} nulls, "
                              f"expected {np.dtype(dtype)} with {count}", file=str(self.folder / file))
-        return column.to_numpy(zero_copy_only=True)
+        return as_numpy(column)

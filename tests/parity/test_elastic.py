@@ -107,7 +107,7 @@ def test_incidence_refuses_half_a_graph(tmp_path: Path) -> None:
     one = Neighbourhood.of(make_store(small_graph(), tmp_path / "1", 1).part(0))
     whole = one.indices.copy()
     whole[0] = (whole[0] + 1) % one.num_local
-    odd = Neighbourhood(one.indptr, whole, one.degree, one.inv_sqrt_degree, 0, 0)
+    odd = Neighbourhood(one.indptr, whole, one.inv_sqrt_degree, 0, 0)
     with pytest.raises(ValueError, match="without its reverse"):
         Incidence.of(odd)
     with pytest.raises(ValueError, match="rows lie in other parts"):

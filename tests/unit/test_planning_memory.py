@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from qgnn_dist.comm.pool import LocalPool
+from qgnn_dist.inference import worker
 from qgnn_dist.inference.worker import PredictWorker
 from qgnn_dist.memory import available_bytes
 from qgnn_dist.model.packed import PackedModel
+from qgnn_dist.planning import memory
 from qgnn_dist.planning.memory import prediction_need, training_need
 from qgnn_dist.planning.shapes import GraphSize, parts_of
 from tests.helpers import make_store, settings, small_graph, train_pool, untrained_model
@@ -63,7 +65,10 @@ def test_training_takes_what_the_formula_says(tmp_path: Path, words: tuple[str, 
 
 
 @pytest.mark.parametrize(("bits", "scores"), [(2, False), (2, True), (8, False), (32, False)])
-def test_prediction_takes_what_the_formula_says(tmp_path: Path, bits: int, scores: bool) -> None:
+def test_prediction_takes_what_the_formula_says(tmp_path: Path, bits: int, scores: bool,
+                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (memory, worker):
+        monkeypatch.setattr(module, "WRITTEN_ROWS", 1 << 13)  # as a part of millions has several row groups
     store = make_store(small_graph(nodes=40_000, classes=40, features=32, degree=5), tmp_path / "s", 1)
     model = untrained_model(store, bits=bits)
     data = model.to_bytes()

@@ -238,6 +238,24 @@ def test_arrays_are_views_of_the_file(store: Path) -> None:
     assert rows.flags.c_contiguous
 
 
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="no /proc here")
+def test_pages_that_only_the_checks_read_are_given_back(tmp_path: Path) -> None:
+    """Ids, labels, splits and source indices of an open part take no memory until somebody asks for them."""
+    part = make_store(small_graph(nodes=40_000, classes=5, features=2, degree=2), tmp_path / "s", 1).part(0)
+
+    def resident(name: str) -> int:
+        lines, found = Path("/proc/self/smaps").read_text(encoding="ascii").splitlines(), 0
+        for head, line in enumerate(lines):
+            if line.endswith(str(part.folder / name)):
+                found += int(next(row for row in lines[head:] if row.startswith("Rss:")).split()[1]) * 1024
+        return found
+
+    assert resident("nodes.arrow") == 0
+    assert resident("rows.arrow") >= part.indptr.nbytes
+    assert part.source_index.sum() == 40_000 * 39_999 // 2
+    assert 0 < resident("nodes.arrow") < part.source_index.nbytes + 2**18
+
+
 def test_sparse_pieces_are_views(tmp_path: Path) -> None:
     part = make_store(small_graph(nodes=60, features=6, sparse=True), tmp_path / "s", 1).part(0)
     piece = part.features_sparse(10, 20)

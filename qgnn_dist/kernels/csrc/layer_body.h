@@ -4,9 +4,11 @@
 // both ways give the same bits. Included after what each instruction set has of its own: sums of a row's codes, and
 // conversions of eight numbers.
 //
-// R, Ŷ and the residual term are float32 rows of C columns, or fixed point in rows of `stride` columns: sums of steps
-// that are powers of two are whole numbers of half the least step, so that 16 bits hold exactly what float32 would. Rows
-// of so many neighbours that R might not fit keep it in float32, in `far`.
+// R, Ŷ and the residual term are float32 rows of C columns, or fixed point in rows of `stride` columns. There Ŷ and R are
+// sums of codes as they come, shifted by what their round's step is of the least one: whole numbers from 0 on, in 16
+// bits, and Ŷ in 8 where it fits. Less what stands for 0 (`middle`, the half of the highest code in every round so far;
+// for R of each neighbour) they are exactly what float32 would hold, as steps are powers of two. Rows of so many
+// neighbours that R might not fit keep it in float32, in `far`.
 
 namespace qgnn {
 namespace QGNN_ISA {
@@ -55,25 +57,35 @@ QGNN_INLINE U16x8 level8(F8 x, float half) {
   return narrow16(whole + (__builtin_convertvector(whole, F8) > x));  // comparisons give -1
 }
 
+// Ŷ in 16 bits, as each instruction set has it in 8.
+QGNN_INLINE U16x8 load16(const std::uint16_t* p) {
+  U16x8 v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+QGNN_INLINE I8 load_whole(const std::uint16_t* p) { return widen_whole(load16(p)); }
+QGNN_INLINE void add_whole(U16x8 v, std::uint16_t* p) {
+  v += load16(p);
+  std::memcpy(p, &v, sizeof v);
+}
+
 // R in fixed point: what came is added, and the sum before and after is handed on as whole numbers.
 template <bool usual>
 struct NearRow {
-  std::int16_t* r;
+  std::uint16_t* r;
   const std::uint16_t* sums;
-  std::int32_t offset;
+  float zero_before, zero_now;  // what stands for 0
   int shift;
   bool keep;
   float scale;  // D̃^-½ · what 1 means
 
   QGNN_MEMBER void take(i64 j, i64, F8& before, F8& now) const {
-    U16x8 old, sum;
-    std::memcpy(&old, r + j, sizeof old);
-    std::memcpy(&sum, sums + j, sizeof sum);
-    U16x8 fresh = (sum + sum - static_cast<std::uint16_t>(offset)) << shift;
+    const U16x8 old = load16(r + j);
+    U16x8 fresh = load16(sums + j) << shift;
     if (usual || keep) fresh += old;
     std::memcpy(r + j, &fresh, sizeof fresh);
-    before = __builtin_convertvector(widen16(old), F8);
-    now = __builtin_convertvector(widen16(fresh), F8);
+    before = __builtin_convertvector(widen_whole(old), F8) - zero_before;
+    now = __builtin_convertvector(widen_whole(fresh), F8) - zero_now;
   }
 };
 
@@ -92,12 +104,12 @@ struct WideRow {
   }
 };
 
-// What each row codes against and pulls towards: in fixed point ...
-template <bool usual>
+// What each row codes against and pulls towards: in fixed point, Ŷ in numbers of the type `Known` ...
+template <bool usual, class Known>
 struct FixedState {
-  std::int16_t* known;
+  Known* known;
   const std::int8_t* residual;
-  float unit, inverse, half, one;
+  float unit, inverse, half, one, zero;  // `zero`: what stands for 0 in Ŷ
   int shift;
 
   QGNN_MEMBER F8 pull(i64 j, i64) const {
@@ -105,15 +117,11 @@ struct FixedState {
   }
   // The levels of news about `x`, and Ŷ with them; `e`: the news, where they are to be counted.
   QGNN_MEMBER U16x8 code(F8 x, i64 j, i64, float* e) const {
-    U16x8 held{};
-    if (usual || known != nullptr) std::memcpy(&held, known + j, sizeof held);
-    const F8 believed = __builtin_convertvector(widen16(held), F8);
+    F8 believed{};
+    if (usual || known != nullptr) believed = __builtin_convertvector(load_whole(known + j), F8) - zero;
     if (!usual && e != nullptr) store8(x * one - believed * unit, e + j, 8);
     const U16x8 level = level8(x * (one * inverse) - believed * (unit * inverse), half);
-    if (usual || known != nullptr) {
-      held += (level + level + 1) << shift;
-      std::memcpy(known + j, &held, sizeof held);
-    }
+    if (usual || known != nullptr) add_whole((level + static_cast<std::uint16_t>(half)) << shift, known + j);
     return level;
   }
 };
@@ -182,6 +190,7 @@ struct Scratch {
   alignas(32) float news[kLayerColumns + kSlack];          // what came, in float32
   alignas(32) std::uint16_t sums[kLayerColumns + kSlack];  // what came, in fixed point
   alignas(32) std::uint8_t codes[kLayerColumns + kSlack];
+  float* far[kMost];  // R of a row whose R is not in fixed point, else null
   alignas(32) std::int32_t wide_sums[kLayerColumns + kSlack];  // these are of one row
   alignas(32) float fresh[kLayerColumns + kSlack], change[kLayerColumns + kSlack], gap[kLayerColumns + kSlack];
 
@@ -238,6 +247,8 @@ QGNN_INLINE void layer_row(const Layer& a, i64 row, const Row received, const St
   if (sends && fresh != nullptr) moments_of(fresh, C, a.moments + row * 3);
 }
 
+QGNN_INLINE i64 degree_of(const Layer& a, i64 row) { return a.indptr[row + 1] - a.indptr[row]; }
+
 // What came to a row, in float32.
 QGNN_INLINE void receive_wide(const Layer& a, const CodeSums& codes, i64 row, Scratch& scratch, float* news) {
   if (a.step == 0.0f) {
@@ -245,13 +256,13 @@ QGNN_INLINE void receive_wide(const Layer& a, const CodeSums& codes, i64 row, Sc
     return;
   }
   const float half_step = a.step * 0.5f;
-  const i64 offset = static_cast<i64>((1 << a.bits) - 1) * a.degree[row];
-  const std::int32_t* sums = a.degree[row] > kLongRow ? a.long_rows.find(row, a.C) : nullptr;
+  const i64 degree = degree_of(a, row), offset = ((1 << a.bits) - 1) * degree;
+  const std::int32_t* sums = degree > kLongRow ? a.long_rows.find(row, a.C) : nullptr;
   if (sums == nullptr) {
     sum_long_row(codes, a.indptr[row], a.indptr[row + 1], scratch.wide_sums);
     sums = scratch.wide_sums;
   }
-  if (a.degree[row] > kExactDegree) {  // twice its sums would not fit 32 bits
+  if (degree > kExactDegree) {  // twice its sums would not fit 32 bits
     for (i64 i = 0; i < a.C; ++i) news[i] = delivered<i64>(0.0f, sums[i], offset, half_step, false);
   } else {
     const std::int32_t small = static_cast<std::int32_t>(offset);
@@ -268,6 +279,7 @@ struct FloatRows {
   const bool exact = a.next_step != 0.0f && is_power_of_two(a.next_step), keep = a.keep || a.step == 0.0f;
   const float by = exact ? 1.0f / a.next_step : a.next_step, half = static_cast<float>(1 << (a.bits - 1));
 
+  QGNN_MEMBER void start(i64) {}
   QGNN_MEMBER void receive(i64 row, i64 k) {
     receive_wide(a, sum_codes, row, scratch, scratch.news + k * scratch.stride);
   }
@@ -281,7 +293,7 @@ struct FloatRows {
 };
 
 // Rows in fixed point, and those in between whose R is not.
-template <bool gradient, bool corrected, bool usual>
+template <bool gradient, bool corrected, bool usual, class Known>
 struct FixedRows {
   const Layer& a;
   Scratch& scratch;
@@ -290,27 +302,39 @@ struct FixedRows {
   const bool sent = a.step != 0.0f, keep = a.keep || !sent;
   const float inverse = a.next_step != 0.0f ? 1.0f / a.next_step : 0.0f, half = static_cast<float>(1 << (a.bits - 1));
   const float pull = a.c * f.residual_step;
+  const float middle = (keep ? f.middle : 0.0f) + (sent ? 0.5f * static_cast<float>(((1 << a.bits) - 1) << f.shift) : 0.0f);
+  i64 next_far = 0;  // the first of the far rows that is still to come
 
-  QGNN_MEMBER bool far(i64 row) const { return f.slot != nullptr && f.slot[row] >= 0; }
+  QGNN_MEMBER void start(i64 begin) {
+    i64 after = f.num_far;
+    while (next_far < after) {
+      const i64 between = (next_far + after) / 2;
+      if (f.far_rows[between] < begin) next_far = between + 1;
+      else after = between;
+    }
+  }
   QGNN_MEMBER void receive(i64 row, i64 k) {
     std::uint16_t* sums = scratch.sums + k * scratch.stride;
-    if (far(row)) receive_wide(a, sum_codes, row, scratch, scratch.news + k * scratch.stride);
+    scratch.far[k] = next_far < f.num_far && f.far_rows[next_far] == row ? f.far + next_far++ * a.C : nullptr;
+    if (scratch.far[k] != nullptr) receive_wide(a, sum_codes, row, scratch, scratch.news + k * scratch.stride);
     else if (!sent) std::memset(sums, 0, f.stride * sizeof *sums);
     else sum_codes(a.indptr[row], a.indptr[row + 1], sums);
   }
   QGNN_MEMBER void advance(i64 row, i64 k) {
     const i64 at = row * f.stride, own = k * scratch.stride;
-    std::int16_t* known = f.believed == nullptr ? nullptr : f.believed + at;
-    const FixedState<usual> state{known, f.residual + at, f.unit, inverse, half, a.d[row], f.next_shift};
+    Known* known = f.believed == nullptr ? nullptr : static_cast<Known*>(f.believed) + at;
+    const FixedState<usual, Known> state{known, f.residual + at, f.unit, inverse, half, a.d[row],
+                                         middle, f.next_shift};
     std::uint8_t* codes = scratch.codes + own;
-    if (far(row)) {
-      layer_row<gradient, corrected, usual>(a, row, WideRow{f.far + f.slot[row] * a.C, scratch.news + own, keep, a.d[row]},
-                                     state, pull, scratch, codes);
+    if (scratch.far[k] != nullptr) {
+      layer_row<gradient, corrected, usual>(a, row, WideRow{scratch.far[k], scratch.news + own, keep, a.d[row]}, state, pull,
+                                            scratch, codes);
       return;
     }
-    const std::int32_t offset = sent ? ((1 << a.bits) - 1) * a.degree[row] : 0;
-    layer_row<gradient, corrected, usual>(a, row, NearRow<usual>{f.r + at, scratch.sums + own, offset, f.shift, keep,
-                                                   a.d[row] * f.unit}, state, pull, scratch, codes);
+    const float degree = static_cast<float>(degree_of(a, row));
+    layer_row<gradient, corrected, usual>(a, row, NearRow<usual>{f.r + at, scratch.sums + own, degree * f.middle,
+                                                                 degree * middle, f.shift, keep, a.d[row] * f.unit},
+                                          state, pull, scratch, codes);
   }
 };
 
@@ -323,6 +347,7 @@ template <class Rows>
 static void layer_rows(const Layer& a, i64 begin, i64 end) {
   Scratch scratch(a.C);
   Rows rows{a, scratch, CodeSums(a.indices, a.payload, a.M, a.C, a.bits, a.indptr[end])};
+  rows.start(begin);
   for (i64 first = begin; first < end; first += scratch.rows) {
     const i64 count = end - first < scratch.rows ? end - first : scratch.rows;
     for (i64 k = 0; k < count; ++k) rows.receive(first + k, k);
@@ -338,15 +363,21 @@ static void layer_of(const Layer& a, i64 begin, i64 end) {
   else layer_rows<Rows<true, false, usual>>(a, begin, end);
 }
 
+template <bool gradient, bool corrected, bool usual>
+using NarrowRows = FixedRows<gradient, corrected, usual, std::uint8_t>;
+template <bool gradient, bool corrected, bool usual>
+using WideRows = FixedRows<gradient, corrected, usual, std::uint16_t>;
+
 static void layer(const Layer& a, i64 begin, i64 end) {
   const bool usual = a.moments == nullptr && a.dots == nullptr && a.next_step != 0.0f && a.keep;
   if (a.fixed == nullptr) layer_of<FloatRows, false>(a, begin, end);
-  else if (usual) layer_of<FixedRows, true>(a, begin, end);
-  else layer_of<FixedRows, false>(a, begin, end);
+  else if (a.fixed->narrow) usual ? layer_of<NarrowRows, true>(a, begin, end) : layer_of<NarrowRows, false>(a, begin, end);
+  else usual ? layer_of<WideRows, true>(a, begin, end) : layer_of<WideRows, false>(a, begin, end);
 }
 
 // The state before the first layer in fixed point: codes of the residual term, of the first round's news, and Ŷ.
-static void fixed_start(const Layer& a, int residual_bits, i64 begin, i64 end) {
+template <class Known>
+static void fixed_start_of(const Layer& a, int residual_bits, i64 begin, i64 end) {
   Scratch scratch(a.C);
   const FixedLayer& f = *a.fixed;
   const float half = static_cast<float>(1 << (a.bits - 1)), residual_half = static_cast<float>(1 << (residual_bits - 1));
@@ -357,9 +388,9 @@ static void fixed_start(const Layer& a, int residual_bits, i64 begin, i64 end) {
     const i64 count = end - first < scratch.rows ? end - first : scratch.rows;
     for (i64 k = 0; k < count; ++k) {
       const i64 row = first + k, at = row * f.stride;
-      const FixedState<false> state{f.believed == nullptr ? nullptr : f.believed + at, nullptr, f.unit, inverse, half,
-                             a.d[row], f.next_shift};
-      if (state.known != nullptr) std::memset(state.known, 0, f.stride * sizeof(std::int16_t));
+      Known* known = f.believed == nullptr ? nullptr : static_cast<Known*>(f.believed) + at;
+      const FixedState<false, Known> state{known, nullptr, f.unit, inverse, half, a.d[row], 0.0f, f.next_shift};
+      if (known != nullptr) std::memset(known, 0, f.stride * sizeof(Known));
       for (i64 j = 0; j < a.C; j += 8) {
         const i64 n = a.C - j < 8 ? a.C - j : 8;
         const F8 x = load8(a.h + row * a.C + j, n);
@@ -371,6 +402,11 @@ static void fixed_start(const Layer& a, int residual_bits, i64 begin, i64 end) {
     }
     pack_rows(a, first, count, scratch);
   }
+}
+
+static void fixed_start(const Layer& a, int residual_bits, i64 begin, i64 end) {
+  if (a.fixed->narrow) fixed_start_of<std::uint8_t>(a, residual_bits, begin, end);
+  else fixed_start_of<std::uint16_t>(a, residual_bits, begin, end);
 }
 
 }  // namespace QGNN_ISA
