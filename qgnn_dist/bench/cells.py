@@ -24,6 +24,7 @@ from typing import Any
 from .. import __version__
 from ..config import RunConfig
 from .grid import Row
+from .systems import OWN
 
 __all__ = ["Cell", "cells_of", "read_cell", "run_cells", "shifted_stores", "train_cell"]
 
@@ -31,6 +32,7 @@ SCHEMA = 2
 ATTEMPTS = 2
 """How often a cell is begun when the processes die under it: one that took the others along fails at last."""
 _POLL_S = 0.5
+_STATES = ("dirichlet", "mad", "error")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,7 +42,7 @@ class Cell:
     Attributes:
         row: of the first row that asks for it; equal settings under two names are one cell.
         digest: of the settings with the seed, the graph and the package's version. file: of its result.
-        shifted: folder of the shifted graphs' stores; None where there are none.
+        shifted: folder of the shifted graphs' stores; None where there are none. system: what trains, see systems.py.
     """
 
     row: str
@@ -51,6 +53,7 @@ class Cell:
     store: Path
     config: RunConfig
     shifted: Path | None = None
+    system: str = OWN
 
 
 def cells_of(rows: Iterable[Row], fingerprints: Mapping[str, str], out: Path) -> dict[tuple[str, int], Cell]:
@@ -67,12 +70,13 @@ def cells_of(rows: Iterable[Row], fingerprints: Mapping[str, str], out: Path) ->
             if seed >= row.seeds:
                 continue
             config = row.at(seed)
-            known = [config.digest(), fingerprints[row.dataset], __version__, *(["shifts"] if row.shifts else [])]
+            known = [config.digest(), fingerprints[row.dataset], __version__, *(["shifts"] if row.shifts else []),
+                     *([row.system] if row.system != OWN else [])]
             digest = hashlib.sha256(" ".join(known).encode()).hexdigest()[:24]
             names = {"dataset": row.dataset, "method": row.method, "width": row.width, "layers": row.layers}
             cell = Cell(row=row.name, names=names, seed=seed, digest=digest, store=out / "stores" / row.dataset,
                         file=out / "cells" / row.dataset / f"{digest}.json", config=config,
-                        shifted=shifted_stores(out, row.dataset) if row.shifts else None)
+                        shifted=shifted_stores(out, row.dataset) if row.shifts else None, system=row.system)
             found[row.name, seed] = by_digest.setdefault((row.dataset, digest), cell)
     return found
 
@@ -96,12 +100,14 @@ def train_cell(cell: Cell, scratch: Path) -> dict[str, Any]:
     """Train in this process and return the cell's result, figures as shares (0-1).
 
     `states` is about H^K of the packed model, see diagnosis.report.combine; `shifts` has the accuracy on the test nodes
-    of each shifted graph.
+    of each shifted graph. A reference's cell has neither, and no message bytes.
 
     Args:
         scratch: an existing folder; the run lies there only while it is trained.
     Raises: QgnnError, e.g. where the loss diverged.
     """
+    if cell.system != OWN:
+        return _reference_cell(cell)
     from ..cluster import api
     from ..store.reader import Store
     from .shifts import SHIFTS
@@ -119,12 +125,25 @@ def train_cell(cell: Cell, scratch: Path) -> dict[str, Any]:
                 shifts[name] = found["accuracy"]["test"]
     finally:
         shutil.rmtree(run, ignore_errors=True)
+    return _result(cell, summary, {key: last[key] for key in _STATES}, shifts,
+                   _message_bytes(cell.config, Store.open(cell.store).num_classes))
+
+
+def _reference_cell(cell: Cell) -> dict[str, Any]:
+    from ..store.reader import Store
+    from .references import train_reference
+
+    summary = train_reference(Store.open(cell.store), cell.system, cell.config)
+    return _result(cell, summary, dict.fromkeys(_STATES), {}, None)
+
+
+def _result(cell: Cell, summary: dict[str, Any], states: dict[str, float | None], shifts: dict[str, float],
+            message_bytes: int | None) -> dict[str, Any]:
     keys = ("accuracy", "metric", "best_epoch", "epochs", "seconds", "bits", "features", "multipliers", "warnings",
             "graph", "fingerprint", "versions")
-    return {"schema": SCHEMA, "digest": cell.digest, "names": cell.names, "seed": cell.seed,
-            **{key: summary[key] for key in keys},
-            "states": {key: last[key] for key in ("dirichlet", "mad", "error")}, "shifts": shifts,
-            "message_bytes_per_row": _message_bytes(cell.config, Store.open(cell.store).num_classes),
+    return {"schema": SCHEMA, "digest": cell.digest, "system": cell.system, "names": cell.names, "seed": cell.seed,
+            **{key: summary[key] for key in keys}, "states": states, "shifts": shifts,
+            "message_bytes_per_row": message_bytes,
             "config_digest": cell.config.digest(), "config": cell.config.to_dict()}
 
 

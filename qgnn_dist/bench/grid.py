@@ -11,10 +11,13 @@
     [methods.lsq]
     settings = ["quant.method=lsq"]
     widths = ["float", "int2"]  # a dataset or a method may restrict the other lists
+    [methods.gcn]
+    system = "pyg-gcn"          # a reference, see `bench/systems.py`: one row, under the width "float"
     [widths.int2-m1]
     settings = ["quant.bits=2", "quant.messages=1"]
 
-A row's settings are the grid's, the dataset's, the method's, the width's, in this order; a later one wins.
+A row's settings are the grid's, the dataset's, the method's, the width's, in this order; a later one wins. Of the
+grid's and the dataset's a reference takes those that it has a use for; in its method others are refused.
 """
 from __future__ import annotations
 
@@ -27,8 +30,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import RunConfig, load_config
+from ..config import RunConfig, known_keys, load_config
 from ..errors import ConfigError, InputError
+from .systems import OWN, REFERENCE_WIDTH, REFERENCES, used_words
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -47,6 +51,9 @@ _DEFAULT_WIDTHS = ("float", "int8", "int4", "int2")
 # One part, one thread; a cell that stops is run again from its start, so checkpoints on the way are lost time.
 _EVERY_CELL = ("cluster.threads=1", "train.checkpoint_every=1000000")
 
+# Of references, for the record: float, and no layer of ours, whose step size would restrict `mu`.
+_REFERENCE_WORDS = ("quant.bits=32", "propagation.kind=none")
+
 _LIST, _WHOLE, _WORD, _DEPTHS = "a list of words", "a whole number of at least 1", "a word", "a list of whole numbers"
 _FLAG = "true or false"
 _KEYS = {
@@ -54,7 +61,7 @@ _KEYS = {
                  "default_widths": _LIST, "datasets": "tables", "methods": "tables", "widths": "tables"},
     "datasets": {"source": _WORD, "settings": _LIST, "seeds": _WHOLE, "methods": _LIST, "widths": _LIST,
                  "layers": _DEPTHS, "shifts": _FLAG},
-    "methods": {"settings": _LIST, "datasets": _LIST, "widths": _LIST, "layers": _DEPTHS},
+    "methods": {"system": _WORD, "settings": _LIST, "datasets": _LIST, "widths": _LIST, "layers": _DEPTHS},
     "widths": {"settings": _LIST},
 }
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")  # datasets become folders
@@ -70,7 +77,8 @@ class Row:
 
     Attributes:
         seeds: their number; they are 0 … seeds-1. config: resolved, with seed 0.
-        shifts: predict shifted graphs too, see `bench/shifts.py`.
+        shifts: predict shifted graphs too, see `bench/shifts.py`; references don't. system: `qgnn`, or one of
+            REFERENCES.
     """
 
     dataset: str
@@ -80,6 +88,7 @@ class Row:
     seeds: int
     config: RunConfig
     shifts: bool = False
+    system: str = OWN
 
     @property
     def name(self) -> str:
@@ -246,6 +255,25 @@ class _Reader:
             for name in names:
                 if name not in self._known[kind]:
                     self._fault(f"{place}: there is no {kind[:-1]} {name!r}{_near(name, self._known[kind])}")
+        for name, inner in self._methods.items():
+            system = inner.get("system", OWN)
+            if system in REFERENCES:
+                self._check_reference(name, system, inner)
+            elif system != OWN:
+                self._fault(f"methods.{name}.system={system}: expected {', '.join((OWN, *REFERENCES))}"
+                            f"{_near(system, (OWN, *REFERENCES))}")
+
+    def _check_reference(self, name: str, system: str, inner: dict[str, Any]) -> None:
+        """What a method says that its reference has no use for."""
+        if inner.get("widths", [REFERENCE_WIDTH]) != [REFERENCE_WIDTH]:
+            self._fault(f"methods.{name}.widths: {system} has {REFERENCE_WIDTH} alone")
+        if "layers" in inner and REFERENCES[system].depth is not None:
+            self._fault(f"methods.{name}.layers: {system} always has {REFERENCES[system].depth}: "
+                        f"{REFERENCES[system].about}")
+        for word in inner.get("settings", []):
+            key = word.partition("=")[0].strip()
+            if key in known_keys() and key not in _OWN and not REFERENCES[system].uses(key):
+                self._fault(f"methods.{name}: {key}: {system} has no use for it; it is {REFERENCES[system].about}")
 
     def _check_words(self, place: str, words: Sequence[str]) -> None:
         """What is wrong with each setting alone, even where a later one hides it from every row."""
@@ -267,22 +295,34 @@ class _Reader:
         for method, inner in self._methods.items():
             if method not in dataset.get("methods", self._methods) or name not in inner.get("datasets", [name]):
                 continue
-            for width in _both(inner.get("widths"), dataset.get("widths"), self._usual):
-                for layers in _both(inner.get("layers"), dataset.get("layers"), self._table.get("layers", [10])):
+            own = inner.get("system", OWN)
+            depths = _both(inner.get("layers"), dataset.get("layers"), self._table.get("layers", [10]))
+            if own == OWN:
+                widths = _both(inner.get("widths"), dataset.get("widths"), self._usual)
+            else:
+                widths, depth = [REFERENCE_WIDTH], REFERENCES[own].depth if own in REFERENCES else None
+                depths = depths if depth is None else [depth]
+            for width in widths:
+                for layers in depths:
                     config = self._resolve(name, method, width, layers)
                     if config is not None:
                         rows.append(Row(dataset=name, method=method, width=width, layers=layers, seeds=seeds,
-                                        config=config, shifts=dataset.get("shifts", False)))
+                                        config=config, system=own,
+                                        shifts=own == OWN and dataset.get("shifts", False)))
         if not rows and not self.faults:
             self._fault(f"datasets.{name}: no row is left; its lists and the methods' have nothing in common")
         return rows
 
     def _resolve(self, dataset: str, method: str, width: str, layers: int) -> RunConfig | None:
-        if width not in self._widths:
+        system = self._methods[method].get("system", OWN)
+        if width not in self._widths or system not in (OWN, *REFERENCES):
             return None  # named by _check_names
-        words = [*self._table.get("settings", []), *self._datasets[dataset].get("settings", []),
-                 *self._methods[method].get("settings", []), *self._widths[width],
-                 f"propagation.layers={layers}", *_EVERY_CELL]
+        words = [*used_words(system, [*self._table.get("settings", []), *self._datasets[dataset].get("settings", [])]),
+                 *self._methods[method].get("settings", [])]
+        if system == OWN:
+            words += [*self._widths[width], f"propagation.layers={layers}", *_EVERY_CELL]
+        else:
+            words += [*_REFERENCE_WORDS, f"propagation.layers={max(layers, 1)}", *_EVERY_CELL]
         wrong = _refused(words)
         if wrong is None:
             return load_config(overrides=words)

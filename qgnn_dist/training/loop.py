@@ -34,7 +34,7 @@ from .run_folder import CheckpointWriter, RunFolder
 from .slow import Place, SlowWorkers
 from .stop import StoppedError, StopSignals
 
-__all__ = ["check_trainable", "device_can_train", "prepare_run", "run_training"]
+__all__ = ["check_trainable", "device_can_train", "prepare_run", "run_training", "versions"]
 
 _LOG = logging.getLogger(__name__)
 SUMMARY_VERSION = 1
@@ -153,7 +153,8 @@ def run_training(pool: WorkerPool, server_call: ServerCall, store: Store, config
                 record.setdefault("slow_workers", []).append(text)
             records.append(record)
             run.append_metrics(record)
-            progress.finished = progress.epoch >= config.train.epochs or _out_of_patience(progress, config)
+            progress.finished = progress.epoch >= config.train.epochs or progress.out_of_patience(
+                config.train.patience)
             if progress.finished or stop.received or progress.epoch % config.train.checkpoint_every == 0:
                 tensors = pool.call_one(0, "state", timeout_s=limit_s)
                 writer.save(Checkpoint(tensors, identity, dataclasses.replace(progress), server_call("state")))
@@ -185,9 +186,7 @@ def _run_epoch(pool: WorkerPool, config: RunConfig, progress: Progress) -> dict[
         if config.train.metric != "accuracy":
             record[config.train.metric] = chosen
         valid = record["valid_loss"] = valid_loss(r["evaluation"] for r in results)
-        if (chosen["valid"], -valid) > (progress.best_value, -progress.best_loss):
-            progress.best_epoch, progress.best_value, progress.best_loss = epoch, chosen["valid"], valid
-            progress.best_accuracy, progress.best_metric = accuracies, chosen
+        if progress.offer(epoch, accuracies, chosen, valid):
             pool.call("keep_best", timeout_s=config.timeouts.checkpoint_s)
     for key in ("multipliers", "residuals", "clamps"):
         record[key] = results[0][key]
@@ -203,10 +202,6 @@ def _run_epoch(pool: WorkerPool, config: RunConfig, progress: Progress) -> dict[
 def _add_wire(sent: list[dict[str, int]]) -> dict[str, int]:
     """Bytes that all workers sent, by kind."""
     return {kind: sum(s.get(kind, 0) for s in sent) for kind in WIRE_KINDS}
-
-
-def _out_of_patience(progress: Progress, config: RunConfig) -> bool:
-    return 0 < config.train.patience <= progress.epoch - progress.best_epoch
 
 
 def _restore(pool: WorkerPool, server_call: ServerCall, found: Checkpoint) -> Progress:
@@ -263,7 +258,7 @@ def _summary(pool: WorkerPool, config: RunConfig, store: Store, identity: dict[s
         "fingerprint": store.fingerprint,
         "identity": identity,
         "config": config.to_dict(),
-        "versions": _versions(),
+        "versions": versions(),
     }
 
 
@@ -281,7 +276,8 @@ def _warnings(config: RunConfig, records: list[dict[str, Any]]) -> list[str]:
     return found
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of this package and of what it computes with."""
     names = ("torch", "ray", "pyarrow", "numpy", "safetensors")
     return {"qgnn-dist": __version__, "python": platform.python_version(), "kernels": kernels.isa(),
             **{name: metadata.version(name) for name in names}}

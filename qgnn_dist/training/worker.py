@@ -47,7 +47,7 @@ from ..quant.ranges import (
 )
 from ..store.reader import Store
 from .affine import AffineTraining
-from .metrics import cross_entropy, loss_gradient
+from .metrics import evaluation, loss_gradient
 
 if TYPE_CHECKING:
     from ..comm.pool import WorkerContext
@@ -363,18 +363,8 @@ class TrainWorker:
             model, info=dataclasses.replace(model.info, level=forward.level))
         classes = np.empty(len(scores), np.int32)
         kernels.softmax(scores, classes, np.empty(len(scores), np.float32), None)
-        num = self._store.num_classes
-        confusion = {}
-        for name, rows in self._split_rows.items():
-            cells = self._labels[rows] * num + classes[rows]
-            confusion[name] = np.bincount(cells, minlength=num * num).reshape(num, num)
-        valid = self._split_rows["valid"]
-        result: dict[str, Any] = {"confusion": confusion,
-                                  "valid_loss": cross_entropy(scores[valid], self._labels[valid])}
-        if self._config.train.metric == "roc_auc":
-            margin = scores[:, 1] - scores[:, 0]
-            result["margins"] = {name: (margin[rows], self._labels[rows]) for name, rows in self._split_rows.items()}
-        return result
+        return evaluation(scores, classes, self._labels, self._split_rows, self._store.num_classes,
+                          config.train.metric)
 
     def _read_coded(self, begin: int, end: int) -> Any:
         """Rows of the features that are in memory already."""
