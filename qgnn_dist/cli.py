@@ -81,7 +81,8 @@ def _fail(message: str, code: int, debug: bool, remote: str | None = None) -> No
         traceback.print_exc()
         if remote:
             print(remote, file=sys.stderr)
-    Console(stderr=True, soft_wrap=True).print(f"error: {message}", style="red", markup=False, highlight=False)
+    words = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in message)
+    Console(stderr=True, soft_wrap=True).print(f"error: {words}", style="red", markup=False, highlight=False)
     raise typer.Exit(code)
 
 

@@ -17,14 +17,18 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, StoreError
+from ..files.read import read_json
 from .cells import cells_of, read_cell, run_cells, shifted_stores
 from .grid import Row, read_grid
+from .group_pictures import GROUP_PICTURES, write_group_pictures
+from .pictures import PICTURES, check_pictures, write_pictures
 
 __all__ = ["accuracy"]
 
+LARGEST_NOTE = 1 << 20
 _MARKER = {"bench": "accuracy", "schema": 1}
-_OURS = ("cells", "stores", "grid.toml", "table.json", "table.md", "accuracy_by_bits.svg", "accuracy_by_bits.png",
-         "accuracy_by_depth.svg", "accuracy_by_depth.png")
+_OURS = ("cells", "stores", "grid.toml", "table.json", "table.md",
+         *(f"{name}.{ending}" for name in (*PICTURES, *GROUP_PICTURES) for ending in ("svg", "png")))
 
 
 def accuracy(grid: str | Path, *, out: str | Path, data: str | Path | None = None, seeds: int | None = None,
@@ -47,8 +51,6 @@ def accuracy(grid: str | Path, *, out: str | Path, data: str | Path | None = Non
     """
     read = read_grid(grid, data=data, seeds=seeds, only=only)
     if pictures:
-        from .pictures import check_pictures
-
         check_pictures()
     folder = Path(out)
     with _folder(folder, overwrite):
@@ -73,7 +75,7 @@ def accuracy(grid: str | Path, *, out: str | Path, data: str | Path | None = Non
 
 def _write(folder: Path, shown: Sequence[Row], rows: Sequence[Row], cells: dict[Any, Any], failures: dict[str, str],
            reference: str, pictures: bool) -> dict[str, Any]:
-    from ..training.checkpoint import write_atomically
+    from ..files.write import write_atomically
     from .machine import envelope
     from .table import markdown, table_rows
 
@@ -85,9 +87,7 @@ def _write(folder: Path, shown: Sequence[Row], rows: Sequence[Row], cells: dict[
     write_atomically(folder / "table.md", markdown(result).encode())
     files = [folder / "table.md", folder / "table.json"]
     if pictures:
-        from .pictures import write_pictures
-
-        files += write_pictures(result["rows"], folder)
+        files += write_pictures(result["rows"], folder) + write_group_pictures(result["rows"], folder)
     return {**result, "files": [str(file) for file in files]}
 
 
@@ -124,8 +124,8 @@ def _folder(folder: Path, overwrite: bool) -> Iterator[None]:
 def _store(store: Path, source: str, root: str | Path | None, on_step: Callable[[str], None] | None) -> str:
     """The fingerprint of the dataset's store, written first where there is none of the source as it is now."""
     from ..cluster import api
+    from ..files.write import write_atomically
     from ..store.reader import Store
-    from ..training.checkpoint import write_atomically
 
     note, identity = store.with_name(f"{store.name}.json"), _identity(source)
     if _read_json(note) == {"source": identity}:
@@ -144,7 +144,7 @@ def _store(store: Path, source: str, root: str | Path | None, on_step: Callable[
 
 def _shifted(stores: Path, source: str, root: str | Path | None, on_step: Callable[[str], None] | None) -> None:
     """The shifted graphs' stores, written where there are none of the source as it is now."""
-    from ..training.checkpoint import write_atomically
+    from ..files.write import write_atomically
     from .shifts import SHIFTS, write_shifted
 
     note, state = stores / "source.json", {"source": _identity(source), "shifts": list(SHIFTS)}
@@ -191,6 +191,6 @@ def _check_rows(rows: Sequence[Row], folder: Path) -> None:
 
 def _read_json(file: Path) -> Any:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return read_json(file, LARGEST_NOTE)
     except (OSError, ValueError):
         return None

@@ -23,12 +23,14 @@ from typing import Any
 
 from .. import __version__
 from ..config import RunConfig
+from ..files.read import read_json
 from .grid import Row
 from .systems import OWN
 
 __all__ = ["Cell", "cells_of", "read_cell", "run_cells", "shifted_stores", "train_cell"]
 
-SCHEMA = 2
+LARGEST_CELL = 16 << 20
+SCHEMA = 3
 ATTEMPTS = 2
 """How often a cell is begun when the processes die under it: one that took the others along fails at last."""
 _POLL_S = 0.5
@@ -89,7 +91,7 @@ def shifted_stores(out: Path, dataset: str) -> Path:
 def read_cell(cell: Cell) -> dict[str, Any] | None:
     """The result of a finished cell; None where there is none, or none that can be read."""
     try:
-        result = json.loads(cell.file.read_text(encoding="utf-8"))
+        result = read_json(cell.file, LARGEST_CELL)
     except (OSError, ValueError):
         return None
     whole = isinstance(result, dict) and result.get("schema") == SCHEMA and result.get("digest") == cell.digest
@@ -99,8 +101,9 @@ def read_cell(cell: Cell) -> dict[str, Any] | None:
 def train_cell(cell: Cell, scratch: Path) -> dict[str, Any]:
     """Train in this process and return the cell's result, figures as shares (0-1).
 
-    `states` is about H^K of the packed model, see diagnosis.report.combine; `shifts` has the accuracy on the test nodes
-    of each shifted graph. A reference's cell has neither, and no message bytes.
+    `states` is about H^K of the packed model, see diagnosis.report.combine; `groups` about its predictions, see
+    inference.groups.groups; `shifts` has the accuracy on the test nodes of each shifted graph. A reference's cell has
+    neither states nor shifts, and no message bytes.
 
     Args:
         scratch: an existing folder; the run lies there only while it is trained.
@@ -110,6 +113,7 @@ def train_cell(cell: Cell, scratch: Path) -> dict[str, Any]:
         return _reference_cell(cell)
     from ..cluster import api
     from ..store.reader import Store
+    from .groups import cell_groups
     from .shifts import SHIFTS
 
     run = Path(tempfile.mkdtemp(prefix="run-", dir=scratch))
@@ -117,6 +121,8 @@ def train_cell(cell: Cell, scratch: Path) -> dict[str, Any]:
         summary = api.train(cell.store, out=run / "run", config=cell.config)
         api.export(run / "run", out=run / "model")
         last = api.inspect(run / "model", store=cell.store)["diagnosis"]["layers"][-1]
+        api.predict(cell.store, model=run / "model", out=run / "own", config=cell.config)
+        groups = cell_groups(cell.store, run / "own")
         shifts = {}
         if cell.shifted is not None:
             for number, name in enumerate(SHIFTS):
@@ -125,7 +131,7 @@ def train_cell(cell: Cell, scratch: Path) -> dict[str, Any]:
                 shifts[name] = found["accuracy"]["test"]
     finally:
         shutil.rmtree(run, ignore_errors=True)
-    return _result(cell, summary, {key: last[key] for key in _STATES}, shifts,
+    return _result(cell, summary, {key: last[key] for key in _STATES}, groups, shifts,
                    _message_bytes(cell.config, Store.open(cell.store).num_classes))
 
 
@@ -134,15 +140,15 @@ def _reference_cell(cell: Cell) -> dict[str, Any]:
     from .references import train_reference
 
     summary = train_reference(Store.open(cell.store), cell.system, cell.config)
-    return _result(cell, summary, dict.fromkeys(_STATES), {}, None)
+    return _result(cell, summary, dict.fromkeys(_STATES), summary["groups"], {}, None)
 
 
-def _result(cell: Cell, summary: dict[str, Any], states: dict[str, float | None], shifts: dict[str, float],
-            message_bytes: int | None) -> dict[str, Any]:
+def _result(cell: Cell, summary: dict[str, Any], states: dict[str, float | None], groups: dict[str, Any],
+            shifts: dict[str, float], message_bytes: int | None) -> dict[str, Any]:
     keys = ("accuracy", "metric", "best_epoch", "epochs", "seconds", "bits", "features", "multipliers", "warnings",
             "graph", "fingerprint", "versions")
     return {"schema": SCHEMA, "digest": cell.digest, "system": cell.system, "names": cell.names, "seed": cell.seed,
-            **{key: summary[key] for key in keys}, "states": states, "shifts": shifts,
+            **{key: summary[key] for key in keys}, "states": states, "groups": groups, "shifts": shifts,
             "message_bytes_per_row": message_bytes,
             "config_digest": cell.config.digest(), "config": cell.config.to_dict()}
 
@@ -225,7 +231,7 @@ def _run_with_one_pool(waiting: collections.deque[Cell], jobs: int, work: Callab
 
 
 def _write(file: Path, result: dict[str, Any]) -> None:
-    from ..training.checkpoint import write_atomically
+    from ..files.write import write_atomically
 
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, (json.dumps(result, indent=2) + "\n").encode())

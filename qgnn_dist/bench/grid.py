@@ -24,7 +24,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,12 +31,9 @@ from typing import Any
 
 from ..config import RunConfig, known_keys, load_config
 from ..errors import ConfigError, InputError
+from ..files.read import LARGEST_TOML, parse_toml, read_bytes, reason
+from ..files.read import shown as short
 from .systems import OWN, REFERENCE_WIDTH, REFERENCES, used_words
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:  # pragma: no cover
-    import tomli as tomllib
 
 __all__ = ["BUILT_IN_WIDTHS", "Grid", "Row", "read_grid"]
 
@@ -53,6 +49,8 @@ _EVERY_CELL = ("cluster.threads=1", "train.checkpoint_every=1000000")
 
 # Of references, for the record: float, and no layer of ours, whose step size would restrict `mu`.
 _REFERENCE_WORDS = ("quant.bits=32", "propagation.kind=none")
+MOST_FAULTS, LONGEST_FAULT = 12, 400
+"""Of a file's: so many are told, each cut."""
 
 _LIST, _WHOLE, _WORD, _DEPTHS = "a list of words", "a whole number of at least 1", "a word", "a list of whole numbers"
 _FLAG = "true or false"
@@ -133,23 +131,29 @@ def read_grid(path: str | Path, *, data: str | Path | None = None, seeds: int | 
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
-        table = tomllib.loads(text)
+        text = read_bytes(path, LARGEST_TOML).decode("utf-8")
+        table = parse_toml(text)
     except (FileNotFoundError, IsADirectoryError):
         raise InputError("no such grid file", file=str(path)) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"not a TOML file: {error}", file=str(path)) from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"not a TOML file: {reason(error)}", file=str(path)) from None
     faults = _faults_of_shape(table)
     if faults:  # the rows cannot be told from a file whose tables are not what they should be
-        raise ConfigError("; ".join(faults), file=str(path))
+        raise ConfigError(_told(faults), file=str(path))
     reader = _Reader(table, Path(data) if data is not None else path.parent, seeds)
     grid = reader.read(text, only or "")
     if reader.faults:
-        raise ConfigError("; ".join(reader.faults), file=str(path))
+        raise ConfigError(_told(reader.faults), file=str(path))
     if not grid.shown:
         raise InputError(f"--only {only}: no row's name contains it; names are like {grid.rows[0].name}",
                          file=str(path))
     return grid
+
+
+def _told(faults: list[str]) -> str:
+    """As many faults as a message has room for, however long the names in them are."""
+    more = [f"and {len(faults) - MOST_FAULTS} more"] if len(faults) > MOST_FAULTS else []
+    return "; ".join([short(fault, LONGEST_FAULT) for fault in faults[:MOST_FAULTS]] + more)
 
 
 def _faults_of_shape(table: dict[str, Any]) -> list[str]:
@@ -179,9 +183,10 @@ def _unfit(kind: str, prefix: str, table: dict[str, Any]) -> list[str]:
     for key, value in table.items():
         expected = _KEYS[kind].get(key)
         if expected is None:
-            faults.append(f"{prefix}{key}: unknown key" + _near(key, _KEYS[kind]))
+            faults.append(f"{prefix}{short(key)}: unknown key" + _near(short(key), _KEYS[kind]))
         elif not _fits(expected, value):
-            faults.append(f"{prefix}{key}={value!r}: expected {expected}" +
+            got = repr(value) if isinstance(value, str) else value
+            faults.append(f"{prefix}{key}={short(got)}: expected {expected}" +
                           (" of at least 1" if expected == _DEPTHS else ""))
     if kind == "datasets" and "source" not in table:
         faults.append(f"{prefix}source: missing; e.g. source = \"graph.npz\"")

@@ -41,7 +41,7 @@ def order(source: str, *, out: str | Path, orders: Sequence[str] | None = None, 
     """
     from ..cluster import api
     from ..data.load import load_graph
-    from ..training.checkpoint import write_atomically
+    from ..files.write import write_atomically
     from .machine import envelope
 
     say = on_step or (lambda _: None)

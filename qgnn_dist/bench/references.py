@@ -21,8 +21,10 @@ from torch_geometric.nn import APPNP, GCNConv
 from torch_geometric.nn.conv.gcn_conv import gcn_norm
 from torch_geometric.utils import spmm
 
+from .. import kernels
 from ..config import RunConfig
-from ..errors import InputError, QgnnError
+from ..errors import DivergedError, InputError
+from ..inference.groups import groups
 from ..propagation.neighbourhood import Neighbourhood
 from ..store.reader import Store
 from ..training.checkpoint import Progress
@@ -152,8 +154,9 @@ def train_reference(store: Store, system: str, config: RunConfig, *,
     """Train a reference on a store of one part, in this process and its number of threads.
 
     Args: on_epoch: called with each record: epoch, loss, and on evaluation accuracy and the chosen metric by split.
-    Returns: what the summary of `qgnn train` has of accuracy, metric, epochs, seconds, features, versions.
-    Raises: InputError: the store does not serve, or memory does not. QgnnError: the loss diverged.
+    Returns: what the summary of `qgnn train` has of accuracy, metric, epochs, seconds, features and versions, and
+        `groups`, see inference.groups.groups.
+    Raises: InputError: the store does not serve, or memory does not. DivergedError: the loss is no number.
     """
     check_trainable(store, config)
     start = time.perf_counter()
@@ -167,7 +170,7 @@ def train_reference(store: Store, system: str, config: RunConfig, *,
         {"params": list(network.decayed), "weight_decay": config.train.weight_decay},
         {"params": [p for p in network.parameters() if id(p) not in decayed]}]
     optimizer = torch.optim.Adam(groups, lr=config.train.lr)
-    progress, train = Progress(), config.train
+    progress, train, best = Progress(), config.train, np.zeros((len(labels), task.classes), np.float32)
     while progress.epoch < train.epochs and not progress.out_of_patience(train.patience):
         progress.epoch += 1
         optimizer.zero_grad()
@@ -176,21 +179,31 @@ def train_reference(store: Store, system: str, config: RunConfig, *,
         optimizer.step()
         record: dict[str, Any] = {"epoch": progress.epoch, "loss": float(loss.detach())}
         if not math.isfinite(record["loss"]):
-            raise QgnnError(f"the loss is {record['loss']} at epoch {progress.epoch}; lower train.lr")
+            raise DivergedError(f"the loss is {record['loss']} at epoch {progress.epoch}; lower train.lr")
         if progress.epoch % train.eval_every == 0 or progress.epoch == train.epochs:
             scores = np.ascontiguousarray(network.scores().numpy())
             counts = evaluation(scores, scores.argmax(1), labels, task.rows, task.classes, train.metric)
             accuracies, chosen = figures([counts], train.metric)
-            progress.offer(progress.epoch, accuracies, chosen, valid_loss([counts]))
+            if progress.offer(progress.epoch, accuracies, chosen, valid_loss([counts])):
+                best = scores
             record |= {"accuracy": accuracies, train.metric: chosen}
         if on_epoch is not None:
             on_epoch(record)
     return {"accuracy": progress.best_accuracy, "metric": {"name": train.metric, **progress.best_metric},
             "best_epoch": progress.best_epoch, "epochs": progress.epoch, "seconds": time.perf_counter() - start,
             "bits": config.quant.stages(), "features": {"norm": task.norm, "signed": task.statistics.negative > 0},
-            "multipliers": {"last": [], "clamped": 0}, "warnings": [], "graph": store.name,
+            "multipliers": {"last": [], "clamped": 0}, "warnings": [],
+            "groups": _groups(task, best), "graph": store.name,
             "fingerprint": store.fingerprint,
             "versions": {**versions(), "torch_geometric": metadata.version("torch-geometric")}}
+
+
+def _groups(task: Task, scores: np.ndarray) -> dict[str, Any]:
+    """What a cell tells of its test nodes."""
+    classes, confidence = np.empty(len(scores), np.int32), np.empty(len(scores), np.float32)
+    kernels.softmax(scores, classes, confidence, None)
+    test, train = (np.isin(np.arange(len(scores)), task.rows[name]) for name in ("test", "train"))
+    return groups(classes, confidence, task.y.numpy(), task.graph.degree, test, train)
 
 
 def _normalised(graph: Neighbourhood) -> Tensor:

@@ -206,7 +206,7 @@ class StockForward:
         self._product, self._x = product, torch.from_numpy(features)
         self._layers = [torch.from_numpy(np.ascontiguousarray(a)) for a in (
             model.weight1, model.bias1, model.weight2, model.bias2)]
-        self._spec = Propagation(info.kind, info.layers, info.mu, info.eta, info.rounds)
+        self._spec = info.propagation
         self._multipliers = FrozenMultipliers(info.multipliers)
         self._forward = self._scores
         if compiled:

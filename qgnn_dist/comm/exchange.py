@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -87,6 +87,7 @@ class Exchange:
     Attributes:
         exchange_rounds: rounds finished. wait_s: seconds spent in `finish`, the share of the wire that nothing hid.
         trace: collects how long each round packs, is on the wire and waits; None for none.
+        position: the round begun last, in words. on_round: called with direction, layer and round as each begins.
     """
 
     def __init__(self, peers: Sequence[PeerRows], num_local: int, num_halo: int, group: Group | None, run_id: int,
@@ -103,6 +104,8 @@ class Exchange:
         self.exchange_rounds = 0
         self.wait_s = 0.0
         self.trace: Trace | None = None
+        self.position = ""
+        self.on_round: Callable[[str, int, int], None] | None = None
 
     def expected_bytes(self, bits: int, columns: int, direction: str = "forward") -> int:
         """Bytes that this rank sends in one round: rows times their bytes, and one header a peer (DESIGN law 5)."""
@@ -126,6 +129,9 @@ class Exchange:
         if self._round is not None:
             raise ValueError("Exchange.begin: the round before has not been finished")
         self._check_buffer(buffer, bits, columns, direction)
+        self.position = f"{direction}, layer {layer}, round {round}"
+        if self.on_round is not None:
+            self.on_round(direction, layer, round)
         now = self._round = _Round(f"{direction} round {round}", layer, round)
         if self._group is None:
             return

@@ -34,6 +34,8 @@ WRITTEN_ROWS = 1 << 20
 """Rows of a Parquet row group, which the writer encodes at once."""
 _WORD_BYTES = 16
 """Of a class name beside its row in Arrow, roughly."""
+_INCIDENCE_BYTES, _NORM_BYTES = 40, 37
+"""Of an edge: propagation.incidence.Incidence, and moments, norms and factors of a projection."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,13 @@ def training_need(part: PartSize, size: GraphSize, config: RunConfig, *, base: i
         # Parameters, gradients, both moments of Adam; codes, their gradient and what autograd keeps of them.
         "weights, optimiser": 40 * weight_count(size, config.model.hidden),
     }
-    phases = _affine_phases(part, size, config) if config.quant.method in AFFINE_METHODS else \
-        _training_phases(part, size, config, bits)
+    if config.propagation.kind == "elastic":
+        held["edges, by nodes"] = _INCIDENCE_BYTES * (part.edges // 2)
+        phases = _elastic_phases(part, size, config, bits)
+    elif config.quant.method in AFFINE_METHODS:
+        phases = _affine_phases(part, size, config)
+    else:
+        phases = _training_phases(part, size, config, bits)
     return _largest(held, phases, part, size)
 
 
@@ -108,6 +115,9 @@ def prediction_need(part: PartSize, size: GraphSize, info: ModelInfo, *, base: i
     layers = _layers(part, classes, bits["messages"], [] if info.grids else info.message_steps,
                      innovation=info.coding == "innovation", two=two, before=info.rounds == "two", record=False,
                      live=False)
+    if info.elastic is not None:
+        layers = _elastic_layers(part, classes, bits["messages"], part.edges // 2 * (8 * classes + _NORM_BYTES))
+        held["edges, by nodes"] = _INCIDENCE_BYTES * (part.edges // 2)
     phases = {"features": {"states": 4 * n * classes, **block}, "layers": layers,
               "writing": {"states": 4 * n * classes, "rows to write": written}}
     need = _largest(held, phases, part, size)
@@ -209,6 +219,28 @@ def _affine_phases(part: PartSize, size: GraphSize, config: RunConfig) -> dict[s
                           if config.messages.coding == "direct" else 0)
     return {"training": {"perceptron rows": kept + 10 * 4 * n * hidden, "states": layers + 4 * state,
                          "halo rows": 8 * part.halo * size.classes, "send buffers": 8 * part.sends * size.classes}}
+
+
+def _elastic_phases(part: PartSize, size: GraphSize, config: RunConfig,
+                    bits: dict[str, int]) -> dict[str, dict[str, int]]:
+    """Of a run whose projections move every edge, the most there can be: what is kept for the backward is a value and
+    an index of each that they move."""
+    n, classes, edges, p = part.rows, size.classes, part.edges // 2, config.propagation
+    kept = p.layers * edges * (4 * classes + 12 if p.elastic_norm == "l21" else classes)
+    layers = _elastic_layers(part, classes, bits["messages"], kept + edges * (8 * classes + _NORM_BYTES))
+    affine = _affine_phases(part, size, config)["training"] if config.quant.method in AFFINE_METHODS else {}
+    plain = _training_phases(part, size, config, bits)
+    return {**{name: plain[name] for name in ("loading", "loss of the evaluation")},
+            "forward": {**affine, **layers, "moments": 24 * n},
+            # Gradients of F, F̄, Y, the H⁰ term and of all edges; their differences, and the rows outside the ball.
+            "backward": {**affine, "states": 36 * n * classes, "edges, by classes": kept + 16 * edges * classes}}
+
+
+def _elastic_layers(part: PartSize, classes: int, bits: int, edges: int) -> dict[str, int]:
+    """One forward of run_elastic: H⁰ and its coded form, F, Y, P, the pull of edges and a difference; a messenger's
+    sums, and float rows or Ŷ, sums of codes and packed ones. Args: edges: bytes of what belongs to edges."""
+    states = 4 * part.rows * classes * (7 + (2 if bits == 32 else 3))
+    return {"states": states + part.rows * row_bytes(classes, bits) * (bits < 32), "edges, by classes": edges}
 
 
 def _stored(part: PartSize, size: GraphSize) -> int:

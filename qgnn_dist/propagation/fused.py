@@ -69,8 +69,8 @@ class FusedLayers:
 
     @staticmethod
     def can_run(spec: Propagation, columns: int) -> bool:
-        """Whether there are rounds at all, of a width that the kernel knows."""
-        return spec.kind != "none" and spec.layers > 0 and columns <= kernels.LAYER_COLUMNS
+        """Whether there are rounds at all, of a kind and width that the kernel knows."""
+        return spec.kind in ("smp", "appnp") and spec.layers > 0 and columns <= kernels.LAYER_COLUMNS
 
     def run(self, h0: np.ndarray) -> np.ndarray:
         """H^K of the local rows, float32 (n, C); `h0`, float32 (n, C), is used up."""

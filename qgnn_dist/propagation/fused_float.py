@@ -15,7 +15,7 @@ from ..comm.exchange import Exchange
 from ..comm.trace import COMPUTE, span
 from ..comm.wire import frame_row_bytes
 from ..quant.ranges import combine_moments, moments_of
-from .messages import GradientCoding
+from .messages import FloatMessenger, GradientCoding
 from .neighbourhood import Neighbourhood
 from .smp import FrozenMultipliers, Multipliers, Propagation
 
@@ -50,6 +50,11 @@ class FusedFloatLayers:
         self._spec, self._graph, self._exchange, self._direction = spec, graph, exchange, direction
         self._record, self._innovation, self._coding = record, innovation, coding
         self.moments: dict[str, list[float]] = {}
+
+    @staticmethod
+    def can_run(spec: Propagation) -> bool:
+        """Whether the kernel knows the kind."""
+        return spec.kind != "elastic"
 
     def run(self, state: np.ndarray, residual: np.ndarray, multipliers: Multipliers) -> np.ndarray:
         """H^K of the local rows, see Propagation.run; `state` is used up, unless it is `residual` too."""
@@ -111,6 +116,11 @@ def float_moments(spec: Propagation, graph: Neighbourhood, exchange: Exchange, s
 
     Some columns after the others: without multipliers none needs another one. The buffers to send are given back.
     """
+    if not FusedFloatLayers.can_run(spec):  # elastic's projections look at all columns of an edge
+        messenger = FloatMessenger(graph, exchange, state.shape[1], "forward", record=True, innovation=innovation)
+        spec.run(graph, state, state, messenger, FrozenMultipliers([]))
+        exchange.release()
+        return messenger.moments
     found: dict[str, list[list[float]]] = {}
     for first in range(0, state.shape[1], MOMENT_COLUMNS):
         some = np.ascontiguousarray(state[:, first:first + MOMENT_COLUMNS])

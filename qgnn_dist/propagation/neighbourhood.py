@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .. import kernels
+from .incidence import Incidence
 
 if TYPE_CHECKING:
     from ..store.reader import Part
@@ -46,3 +48,9 @@ class Neighbourhood:
     def num_local(self) -> int:
         """n, the rows that this worker owns."""
         return len(self.indptr) - 1
+
+    @cached_property
+    def incidence(self) -> Incidence:
+        """Δ̃ of a graph that is whole here; made when first asked for, and kept."""
+
+        return Incidence.of(self)

@@ -16,8 +16,9 @@ from ..errors import StoreError
 if TYPE_CHECKING:
     from .reader import PeerPlan
 
-__all__ = ["check_order", "check_peers", "check_range", "check_row_pointer"]
+__all__ = ["check_finite", "check_order", "check_peers", "check_range", "check_row_pointer"]
 
+BLOCK_VALUES = 1 << 20
 AGAIN = "; partition the graph again"
 
 
@@ -36,6 +37,15 @@ def check_range(values: np.ndarray, low: int, high: int, what: str, file: Path) 
     if len(values) and (int(values.min()) < low or int(values.max()) >= high):
         at = int(np.argmax((values < low) | (values >= high)))
         raise StoreError(f"{what} {at} is {values[at]}, expected {low} to {high - 1}{AGAIN}", file=str(file))
+
+
+def check_finite(values: np.ndarray, what: str, file: Path) -> None:
+    """Every value is a number, a block at a time."""
+    for begin in range(0, len(values), BLOCK_VALUES):
+        finite = np.isfinite(values[begin:begin + BLOCK_VALUES])
+        if not finite.all():
+            at = begin + int(np.argmin(finite))
+            raise StoreError(f"{what} {at} is {values[at]}, expected a finite number{AGAIN}", file=str(file))
 
 
 def check_order(source_index: np.ndarray, num_boundary: int, num_nodes: int, rising: bool, file: Path) -> None:

@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 
 from ..errors import StoreError
+from ..files.ipc import ARROW_DAMAGE, check_compression
+from ..files.read import open_regular, reason, shown
 
-__all__ = ["check_values", "checksum", "open_batches", "read_batch", "read_columns", "write_batches", "write_columns"]
-
-DAMAGE = (pa.ArrowException, OSError, ValueError, KeyError, IndexError, OverflowError)
-"""What Arrow raises on bytes that it did not write."""
+__all__ = ["check_plain", "check_values", "checksum", "open_batches", "read_batch", "read_columns", "write_batches",
+           "write_columns"]
 
 
 def write_columns(path: Path, columns: Mapping[str, np.ndarray | pa.Array]) -> None:
@@ -35,6 +35,20 @@ def write_batches(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatc
         os.fsync(out.fileno())
 
 
+def check_plain(path: Path) -> None:
+    """Refuse a file whose batches are compressed, as a store's never are; done once, before the first is read.
+
+    Raises:
+        StoreError: also where it is missing or damaged.
+    """
+    try:
+        check_compression(path, 0)
+    except FileNotFoundError:
+        raise StoreError("file is missing; partition the graph again", file=str(path)) from None
+    except ARROW_DAMAGE as error:
+        raise _damaged(path, error) from None
+
+
 def open_batches(path: Path) -> pa.ipc.RecordBatchFileReader:
     """Memory-map a file.
 
@@ -47,7 +61,7 @@ def open_batches(path: Path) -> pa.ipc.RecordBatchFileReader:
         return reader
     except FileNotFoundError:
         raise StoreError("file is missing; partition the graph again", file=str(path)) from None
-    except DAMAGE as error:
+    except ARROW_DAMAGE as error:
         raise _damaged(path, error) from None
 
 
@@ -61,7 +75,7 @@ def read_batch(reader: pa.ipc.RecordBatchFileReader, number: int, path: Path) ->
         batch = reader.get_batch(number)
         batch.validate()
         return batch
-    except DAMAGE as error:
+    except ARROW_DAMAGE as error:
         raise _damaged(path, error) from None
 
 
@@ -73,16 +87,14 @@ def check_values(column: pa.Array, path: Path) -> None:
     """
     try:
         column.validate(full=True)
-    except DAMAGE as error:
+    except ARROW_DAMAGE as error:
         raise _damaged(path, error) from None
     if column.null_count:
         raise StoreError(f"has {column.null_count} nulls where none belong; partition the graph again", file=str(path))
 
 
 def _damaged(path: Path, error: Exception) -> StoreError:
-    words = str(error).strip().splitlines()
-    return StoreError(f"damaged Arrow file ({words[0] if words else type(error).__name__}); partition the graph again",
-                      file=str(path))
+    return StoreError(f"damaged Arrow file ({reason(error)}); partition the graph again", file=str(path))
 
 
 def read_columns(path: Path, names: Iterable[str]) -> dict[str, pa.Array]:
@@ -91,6 +103,7 @@ def read_columns(path: Path, names: Iterable[str]) -> dict[str, pa.Array]:
     Raises:
         StoreError: also where a column is absent.
     """
+    check_plain(path)
     reader = open_batches(path)
     if reader.num_record_batches != 1:
         raise StoreError(f"has {reader.num_record_batches} record batches, expected 1", file=str(path))
@@ -98,7 +111,7 @@ def read_columns(path: Path, names: Iterable[str]) -> dict[str, pa.Array]:
     found = {}
     for name in names:
         if name not in batch.schema.names:
-            raise StoreError(f"column {name} is missing; found {', '.join(batch.schema.names)}", file=str(path))
+            raise StoreError(f"column {name} is missing; found {shown(', '.join(batch.schema.names))}", file=str(path))
         found[name] = batch.column(name)
     return found
 
@@ -106,7 +119,7 @@ def read_columns(path: Path, names: Iterable[str]) -> dict[str, pa.Array]:
 def checksum(path: Path) -> str:
     """BLAKE2b-256 of a file, hex."""
     digest = hashlib.blake2b(digest_size=32)
-    with open(path, "rb") as opened:
+    with open_regular(path) as opened:
         while block := opened.read(1 << 22):
             digest.update(block)
     return digest.hexdigest()

@@ -21,14 +21,17 @@ import numpy as np
 from .. import __version__, kernels
 from ..comm.pool import WorkerPool
 from ..config import RunConfig
-from ..errors import InputError, QgnnError
+from ..errors import DivergedError, InputError
+from ..files.read import shown
+from ..files.write import write_atomically
 from ..model.features import FeatureStatistics, choose_norm
 from ..model.packed import PackedModel
 from ..planning.admission import check_training
+from ..propagation.elastic import refuse_parts
 from ..quant.grids import AFFINE_METHODS
 from ..store.manifest import SOURCE_ORDER
 from ..store.reader import Store
-from .checkpoint import Checkpoint, Progress, write_atomically
+from .checkpoint import Checkpoint, Progress
 from .metrics import figures, valid_loss
 from .run_folder import CheckpointWriter, RunFolder
 from .slow import Place, SlowWorkers
@@ -51,8 +54,8 @@ def check_trainable(store: Store, config: RunConfig) -> None:
 
     Raises:
         InputError: features, labels or splits are absent, the metric does not fit the classes, the method of
-            quantisation does not train on several parts or on the device, or gradients are coded and rows too wide for
-            that.
+            quantisation or the kind of propagation does not train on several parts or on the device, or gradients are
+            coded and rows too wide for that.
     """
     lacking = [what for what, there in (("features", store.num_features > 0), ("labels", store.has_labels),
                                         ("splits", store.has_split)) if not there]
@@ -62,6 +65,11 @@ def check_trainable(store: Store, config: RunConfig) -> None:
     if config.train.metric == "roc_auc" and store.num_classes != 2:
         raise InputError(f"train.metric=roc_auc: expected 2 classes, the store has {store.num_classes}",
                          file=str(store.path))
+    if config.propagation.kind == "elastic":
+        refuse_parts(store.num_parts, str(store.path))
+        if config.cluster.device == "cuda":
+            raise InputError("cluster.device=cuda: propagation.kind=elastic trains on the CPU only; expected smp, "
+                             "appnp or none, or set cluster.device=cpu")
     if config.cluster.device == "cuda" and not device_can_train(config):
         raise InputError(f"cluster.device=cuda: quant.method={config.quant.method} trains on the CPU only; expected "
                          "recipe, lsq or minmax, or set cluster.device=cpu")
@@ -76,8 +84,8 @@ def check_trainable(store: Store, config: RunConfig) -> None:
 
 
 def device_can_train(config: RunConfig) -> bool:
-    """Whether these settings train elsewhere than on the host: only there are there the paper's affine grids."""
-    return config.quant.method not in AFFINE_METHODS
+    """Whether these settings train elsewhere than on the host: only there are the paper's affine grids, and elastic."""
+    return config.quant.method not in AFFINE_METHODS and config.propagation.kind != "elastic"
 
 
 def prepare_run(out: str | Path, store: Store, config: RunConfig, *, resume: bool,
@@ -92,7 +100,7 @@ def prepare_run(out: str | Path, store: Store, config: RunConfig, *, resume: boo
         return run, None
     if resume:
         if run.summary_path.exists():
-            summary = json.loads(run.summary_path.read_text(encoding="utf-8"))
+            summary = run.read_summary()
             _check_identity(summary["identity"], _identity(store, config), run)
             return run, summary
         found = run.load_checkpoint()
@@ -133,8 +141,7 @@ def run_training(pool: WorkerPool, server_call: ServerCall, store: Store, config
     norm = choose_norm(statistics, store.num_features) if norm == "auto" else norm
     features = {"norm": norm, "signed": statistics.negative > 0}
     pool.call("setup", features["norm"], features["signed"], nodes["train"], timeout_s=config.timeouts.start_s)
-    run.path.mkdir(parents=True, exist_ok=True)
-    write_atomically(run.path / "config.toml", config.to_toml().encode())
+    run.begin(config.to_toml())
     identity = {**_identity(store, config), "features": features}
     found = run.load_checkpoint() if resume else None
     if found is not None:
@@ -164,7 +171,7 @@ def run_training(pool: WorkerPool, server_call: ServerCall, store: Store, config
                 writer.flush()
                 raise StoppedError(f"stopped by {stop.received} after epoch {progress.epoch}, with a checkpoint; go on "
                                    "with --resume", file=str(run.path))
-    summary = _summary(pool, config, store, identity, progress, records, time.perf_counter() - started)
+    summary = _summary(pool, config, store, identity, progress, records, run, time.perf_counter() - started)
     write_atomically(run.summary_path, (json.dumps(summary, indent=2) + "\n").encode())
     return summary
 
@@ -178,7 +185,7 @@ def _run_epoch(pool: WorkerPool, config: RunConfig, progress: Progress) -> dict[
     loss = math.fsum(r["loss"] for r in results)
     if not math.isfinite(loss):
         bad = [rank for rank, r in enumerate(results) if not math.isfinite(r["loss"])]
-        raise QgnnError(f"the loss is {loss} at epoch {epoch} (rank {bad}); lower train.lr, or propagation.eta")
+        raise DivergedError(f"the loss is {loss} at epoch {epoch} (rank {bad}); lower train.lr, or propagation.eta")
     record: dict[str, Any] = {"epoch": epoch, "loss": loss}
     if evaluate:
         accuracies, chosen = figures([r["evaluation"] for r in results], config.train.metric)
@@ -226,12 +233,12 @@ def _check_identity(there: dict[str, Any], here: dict[str, Any], run: RunFolder)
                       ("feature_bits", "features of another width"),
                       ("config", "other settings")):
         if there.get(key) != here[key]:
-            raise InputError(f"cannot resume: the run was started with {name} ({key}: {there.get(key)}, now "
-                             f"{here[key]}); use the same ones, or --overwrite", file=str(run.path))
+            raise InputError(f"cannot resume: the run was started with {name} ({key}: {shown(there.get(key), 300)}, "
+                             f"now {here[key]}); use the same ones, or --overwrite", file=str(run.path))
 
 
 def _summary(pool: WorkerPool, config: RunConfig, store: Store, identity: dict[str, Any], progress: Progress,
-             records: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
+             records: list[dict[str, Any]], run: RunFolder, seconds: float) -> dict[str, Any]:
     times = [r["epoch_s"] for r in records]
     wire = {kind: float(np.mean([r["wire_bytes"][kind] for r in records])) for kind in WIRE_KINDS}
     memory = pool.call("memory", timeout_s=config.timeouts.start_s)
@@ -258,6 +265,7 @@ def _summary(pool: WorkerPool, config: RunConfig, store: Store, identity: dict[s
         "fingerprint": store.fingerprint,
         "identity": identity,
         "config": config.to_dict(),
+        "restarts": run.read_restarts(),
         "versions": versions(),
     }
 

@@ -7,6 +7,7 @@ rounds of messages and in one all-reduce of the weights' gradients. Legend: n lo
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 
 from .. import kernels
+from ..comm import faults
 from ..comm.device import choose_device
 from ..comm.exchange import Exchange
 from ..comm.pool import TimedClient
@@ -21,7 +23,7 @@ from ..comm.trace import Span, Trace
 from ..config import RunConfig
 from ..data.graph import SPLITS
 from ..device.training import DeviceTraining
-from ..errors import StoreError
+from ..errors import DivergedError, StoreError
 from ..memory import MemoryWatch
 from ..model.features import FeatureScheme, feature_level, feature_statistics, read_block
 from ..model.forward import PackedForward
@@ -29,11 +31,20 @@ from ..model.packed import ModelInfo, PackedModel
 from ..model.perceptron import DropoutKey, FeatureMatrix, Perceptron
 from ..model.row_blocks import RowBlocks
 from ..planning.admission import room
+from ..propagation.affine import AffineMessenger
+from ..propagation.elastic import Projected
 from ..propagation.fused import FusedLayers
 from ..propagation.fused_float import FusedFloatLayers, float_moments
-from ..propagation.messages import CodedMessenger, FloatMessenger, GradientCoding
+from ..propagation.messages import (
+    CodedMessenger,
+    FloatMessenger,
+    GradientCoding,
+    gradient_messenger,
+    value_moments,
+)
 from ..propagation.multiplier import MultiplierRule
 from ..propagation.neighbourhood import Neighbourhood
+from ..propagation.reverse import Reverse
 from ..propagation.smp import FrozenMultipliers, LiveMultipliers, Multipliers, Propagation
 from ..quant.grids import as_lists
 from ..quant.ranges import (
@@ -42,12 +53,12 @@ from ..quant.ranges import (
     evaluation_ranges,
     hidden_step,
     message_steps,
-    moments_of,
     residual_step,
 )
 from ..store.reader import Store
 from .affine import AffineTraining
 from .metrics import evaluation, loss_gradient
+from .state import check_tensors
 
 if TYPE_CHECKING:
     from ..comm.pool import WorkerContext
@@ -72,9 +83,11 @@ class TrainWorker:
         self._store_path = store
         self._ranges: dict[str, Range] = {}
         self._multipliers: list[float] = []
+        self._projected: list[Projected] = []  # of the last training forward, where it is elastic
         self._evaluated: PackedModel | None = None
         self._best: PackedModel | None = None
         self._memory = MemoryWatch()
+        self._epoch = CALIBRATION_EPOCH
 
     def room(self) -> dict[str, Any]:
         """See planning.admission.room; called before `load`."""
@@ -121,6 +134,10 @@ class TrainWorker:
         self._propagation = Propagation.of(config)
         self._exchange = Exchange(part.peers, part.num_local, part.num_halo, self._context.group,
                                   self._context.run_id, config.timeouts.exchange_s)
+        if faults.ENVIRONMENT in os.environ:
+            fault, rank = faults.Fault.of(os.environ[faults.ENVIRONMENT]), self._context.rank
+            self._exchange.on_round = lambda direction, layer, round: fault.look(rank, self._epoch, direction, layer,
+                                                                                 round)
         self._device: DeviceTraining | None = None
         if self._place is not None:
             self._device = DeviceTraining(self._place, self._context, config, self._network, self._block, part,
@@ -152,7 +169,7 @@ class TrainWorker:
             state, figures = self._blocks.forward(key, None)
             self._follow(CALIBRATION_EPOCH, {
                 **float_moments(self._propagation, self._graph, self._exchange, state, innovation=innovation),
-                "residual": _moments(state), "hidden": figures})
+                "residual": value_moments(state), "hidden": figures})
         if self._config.quant.method == "lsq":
             levels = 2 ** int(self._config.quant.hidden or 32) - 1
             with torch.no_grad():
@@ -166,6 +183,7 @@ class TrainWorker:
         seconds and bytes sent; `wait_s`, the seconds of `train_s` in which it waited, by what for; what the
         multipliers did.
         """
+        self._epoch = epoch
         start, before, waited = time.perf_counter(), self._wire(), self._waits()
         loss, report = self._step(epoch)
         result: dict[str, Any] = {"loss": loss, "train_s": time.perf_counter() - start, **report}
@@ -193,7 +211,8 @@ class TrainWorker:
 
     def load_state(self, tensors: dict[str, np.ndarray], ranges: dict[str, dict[str, float]],
                    best: PackedModel | None) -> None:
-        """Go on from `state()` of an earlier process and the server's running ranges."""
+        """Go on from `state()` of an earlier process and the server's running ranges; InputError for other tensors."""
+        check_tensors(tensors, self._network)
         self._network.load_state_dict(
             {k.partition(".")[2]: torch.from_numpy(v.copy()) for k, v in tensors.items() if k.startswith("network.")})
         for name, parameter in self._network.named_parameters():
@@ -288,7 +307,7 @@ class TrainWorker:
             figures = affine.moments({"hidden": hidden.numpy()})["hidden"]
         else:
             state, figures = self._blocks.forward(key, self._hidden_step(self._ranges))
-        multipliers = self._live_multipliers(epoch, _moments(state)[0])
+        multipliers = self._live_multipliers(epoch, value_moments(state)[0])
         out, moments = self._propagate(state, multipliers, self._ranges, record=True, protected=protected)
         del state
         if isinstance(multipliers, LiveMultipliers):
@@ -298,13 +317,11 @@ class TrainWorker:
         del out
         if affine is not None:
             grad, factors = affine.backward(grad, self._multipliers, self._ranges, affine.grids(self._ranges),
-                                            self._gradient_coding(epoch))
+                                            self._gradient_coding(epoch), self._projected)
             affine.add_gradients(factors)
             h0.backward(torch.from_numpy(grad))
         else:
-            layers = FusedFloatLayers(self._propagation, self._graph, self._exchange, "backward",
-                                      coding=self._gradient_coding(epoch))
-            self._blocks.backward(layers.run(grad, grad, FrozenMultipliers(self._multipliers)))
+            self._blocks.backward(self._propagate_back(grad, self._gradient_coding(epoch)))
         self._reduce_gradients()
         self._optimizer.step()
         return loss, self._follow(epoch, {**moments, "hidden": figures})
@@ -319,36 +336,47 @@ class TrainWorker:
         innovation = self._config.messages.coding == "innovation"
         bits, residual_bits = int(quant.messages or 32), int(quant.residual or 32)
         moments: dict[str, list[float]] = {}
+        messenger: AffineMessenger | CodedMessenger | FloatMessenger | None = None
+        residual = state
         if self._affine is not None:
-            moments["residual"] = self._moments_of("residual", state)
+            moments["residual"] = self._affine.moments({"residual": state})["residual"]
             grids = self._affine.grids(ranges)
             residual = self._affine.residual(state, grids, train=record)
             if bits < 32:
-                affine = self._affine.messenger(columns, grids, train=record, protected=protected)
-                out = self._propagation.run(self._graph, state, residual, affine, multipliers)
-                return out, {**moments, **affine.moments}
+                messenger = self._affine.messenger(columns, grids, train=record, protected=protected)
+        else:
+            step = 1.0
+            if residual_bits < 32:
+                moments["residual"] = value_moments(state)
+                step = residual_step(ranges["residual"], residual_bits, quant.method)
+            if bits < 32 and FusedLayers.can_run(self._propagation, columns):
+                layers = FusedLayers(self._propagation, self._graph, self._exchange, "forward", bits=bits,
+                                     steps=self._message_steps(ranges), innovation=innovation,
+                                     residual_bits=residual_bits, residual_step=step, multipliers=multipliers,
+                                     record=record)
+                return layers.run(state), {**moments, **layers.moments}
+            if residual_bits < 32:
+                residual = np.empty_like(state)
+                kernels.midrise(state, np.float32(step), residual_bits, residual)
+            if bits < 32:
+                messenger = CodedMessenger(self._graph, self._exchange, columns, "forward", bits=bits,
+                                           steps=self._message_steps(ranges), innovation=innovation, record=record)
+        if messenger is None and FusedFloatLayers.can_run(self._propagation):
             float_layers = FusedFloatLayers(self._propagation, self._graph, self._exchange, "forward")
             return float_layers.run(state, residual, multipliers), moments
-        step = 1.0
-        if residual_bits < 32:
-            moments["residual"] = _moments(state)
-            step = residual_step(ranges["residual"], residual_bits, quant.method)
-        if bits < 32 and FusedLayers.can_run(self._propagation, columns):
-            layers = FusedLayers(self._propagation, self._graph, self._exchange, "forward", bits=bits,
-                                 steps=self._message_steps(ranges), innovation=innovation, residual_bits=residual_bits,
-                                 residual_step=step, multipliers=multipliers, record=record)
-            return layers.run(state), {**moments, **layers.moments}
-        residual = state
-        if residual_bits < 32:
-            residual = np.empty_like(state)
-            kernels.midrise(state, np.float32(step), residual_bits, residual)
-        float_layers = FusedFloatLayers(self._propagation, self._graph, self._exchange, "forward")
-        if bits == 32:
-            return float_layers.run(state, residual, multipliers), moments
-        messenger = CodedMessenger(self._graph, self._exchange, columns, "forward", bits=bits,
-                                   steps=self._message_steps(ranges), innovation=innovation, record=record)
-        out = self._propagation.run(self._graph, state, residual, messenger, multipliers)
+        messenger = messenger or FloatMessenger(self._graph, self._exchange, columns, "forward")
+        out = self._propagation.run(self._graph, state, residual, messenger, multipliers,
+                                    keep=self._projected if record else None)
         return out, {**moments, **messenger.moments}
+
+    def _propagate_back(self, grad: np.ndarray, coding: GradientCoding | None) -> np.ndarray:
+        """∂L/∂H⁰ of the last training forward, where nothing was clipped; `grad` is used up."""
+        if FusedFloatLayers.can_run(self._propagation):
+            layers = FusedFloatLayers(self._propagation, self._graph, self._exchange, "backward", coding=coding)
+            return layers.run(grad, grad, FrozenMultipliers(self._multipliers))
+        messenger = gradient_messenger(self._graph, self._exchange, grad.shape[1], coding)
+        reverse = Reverse(self._propagation, self._graph, messenger, [], [], self._projected)
+        return reverse.run(grad) + reverse.residual
 
     def _evaluate(self, epoch: int) -> dict[str, Any]:
         """Run the packed model itself, as prediction will, and compare with the labels."""
@@ -399,8 +427,7 @@ class TrainWorker:
             multipliers=self._multipliers if p.kind == "smp" else [],
             message_steps=messages, weight_steps=weights.pop("weight_steps"), hidden_step=hidden,
             residual_step=residual, level=-1, feature_level=self._feature_level, class_names=store.class_names,
-            graph=store.name,
-            fingerprint=store.fingerprint, grids=as_lists(grids))
+            graph=store.name, fingerprint=store.fingerprint, grids=as_lists(grids), elastic=self._propagation.elastic)
         return PackedModel(info, **weights)
 
     def _packed_ranges(self) -> dict[str, Range]:
@@ -421,9 +448,6 @@ class TrainWorker:
         if quant.method == "lsq":
             return float(self._network.hidden_step.detach().abs())
         return hidden_step(ranges["hidden"], int(quant.hidden or 32), quant.method)
-
-    def _moments_of(self, stage: str, x: np.ndarray) -> list[float]:
-        return self._affine.moments({stage: x})[stage] if self._affine is not None else _moments(x)
 
     def _dropout(self, epoch: int) -> DropoutKey:
         return DropoutKey(self._config.seed, epoch, np.ascontiguousarray(self._part.source_index),
@@ -451,16 +475,22 @@ class TrainWorker:
         return {key: reply[key] for key in ("multipliers", "residuals", "clamps")}
 
     def _reduce_gradients(self) -> None:
-        """Sum every parameter's gradient over the workers, in one message."""
-        if self._context.group is None:
-            return
-        grads = [p.grad for p in self._network.parameters() if p.grad is not None]
-        flat = np.concatenate([g.numpy().ravel() for g in grads])
-        self._context.group.all_reduce_sum(flat)
-        at = 0
-        for g in grads:
-            g.copy_(torch.from_numpy(flat[at:at + g.numel()]).view_as(g))
-            at += g.numel()
+        """Sum every parameter's gradient over the workers, in one message.
+
+        Raises: DivergedError: one is not finite, on every worker alike; no weight has changed then.
+        """
+        grads = {name: p.grad for name, p in self._network.named_parameters() if p.grad is not None}
+        if self._context.group is not None:
+            flat = np.concatenate([g.numpy().ravel() for g in grads.values()])
+            self._context.group.all_reduce_sum(flat)
+            at = 0
+            for g in grads.values():
+                g.copy_(torch.from_numpy(flat[at:at + g.numel()]).view_as(g))
+                at += g.numel()
+        bad = [name for name, g in grads.items() if not bool(torch.isfinite(g).all())]
+        if bad:
+            raise DivergedError(f"the gradient of {', '.join(bad)} is not finite at epoch {self._epoch}; lower "
+                                "train.lr or propagation.eta, or look at the features; the last checkpoint is good")
 
     def _waits(self) -> dict[str, float]:
         """Seconds so far in which this worker waited for its peers' messages, in all-reduces and for the server."""
@@ -474,10 +504,3 @@ class TrainWorker:
 
     def _sent_since(self, before: dict[str, int]) -> dict[str, int]:
         return {kind: count - before[kind] for kind, count in self._wire().items()}
-
-
-def _moments(x: np.ndarray) -> list[float]:
-    """[Σx², Σ|x|, max|x|, count] of all values, added in double."""
-    rows = np.empty((len(x), 3), np.float64)
-    kernels.row_moments(np.ascontiguousarray(x), rows)
-    return [*moments_of(rows), float(x.size)]

@@ -58,7 +58,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Any]:
 def test_a_grid_becomes_a_table(done: tuple[Path, Path, Any]) -> None:
     _, out, result = done
     assert result.exit_code == 1, result.stderr  # two cells diverged
-    assert "failed: sbm/wild/float/K2 seed 0: the loss is" in result.stderr
+    assert "failed: sbm/wild/float/K2 seed 0: the gradient of" in result.stderr
     printed, table = json.loads(result.stdout), json.loads((out / "table.json").read_text(encoding="utf-8"))
     assert {**table, "files": printed["files"]} == printed
     assert {"machine", "commit", "versions", "rows"} <= set(table)
@@ -81,6 +81,10 @@ def test_a_grid_becomes_a_table(done: tuple[Path, Path, Any]) -> None:
         assert 0 < cell["states"]["mad"] < 2
         assert (cell["states"]["error"] == 0) == (cell["names"]["width"] == "float")
         assert list(cell["shifts"]) == list(SHIFTS)
+        by_class, by_degree = cell["groups"]["by_class"], cell["groups"]["by_degree"]
+        assert sum(by_class["right"]) / sum(by_class["nodes"]) == cell["accuracy"]["test"]
+        assert sum(by_degree["right"]) / sum(by_degree["nodes"]) == cell["accuracy"]["test"]
+        assert 0 < cell["groups"]["ece"] < 1
         if cell["names"]["width"] == "int2":  # prediction divides by the power of two
             assert cell["shifts"]["features x 2"] == cell["shifts"]["features x 0.5"] == cell["accuracy"]["test"]
     assert rows["sbm/recipe/int2/K2"]["test_mean"] == pytest.approx(
@@ -91,7 +95,11 @@ def test_a_grid_becomes_a_table(done: tuple[Path, Path, Any]) -> None:
     assert stores[0].num_edges == stores[1].num_edges == own.num_edges
     assert 0.85 < stores[2].num_edges / own.num_edges < 0.95
     assert "| recipe | int2 | 2 | 2 | – |" in (out / "table.md").read_text(encoding="utf-8")
-    assert (out / "accuracy_by_bits.png").read_bytes().startswith(b"\x89PNG")
+    assert rows["sbm/recipe/int2/K2"]["ece"]["difference"]["pairs"] == 2
+    for heading in ("calibration, and who pays", "accuracy by degree", "recall by class"):
+        assert f"### sbm: {heading}" in (out / "table.md").read_text(encoding="utf-8")
+    for picture in ("accuracy_by_bits", "accuracy_by_degree", "reliability"):
+        assert (out / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
     assert not (out / "accuracy_by_depth.png").exists()
 
 

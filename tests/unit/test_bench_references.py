@@ -21,7 +21,7 @@ from qgnn_dist.bench.sign import mixed_features
 from qgnn_dist.bench.systems import REFERENCES
 from qgnn_dist.bench.task import Task, dropped
 from qgnn_dist.config import RunConfig, load_config
-from qgnn_dist.errors import ConfigError, InputError, QgnnError
+from qgnn_dist.errors import ConfigError, DivergedError, InputError
 from qgnn_dist.model.packed import PackedModel
 from qgnn_dist.store.reader import Store
 from tests.helpers import make_store, small_graph
@@ -139,7 +139,7 @@ def test_what_references_learn_from(tmp_path: Path) -> None:
 
 
 def test_a_diverging_reference_says_so(store: Store) -> None:
-    with pytest.raises(QgnnError, match=r"the loss is (nan|inf) at epoch \d+; lower train.lr"):
+    with pytest.raises(DivergedError, match=r"the loss is (nan|inf) at epoch \d+; lower train.lr"):
         train_reference(store, "torch-mlp", _settings("train.lr=1e30"))
 
 
@@ -203,10 +203,11 @@ def test_references_are_rows_of_the_table(tmp_path: Path) -> None:
         row = rows[name]
         assert row["difference"]["against"] == "sbm/ours/float/K3"
         assert row["difference"]["pairs"] == 2
+        assert 0 < row["ece"]["mean"] < 1
         assert (row["bits"], row["shifts"], row["message_bytes_per_row"], row["kind"]) == (32, {}, None, None)
     text = (tmp_path / "out" / "table.md").read_text(encoding="utf-8")
     assert "to ours/float/K3 |" in text
-    states = text.partition("the state after K layers")[2]
+    states = text.partition("the state after K layers")[2].partition("###")[0]
     assert "| ours | int2 | 3 |" in states
     assert "gcn" not in states
     assert (tmp_path / "out" / "accuracy_by_bits.svg").exists()
@@ -219,6 +220,9 @@ def test_references_are_rows_of_the_table(tmp_path: Path) -> None:
     assert cells["gcn", 0]["config"]["propagation"]["mu"] == 9  # not what the grid says for those that have one
     assert cells["gcn", 1]["config"]["quant"]["hidden"] == 32
     assert {cell["epochs"] for cell in cells.values()} == {3}
+    for cell in cells.values():
+        right, nodes = (sum(cell["groups"]["by_degree"][key]) for key in ("right", "nodes"))
+        assert right / nodes == cell["accuracy"]["test"]
     assert cells["gcn", 0]["versions"]["torch_geometric"]
 
 

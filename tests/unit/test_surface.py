@@ -13,7 +13,7 @@ import qgnn_dist
 
 PACKAGE = Path(qgnn_dist.__file__).parent
 LEVELS = [
-    {"errors", "memory"}, {"config"}, {"data", "quant"}, {"kernels"}, {"store"}, {"partitioning", "comm"},
+    {"errors", "memory"}, {"files"}, {"config"}, {"data", "quant"}, {"kernels"}, {"store"}, {"partitioning", "comm"},
     {"propagation"}, {"model"}, {"device", "planning"}, {"training", "inference", "diagnosis"}, {"cluster"}, {"render"},
     {"bench"}, {"cli"},
 ]
