@@ -7,6 +7,7 @@ from typing import Any
 __all__ = [
     "ConfigError",
     "DeadlineError",
+    "DivergedError",
     "ExchangeError",
     "InputError",
     "ModelError",
@@ -81,6 +82,10 @@ class StoreError(InputError):
 
 class ModelError(InputError):
     """A packed model that is damaged or does not fit the store."""
+
+
+class DivergedError(QgnnError):
+    """A training's loss or gradient is no number any more: its settings are wrong for the graph."""
 
 
 class OutputError(QgnnError):

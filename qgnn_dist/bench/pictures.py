@@ -66,7 +66,7 @@ def save_figure(figure: Figure, file: Path) -> list[Path]:
 
 
 def draw(rows: Sequence[dict[str, Any]], across: str, apart: str) -> Figure | None:
-    """A figure with a panel for each dataset that has several values of `across`; None where no dataset has.
+    """A figure with a panel for each dataset of which a method has several values of `across`; None where none has.
 
     Args:
         rows: of table.json. across: key on the x axis. apart: key that tells lines of one method apart.
@@ -76,7 +76,8 @@ def draw(rows: Sequence[dict[str, Any]], across: str, apart: str) -> Figure | No
 
     rows = [row for row in rows if row["test_mean"] is not None]
     datasets = [name for name in dict.fromkeys(row["shape"] for row in rows)
-                if len({row[across] for row in rows if row["shape"] == name}) > 1]
+                if any(len({row[across] for row in rows if (row["shape"], row["method"]) == (name, method)}) > 1
+                       for method in dict.fromkeys(row["method"] for row in rows))]
     rows = [row for row in rows if row["shape"] in datasets]
     if not rows:
         return None

@@ -11,6 +11,7 @@ from .cells import Cell
 from .grid import Row
 from .groups import group_tables, row_groups
 from .spread import deviation, error, mean, paired, points, quantile
+from .systems import OWN
 
 __all__ = ["METRIC_NAMES", "failure_lines", "headings", "is_text", "line", "markdown", "table_rows"]
 
@@ -44,22 +45,30 @@ def table_rows(rows: Sequence[Row], shown: Sequence[Row], cells: Mapping[tuple[s
 
 
 def _reference_of(row: Row, rows: Sequence[Row], reference: str) -> str | None:
-    """The row that `row` is compared with: its own method's, else the first method's that has one at this depth."""
-    there = [r for r in rows if (r.dataset, r.width, r.layers) == (row.dataset, reference, row.layers)]
+    """The row that `row` is compared with: its own method's, else the first method's that has one at this depth.
+
+    A reference is compared with our first method, at its own depth where that has it, and nothing is with a reference.
+    """
+    there = [r for r in rows if (r.dataset, r.width, r.system) == (row.dataset, reference, OWN)]
+    if row.system != OWN:
+        there = sorted(there, key=lambda r: r.layers != row.layers)
+        return there[0].name if there else None
+    there = [r for r in there if r.layers == row.layers]
     own = [r for r in there if r.method == row.method]
     return (own or there)[0].name if own or there else None
 
 
 def _row(row: Row, by_seed: Mapping[str, Mapping[int, dict[str, Any]]], reference: str | None,
          failures: Mapping[int, str]) -> dict[str, Any]:
-    config, done = row.config, by_seed[row.name]
+    config, done, own = row.config, by_seed[row.name], row.system == OWN
     other = by_seed.get(reference or "", {}) if reference != row.name else {}
     figures = {split: [r["metric"][split] for r in done.values()] for split in ("valid", "test")}
     times = [1000 * r["seconds"] for r in done.values()]
     return {
-        "system": f"qgnn-{row.method}", "shape": row.dataset, "name": row.name, "method": row.method,
-        "width": row.width, "layers": row.layers, "kind": config.propagation.kind,
-        "rounds": config.propagation.rounds, "coding": config.messages.coding, "bits": config.quant.bits,
+        "system": f"{OWN}-{row.method}" if own else row.system, "shape": row.dataset, "name": row.name,
+        "method": row.method, "width": row.width, "layers": row.layers, "tuned": row.tuned,
+        "kind": config.propagation.kind if own else None, "rounds": config.propagation.rounds if own else None,
+        "coding": config.messages.coding if own else None, "bits": config.quant.bits,
         "stages": config.quant.stages(), "threads": 1, "scope": "training", "metric": config.train.metric,
         "seeds": row.seeds, "repeats": len(done), "failed": len(failures),
         "failures": [{"seed": seed, "why": why} for seed, why in failures.items()],
@@ -144,9 +153,9 @@ def _difference_text(row: dict[str, Any]) -> str:
     if found is None or found["mean"] is None:
         return "–"
     text = points(found["mean"], found["se"], sign="+")
-    _, method, width, _ = found["against"].split("/")
+    _, method, width, depth = found["against"].split("/")
     if method != row["method"]:
-        text += f" to {method}/{width}"
+        text += f" to {method}/{width}" + (f"/{depth}" if depth != f"K{row['layers']}" else "")
     return text if found["pairs"] == row["repeats"] else f"{text} ({found['pairs']} pairs)"
 
 
@@ -167,6 +176,10 @@ def markdown(result: dict[str, Any]) -> str:
         columns = headings(rows)
         out += ["", f"## {dataset}: {METRIC_NAMES[rows[0]['metric']]}", "",
                 *_table(columns, [line(row, columns) for row in rows])]
+        tuned = [f"{row['method']}/{row['width']}" for row in rows if row["tuned"]]
+        if tuned:
+            some = "all rows" if len(tuned) == len(rows) else ", ".join(dict.fromkeys(tuned))
+            out += ["", f"Settings found by `qgnn bench search`: {some}."]
         failed = failure_lines(rows)
         out += ["", *(f"- {text}" for text in failed)] if failed else []
         out += _more_tables(dataset, [row for row in rows if row["repeats"]])
@@ -184,11 +197,12 @@ def _more_tables(dataset: str, rows: Sequence[dict[str, Any]]) -> list[str]:
     """What the layers end in, and how models stand shifted graphs."""
     out: list[str] = []
     keys = ("method", "width", "layers")
-    if any(row["states"]["mad"]["mean"] is not None for row in rows):
+    known = [row for row in rows if row["states"]["mad"]["mean"] is not None]
+    if known:
         columns = ["method", "width", "K", "bytes a row", *STATES.values()]
         out += ["", f"### {dataset}: the state after K layers", "",
                 *_table(columns, [[*(str(row[key]) for key in keys), str(row["message_bytes_per_row"]),
-                                   *(_figure(key, row["states"][key]) for key in STATES)] for row in rows])]
+                                   *(_figure(key, row["states"][key]) for key in STATES)] for row in known])]
     rows = [row for row in rows if row["shifts"]]
     if rows:
         names = list(rows[0]["shifts"])

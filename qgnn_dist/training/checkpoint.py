@@ -47,6 +47,22 @@ class Progress:
     finished: bool = False
     calibration_bytes: dict[str, int] = field(default_factory=dict)
 
+    def offer(self, epoch: int, accuracy: dict[str, float], metric: dict[str, float], loss: float) -> bool:
+        """Take an evaluated epoch as the best one where it is: by the validation metric, then the lower loss, then the
+        earlier.
+
+        Args: accuracy, metric: by split. loss: of validation, finite.
+        """
+        if (metric["valid"], -loss) <= (self.best_value, -self.best_loss):
+            return False
+        self.best_epoch, self.best_value, self.best_loss = epoch, metric["valid"], loss
+        self.best_accuracy, self.best_metric = accuracy, metric
+        return True
+
+    def out_of_patience(self, patience: int) -> bool:
+        """Whether the best epoch lies `patience` epochs back; never where that is 0."""
+        return 0 < patience <= self.epoch - self.best_epoch
+
 
 @dataclass(frozen=True)
 class Checkpoint:

@@ -21,7 +21,7 @@ import numpy as np
 from .. import __version__, kernels
 from ..comm.pool import WorkerPool
 from ..config import RunConfig
-from ..errors import InputError, QgnnError
+from ..errors import DivergedError, InputError
 from ..files.read import shown
 from ..files.write import write_atomically
 from ..model.features import FeatureStatistics, choose_norm
@@ -37,7 +37,7 @@ from .run_folder import CheckpointWriter, RunFolder
 from .slow import Place, SlowWorkers
 from .stop import StoppedError, StopSignals
 
-__all__ = ["check_trainable", "device_can_train", "prepare_run", "run_training"]
+__all__ = ["check_trainable", "device_can_train", "prepare_run", "run_training", "versions"]
 
 _LOG = logging.getLogger(__name__)
 SUMMARY_VERSION = 1
@@ -160,7 +160,8 @@ def run_training(pool: WorkerPool, server_call: ServerCall, store: Store, config
                 record.setdefault("slow_workers", []).append(text)
             records.append(record)
             run.append_metrics(record)
-            progress.finished = progress.epoch >= config.train.epochs or _out_of_patience(progress, config)
+            progress.finished = progress.epoch >= config.train.epochs or progress.out_of_patience(
+                config.train.patience)
             if progress.finished or stop.received or progress.epoch % config.train.checkpoint_every == 0:
                 tensors = pool.call_one(0, "state", timeout_s=limit_s)
                 writer.save(Checkpoint(tensors, identity, dataclasses.replace(progress), server_call("state")))
@@ -184,7 +185,7 @@ def _run_epoch(pool: WorkerPool, config: RunConfig, progress: Progress) -> dict[
     loss = math.fsum(r["loss"] for r in results)
     if not math.isfinite(loss):
         bad = [rank for rank, r in enumerate(results) if not math.isfinite(r["loss"])]
-        raise QgnnError(f"the loss is {loss} at epoch {epoch} (rank {bad}); lower train.lr, or propagation.eta")
+        raise DivergedError(f"the loss is {loss} at epoch {epoch} (rank {bad}); lower train.lr, or propagation.eta")
     record: dict[str, Any] = {"epoch": epoch, "loss": loss}
     if evaluate:
         accuracies, chosen = figures([r["evaluation"] for r in results], config.train.metric)
@@ -192,9 +193,7 @@ def _run_epoch(pool: WorkerPool, config: RunConfig, progress: Progress) -> dict[
         if config.train.metric != "accuracy":
             record[config.train.metric] = chosen
         valid = record["valid_loss"] = valid_loss(r["evaluation"] for r in results)
-        if (chosen["valid"], -valid) > (progress.best_value, -progress.best_loss):
-            progress.best_epoch, progress.best_value, progress.best_loss = epoch, chosen["valid"], valid
-            progress.best_accuracy, progress.best_metric = accuracies, chosen
+        if progress.offer(epoch, accuracies, chosen, valid):
             pool.call("keep_best", timeout_s=config.timeouts.checkpoint_s)
     for key in ("multipliers", "residuals", "clamps"):
         record[key] = results[0][key]
@@ -210,10 +209,6 @@ def _run_epoch(pool: WorkerPool, config: RunConfig, progress: Progress) -> dict[
 def _add_wire(sent: list[dict[str, int]]) -> dict[str, int]:
     """Bytes that all workers sent, by kind."""
     return {kind: sum(s.get(kind, 0) for s in sent) for kind in WIRE_KINDS}
-
-
-def _out_of_patience(progress: Progress, config: RunConfig) -> bool:
-    return 0 < config.train.patience <= progress.epoch - progress.best_epoch
 
 
 def _restore(pool: WorkerPool, server_call: ServerCall, found: Checkpoint) -> Progress:
@@ -271,7 +266,7 @@ def _summary(pool: WorkerPool, config: RunConfig, store: Store, identity: dict[s
         "identity": identity,
         "config": config.to_dict(),
         "restarts": run.read_restarts(),
-        "versions": _versions(),
+        "versions": versions(),
     }
 
 
@@ -289,7 +284,8 @@ def _warnings(config: RunConfig, records: list[dict[str, Any]]) -> list[str]:
     return found
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of this package and of what it computes with."""
     names = ("torch", "ray", "pyarrow", "numpy", "safetensors")
     return {"qgnn-dist": __version__, "python": platform.python_version(), "kernels": kernels.isa(),
             **{name: metadata.version(name) for name in names}}

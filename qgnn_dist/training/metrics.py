@@ -8,10 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import kernels
-
-__all__ = ["accuracy", "cross_entropy", "evaluation_of", "figures", "loss_gradient", "macro_f1", "roc_auc",
-           "valid_loss"]
+__all__ = ["accuracy", "cross_entropy", "evaluation", "figures", "loss_gradient", "macro_f1", "roc_auc", "valid_loss"]
 
 LOSS_ROWS = 4096
 """Rows that the loss is computed of at a time."""
@@ -44,22 +41,22 @@ def roc_auc(margins: np.ndarray, labels: np.ndarray) -> float:
     return (total - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative)
 
 
-def evaluation_of(scores: np.ndarray, labels: np.ndarray, split_rows: Mapping[str, np.ndarray],
-                  metric: str) -> dict[str, Any]:
-    """One worker's counts, for `figures` and `valid_loss`.
+def evaluation(scores: np.ndarray, classes: np.ndarray, labels: np.ndarray, rows: Mapping[str, np.ndarray],
+               num_classes: int, metric: str) -> dict[str, Any]:
+    """One worker's counts, as `figures` and `valid_loss` take them.
 
     Args:
-        scores: float32 (n, C). labels: int64 (n,). split_rows: split → its labelled rows. metric: `train.metric`.
+        scores: float32 (n, C). classes: int (n,), what they say. labels: int64 (n,). rows: split → its labelled rows.
+    Returns: `confusion`, split → int64 (C, C); `valid_loss`, sum and count; for roc_auc `margins`, split → scores of
+        class 1 less those of class 0, and labels.
     """
-    classes, num = np.empty(len(scores), np.int32), scores.shape[1]
-    kernels.softmax(scores, classes, np.empty(len(scores), np.float32), None)
-    confusion = {name: np.bincount(labels[rows] * num + classes[rows], minlength=num * num).reshape(num, num)
-                 for name, rows in split_rows.items()}
-    valid = split_rows["valid"]
+    confusion = {name: np.bincount(labels[some] * num_classes + classes[some], minlength=num_classes**2).reshape(
+        num_classes, num_classes) for name, some in rows.items()}
+    valid = rows["valid"]
     result: dict[str, Any] = {"confusion": confusion, "valid_loss": cross_entropy(scores[valid], labels[valid])}
     if metric == "roc_auc":
         margin = scores[:, 1] - scores[:, 0]
-        result["margins"] = {name: (margin[rows], labels[rows]) for name, rows in split_rows.items()}
+        result["margins"] = {name: (margin[some], labels[some]) for name, some in rows.items()}
     return result
 
 

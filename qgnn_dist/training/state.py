@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..errors import InputError, QgnnError
+from ..errors import DivergedError, InputError
 from ..files.read import shown
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def _refused(why: str) -> InputError:
 def reduce_gradients(network: nn.Module, group: Group | None, epoch: int) -> None:
     """Sum every parameter's gradient over the workers, in one message.
 
-    Raises: QgnnError: one is not finite, on every worker alike; no weight has changed then.
+    Raises: DivergedError: one is not finite, on every worker alike; no weight has changed then.
     """
     grads = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
     if group is not None:
@@ -81,5 +81,5 @@ def reduce_gradients(network: nn.Module, group: Group | None, epoch: int) -> Non
             at += g.numel()
     bad = [name for name, g in grads.items() if not bool(torch.isfinite(g).all())]
     if bad:
-        raise QgnnError(f"the gradient of {', '.join(bad)} is not finite at epoch {epoch}; lower train.lr or "
+        raise DivergedError(f"the gradient of {', '.join(bad)} is not finite at epoch {epoch}; lower train.lr or "
                         "propagation.eta, or look at the features; the last checkpoint is good")

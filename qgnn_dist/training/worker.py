@@ -57,7 +57,7 @@ from ..quant.ranges import (
 )
 from ..store.reader import Store
 from .affine import AffineTraining
-from .metrics import evaluation_of, loss_gradient
+from .metrics import evaluation, loss_gradient
 from .state import load_tensors, reduce_gradients, tensors_of
 
 if TYPE_CHECKING:
@@ -379,7 +379,10 @@ class TrainWorker:
             self._follow(epoch, {EVALUATION + name: moments for name, moments in forward.moments.items()})
         self._evaluated = dataclasses.replace(
             model, info=dataclasses.replace(model.info, level=forward.level))
-        return evaluation_of(scores, self._labels, self._split_rows, config.train.metric)
+        classes = np.empty(len(scores), np.int32)
+        kernels.softmax(scores, classes, np.empty(len(scores), np.float32), None)
+        return evaluation(scores, classes, self._labels, self._split_rows, self._store.num_classes,
+                          config.train.metric)
 
     def _frozen_model(self) -> PackedModel:
         """The network as it is now, frozen with the ranges so far and the last training forward's multipliers."""
