@@ -164,11 +164,13 @@ def _message_bytes(config: RunConfig, classes: int) -> int:
 
 
 def run_cells(cells: Iterable[Cell], jobs: int, *, work: Callable[[Cell, Path], dict[str, Any]] = train_cell,
-              on_end: Callable[[Cell, str | None], None] | None = None) -> dict[str, str]:
+              on_end: Callable[[Cell, str | None], None] | None = None,
+              on_wait: Callable[[], None] | None = None) -> dict[str, str]:
     """Run what is not finished, `jobs` processes at a time, and write each result as it comes.
 
     Args:
         work: what a process does; picklable. on_end: called after each cell with its failure, or None.
+        on_wait: called now and then while cells run.
     Returns: digest → why, of the cells that failed; nothing is written for them, so the next call tries again.
     Raises: KeyboardInterrupt; finished cells stay, processes are ended.
     """
@@ -184,7 +186,8 @@ def run_cells(cells: Iterable[Cell], jobs: int, *, work: Callable[[Cell, Path], 
 
     with tempfile.TemporaryDirectory(prefix="qgnn-bench-", ignore_cleanup_errors=True) as scratch:
         while waiting:
-            lost = _run_with_one_pool(waiting, min(jobs, len(waiting)), work, Path(scratch), end)
+            lost = _run_with_one_pool(waiting, min(jobs, len(waiting)), work, Path(scratch), end,
+                                      on_wait)
             begun.update(cell.digest for cell in lost)
             for cell in reversed(lost):
                 if begun[cell.digest] < ATTEMPTS:
@@ -195,7 +198,8 @@ def run_cells(cells: Iterable[Cell], jobs: int, *, work: Callable[[Cell, Path], 
 
 
 def _run_with_one_pool(waiting: collections.deque[Cell], jobs: int, work: Callable[[Cell, Path], dict[str, Any]],
-                       scratch: Path, end: Callable[[Cell, str | None], None]) -> list[Cell]:
+                       scratch: Path, end: Callable[[Cell, str | None], None],
+                       on_wait: Callable[[], None] | None) -> list[Cell]:
     """Work `waiting` off; returns the cells that were running when a process died, for there is no more pool then."""
     others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_start_process)
@@ -208,6 +212,8 @@ def _run_with_one_pool(waiting: collections.deque[Cell], jobs: int, work: Callab
                 running[pool.submit(work, waiting[0], scratch)] = waiting[0]
                 waiting.popleft()
             done, _ = wait(running, timeout=_POLL_S, return_when=FIRST_COMPLETED)
+            if on_wait is not None:
+                on_wait()
             for future in done:
                 cell = running.pop(future)
                 try:

@@ -66,7 +66,7 @@ def _row(row: Row, by_seed: Mapping[str, Mapping[int, dict[str, Any]]], referenc
     times = [1000 * r["seconds"] for r in done.values()]
     return {
         "system": f"{OWN}-{row.method}" if own else row.system, "shape": row.dataset, "name": row.name,
-        "method": row.method, "width": row.width, "layers": row.layers,
+        "method": row.method, "width": row.width, "layers": row.layers, "tuned": row.tuned,
         "kind": config.propagation.kind if own else None, "rounds": config.propagation.rounds if own else None,
         "coding": config.messages.coding if own else None, "bits": config.quant.bits,
         "stages": config.quant.stages(), "threads": 1, "scope": "training", "metric": config.train.metric,
@@ -176,6 +176,10 @@ def markdown(result: dict[str, Any]) -> str:
         columns = headings(rows)
         out += ["", f"## {dataset}: {METRIC_NAMES[rows[0]['metric']]}", "",
                 *_table(columns, [line(row, columns) for row in rows])]
+        tuned = [f"{row['method']}/{row['width']}" for row in rows if row["tuned"]]
+        if tuned:
+            some = "all rows" if len(tuned) == len(rows) else ", ".join(dict.fromkeys(tuned))
+            out += ["", f"Settings found by `qgnn bench search`: {some}."]
         failed = failure_lines(rows)
         out += ["", *(f"- {text}" for text in failed)] if failed else []
         out += _more_tables(dataset, [row for row in rows if row["repeats"]])

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import dropout
 
-from ..data.graph import SPLITS
+from ..data.graph import SPLITS, TRAIN
 from ..model.features import FeatureScheme, FeatureStatistics, choose_norm, feature_statistics, read_block
 from ..propagation.neighbourhood import Neighbourhood
 from ..store.reader import Part, Store
 
-__all__ = ["Task", "csr_tensor", "dropped"]
+__all__ = ["Task", "chosen_norm", "csr_tensor", "dropped"]
 
 
 class Task:
@@ -35,9 +35,20 @@ class Task:
         self.y = torch.from_numpy(part.labels.astype(np.int64))
         self.rows = {name: np.flatnonzero((part.split == number) & (part.labels >= 0))
                      for name, number in SPLITS.items()}
-        self.statistics: FeatureStatistics = feature_statistics(part, self.rows["train"])
+        self.statistics = _statistics(part)
         self.norm = choose_norm(self.statistics, store.num_features) if norm == "auto" else norm
         self.x = _features(part, self.norm)
+
+
+def chosen_norm(store: Store, norm: str) -> str:
+    """What `model.feature_norm` comes to on a store of one part."""
+    return choose_norm(_statistics(store.part(0)), store.num_features) if norm == "auto" else norm
+
+
+def _statistics(part: Part) -> FeatureStatistics:
+    assert part.labels is not None
+    assert part.split is not None
+    return feature_statistics(part, np.flatnonzero((part.split == TRAIN) & (part.labels >= 0)))
 
 
 def _features(part: Part, norm: str) -> Tensor:

@@ -13,10 +13,12 @@ import pytest
 from typer.testing import CliRunner
 
 import qgnn_dist as qgnn
-from qgnn_dist.bench.accuracy import _folder, _store, accuracy
+from qgnn_dist.bench.accuracy import _OURS, accuracy
 from qgnn_dist.bench.cells import cells_of, train_cell
+from qgnn_dist.bench.folder import bench_folder
 from qgnn_dist.bench.grid import Row
 from qgnn_dist.bench.shifts import SHIFTS, scaled, without_edges
+from qgnn_dist.bench.stores import dataset_store
 from qgnn_dist.cli import app
 from qgnn_dist.config import load_config
 from qgnn_dist.data.graph import SparseFeatures
@@ -144,11 +146,11 @@ def test_a_changed_file_is_partitioned_again(tmp_path: Path) -> None:
                  y=rng.integers(0, 3, nodes), valid_idx=np.arange(9, 18), test_idx=np.arange(18, nodes))
 
     write(30)
-    prints = [_store(tmp_path / "stores" / "g", str(file), None, steps.append) for _ in range(2)]
+    prints = [dataset_store(tmp_path / "stores" / "g", str(file), None, steps.append) for _ in range(2)]
     assert prints[0] == prints[1]
     assert steps == ["partitioning g"]
     write(31)
-    assert _store(tmp_path / "stores" / "g", str(file), None, steps.append) != prints[0]
+    assert dataset_store(tmp_path / "stores" / "g", str(file), None, steps.append) != prints[0]
     assert Store.open(tmp_path / "stores" / "g").num_nodes == 31
 
 
@@ -191,15 +193,16 @@ def test_a_foreign_folder_is_refused_and_left_alone(done: tuple[Path, Path, Any]
 
 def test_a_folder_in_use_is_refused_and_overwrite_forgets_what_is_ours(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with _folder(out, False):
+    with bench_folder(out, "accuracy", _OURS, False):
         (out / "cells" / "d").mkdir(parents=True)
         (out / "table.md").touch()
         (out / "notes.txt").touch()
-        with pytest.raises(InputError, match="another `qgnn bench accuracy` works"), _folder(out, True):
+        with (pytest.raises(InputError, match="another `qgnn bench accuracy` works"),
+              bench_folder(out, "accuracy", _OURS, True)):
             pass
-    with _folder(out, False):
+    with bench_folder(out, "accuracy", _OURS, False):
         assert (out / "cells" / "d").exists()
-    with _folder(out, True):
+    with bench_folder(out, "accuracy", _OURS, True):
         assert sorted(f.name for f in out.iterdir()) == [".lock", "bench.json", "notes.txt"]
     with open(out / ".lock", "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # given back
