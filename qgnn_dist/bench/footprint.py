@@ -25,7 +25,8 @@ __all__ = ["Need", "Sizes", "available_bytes", "failure", "measure", "measure_ap
 
 Prepare = Callable[..., Callable[[], Any]]
 _LIBRARIES = {"torch-sparse": "torch_sparse", "pyg": "torch_geometric.nn"}
-_MADV_POPULATE_READ = 22
+_MADV_POPULATE_READ, _M_MMAP_THRESHOLD = 22, -3
+_APART_BYTES = 1 << 20
 _USED_BY_ALL = ["torch", "pyarrow.parquet", "pyarrow.ipc", "qgnn_dist.cluster.api"]
 _MATRIX = {"torch-csr": 8, "torch-sparse": 12, "pyg": 20}
 """System → bytes of an entry of Â."""
@@ -132,6 +133,7 @@ def measure(prepare: Prepare, *args: Any, modules: Sequence[str] = ()) -> dict[s
         keeps its mark from us, /proc/self/clear_refs, the highest of loading counts too); and what the run returned,
         if that is a dict.
     """
+    _give_back_at_once()
     for module in modules:
         importlib.import_module(module)
     if "torch" in modules:
@@ -159,6 +161,13 @@ def wake_torch() -> None:
     with warnings.catch_warnings():  # torch calls CSR a beta
         warnings.simplefilter("ignore", UserWarning)
         few.to_sparse_csr() @ torch.addmm(few[0], few, few)
+
+
+def _give_back_at_once() -> None:
+    """Have arrays go back to the system when they are freed, as those of more than 32 MiB always do: glibc keeps freed
+    ones of less where something small was put behind them, and a run's figure would jump by as much."""
+    with contextlib.suppress(OSError, AttributeError):  # not glibc
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _APART_BYTES)
 
 
 def _read_libraries() -> None:

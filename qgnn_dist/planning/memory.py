@@ -162,9 +162,11 @@ def _training_phases(part: PartSize, size: GraphSize, config: RunConfig,
         "backward": {"states": (2 + multipliers_act(config) + two_rounds) * state + 2 * n * gradient,
                      "halo rows": 2 * part.halo * gradient},
     }
+    kept = n * _kept_bytes(config, bits["hidden"])
     if config.propagation.kind == "none":
         # H⁰, its copies, and the buffers of a CodedMessenger, which is made though nothing is sent.
-        return {"loading": phases["loading"], "forward": {"states": 6 * state, "moments": moments}}
+        return {"loading": phases["loading"],
+                "forward": {"states": 6 * state, "moments": moments, "hidden codes": kept}}
     # PackedForward with moments, then scores, classes and confidence, and cross_entropy's three float64 arrays.
     phases["evaluation"] = _layers(
         part, classes, bits["messages"], steps, innovation=innovation, two=multipliers_act(config) or two_rounds,
@@ -174,7 +176,7 @@ def _training_phases(part: PartSize, size: GraphSize, config: RunConfig,
     for name in ("forward", "backward", "evaluation"):
         phases[name]["send buffers"] = part.sends * sum(frames)
     for name in ("forward", "backward"):
-        phases[name]["hidden codes"] = n * _kept_bytes(config, bits["hidden"])
+        phases[name]["hidden codes"] = kept
     phases["loss of the evaluation"] = {"states": state, "node data": 8 * n, "validation": 20 * part.valid * classes,
                                         "send buffers": part.sends * sum(frames)}
     return phases

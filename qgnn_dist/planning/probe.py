@@ -15,6 +15,7 @@ from importlib import metadata
 from typing import Any
 
 import numpy as np
+import torch
 
 from .. import __version__, kernels
 from ..comm.exchange import Exchange
@@ -45,8 +46,9 @@ EXCHANGE_BYTES = (1 << 12, 1 << 23)
 
 def probe(threads: int, say: Callable[[str], None] = lambda _: None) -> Rates:
     """Rates of this machine with so many threads busy."""
-    before = kernels.threads()
+    before, before_torch = kernels.threads(), torch.get_num_threads()
     kernels.set_threads(threads)
+    torch.set_num_threads(1)  # as in TrainWorker.setup
     try:
         layers = [rate for columns in COLUMNS for rows in ROWS for rate in _layers(columns, rows, say)]
         say(f"layers of {RAGGED} columns")
@@ -59,6 +61,7 @@ def probe(threads: int, say: Callable[[str], None] = lambda _: None) -> Rates:
         exchange_ns, round_s = _exchange()
     finally:
         kernels.set_threads(before)
+        torch.set_num_threads(before_torch)
     versions = {"qgnn-dist": __version__, "kernels": kernels.isa(), "numpy": metadata.version("numpy")}
     return Rates(
         machine=machine_name(), threads=threads, serial=serial, versions=versions, layers=tuple(layers), ragged=ragged,
@@ -181,8 +184,8 @@ def _perceptrons(threads: int) -> tuple[tuple[PerceptronRate, ...], float]:
             one = _least(runs["packed", 8])
             kernels.set_threads(threads)
             serial = min(max((threads * all_busy / one - 1) / (threads - 1), 0.0), 0.5)
-    forward, both = times["forward", 32], times["backward", 32]
-    times["backward", 32] = [max(b - f, 0.0) for f, b in zip(forward, both)]
+    for bits in WIDTHS[1:]:
+        times["backward", bits] = [max(b - f, 0.0) for f, b in zip(times["forward", bits], times["backward", bits])]
     rates = []
     for (kind, bits), nanoseconds in times.items():
         # Of least relative errors; where one share comes out negative, the other takes all.
@@ -196,23 +199,25 @@ def _perceptrons(threads: int) -> tuple[tuple[PerceptronRate, ...], float]:
 
 
 def _training(features: int, hidden: int, classes: int) -> dict[tuple[str, int], Callable[[], Any]]:
-    """RowBlocks at 2 bits with dropout of one half; the backward is what both passes take less the forward."""
+    """RowBlocks at every width with dropout of one half. "backward" is both passes: the forward is taken off later."""
     rng = np.random.default_rng(0)
-    config = load_config(overrides=[f"model.hidden={hidden}", "model.dropout=0.5"])
-    codes = rng.integers(-2, 2, (NETWORK_ROWS, features)).astype(np.int16)
-    matrix = FeatureMatrix(FeatureBlock(codes, np.ones(NETWORK_ROWS, np.float32), features))
-    blocks = RowBlocks(Perceptron(config, features, classes), matrix)
     key = DropoutKey(0, 1, np.arange(NETWORK_ROWS), 0.5)
     grad = np.full((NETWORK_ROWS, classes), 1e-3, np.float32)
 
-    def forward() -> None:
-        blocks.forward(key, 0.2)
-
-    def both() -> None:
+    def both(blocks: RowBlocks) -> None:
         blocks.forward(key, 0.2)
         blocks.backward(grad)
 
-    return {("forward", 32): forward, ("backward", 32): both}
+    runs: dict[tuple[str, int], Callable[[], Any]] = {}
+    for bits in WIDTHS[1:]:
+        config = load_config(overrides=[f"model.hidden={hidden}", "model.dropout=0.5", f"quant.bits={bits}"])
+        values = rng.standard_normal((NETWORK_ROWS, features), np.float32) if bits == 32 else \
+            rng.integers(-(2 ** (bits - 1)), 2 ** (bits - 1), (NETWORK_ROWS, features)).astype(np.int16)
+        matrix = FeatureMatrix(FeatureBlock(values, np.ones(NETWORK_ROWS, np.float32), features))
+        blocks = RowBlocks(Perceptron(config, features, classes), matrix)
+        runs["forward", bits] = functools.partial(blocks.forward, key, 0.2)
+        runs["backward", bits] = functools.partial(both, blocks)
+    return runs
 
 
 def _packed(features: int, hidden: int, classes: int) -> dict[tuple[str, int], Callable[[], Any]]:

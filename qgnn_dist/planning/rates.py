@@ -17,7 +17,7 @@ from ..quant.packed import row_bytes
 
 __all__ = ["LayerRate", "PerceptronRate", "Rates", "cache_file", "load_rates", "save_rates"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 LARGEST_FILE = 1 << 20
 NEAR_BYTES, FAR_BYTES, LINE_BYTES = 4 << 20, 256 << 20, 64
 KINDS = ("training", "frozen", "gradient")
@@ -176,7 +176,7 @@ def _checked(found: dict[str, Any]) -> Rates:
             widths, sizes = {c for c, _ in grid}, {n for _, n in grid}
             if len(grid) != 4 or len(set(grid)) != 4 or len(widths) != 2 or len(sizes) != 2 or min(sizes) < 1:
                 raise ValueError(f"layers of {bits} bits ({kind}) are missing, or there twice")
-    wanted = {("forward", 32), ("backward", 32), *(("packed", bits) for bits in (2, 4, 8, 32))}
+    wanted = {(kind, bits) for kind in ("forward", "backward", "packed") for bits in (2, 4, 8, 32)}
     if not wanted <= {(r.kind, r.bits) for r in perceptron} or rates.threads < 1 or rates.serial > 1:
         raise ValueError("rates of the perceptron are missing, or the threads are odd")
     return rates

@@ -99,9 +99,11 @@ class _Worker:
         size, config, rates = self.cut.size, self.config, self.rates
         bits = config.quant.stages()
         values, weights = row_work(size, config.model.hidden)
-        # Rates were measured with half of the values dropped; products skip what is 0.
+        # Rates were measured with half of the values dropped; products of floats skip what is 0, those of codes don't.
         kept = weights * (1 - config.model.dropout) / 0.5
-        row = sum(rates.perceptron_ns(kind, 32, values, kept) for kind in ("forward", "backward"))
+        coded = self._coded_bits if not size.sparse else 32  # see RowBlocks.forward
+        row = rates.perceptron_ns("forward", coded, values, weights if coded <= 4 else kept)
+        row += rates.perceptron_ns("backward", self._coded_bits, values, kept)
         row += rates.score_ns * size.classes
         server = 0.0 if config.propagation.kind != "smp" else SERVER_S if self.number > 1 else LOCAL_SERVER_S
         forward = self._rounds("training", bits["messages"], row_bytes(size.classes, bits["messages"]),
@@ -119,8 +121,7 @@ class _Worker:
         """The packed model's forward. Args: at_rest: features are read from the store, and coded."""
         size, config, rates = self.cut.size, self.config, self.rates
         bits = config.quant.stages()
-        integer = max(bits["weights"], bits["hidden"], bits["features"])
-        row = rates.perceptron_ns("packed", integer, *row_work(size, config.model.hidden))
+        row = rates.perceptron_ns("packed", self._coded_bits, *row_work(size, config.model.hidden))
         row += rates.score_ns * size.classes + rates.read_ns * size.stored * at_rest
         layers = self._rounds(kind, bits["messages"], row_bytes(size.classes, bits["messages"]), sent_rounds(config),
                               0.0)
@@ -150,6 +151,12 @@ class _Worker:
         interior = work * part.interior_share
         return Seconds(layers=start + rounds * work, exposed=sent * (max(wire, server_s + interior) - interior)
                        + (rounds - sent) * server_s)
+
+    @property
+    def _coded_bits(self) -> int:
+        """Of the perceptron's widest stage."""
+        bits = self.config.quant.stages()
+        return max(bits["weights"], bits["hidden"], bits["features"])
 
     @property
     def _outside(self) -> float:

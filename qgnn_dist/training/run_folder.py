@@ -20,7 +20,7 @@ from .checkpoint import Checkpoint
 __all__ = ["CheckpointWriter", "RunFolder"]
 
 _LOG = logging.getLogger(__name__)
-LARGEST_SUMMARY, LARGEST_LINES = 16 << 20, 1 << 30
+LARGEST_SUMMARY, LARGEST_LINES = 16 << 20, 128 << 20
 _NAME = re.compile(r"epoch-(\d{6,})\.safetensors")
 
 

@@ -33,7 +33,7 @@ def test_a_reader_stands_mutants(few: dict[str, dict[str, Any]], name: str) -> N
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", list(TARGETS))
 def test_a_reader_stands_many_mutants(name: str) -> None:
-    tally = fuzz([name], MANY, seed=1)[name]
+    tally = fuzz([name], MANY)[name]
     print(table({name: tally}))
     assert tally["faults"] == []
     assert tally["mutants"] == tally["refused"] + tally["accepted"] == MANY

@@ -296,8 +296,8 @@ def test_a_footer_that_says_other_rows(tmp_path: Path) -> None:
 
 def test_a_compressed_batch_that_becomes_too_much(tmp_path: Path) -> None:
     """The first eight bytes of a compressed buffer say how large it becomes; Arrow would allocate that."""
-    path, size = tmp_path / "t.arrow", 800_000
-    table = pa.table({"a": np.zeros(size // 8, np.int64)})
+    path, size = tmp_path / "nodes.arrow", 800_000
+    table = pa.table({"node_id": np.arange(size // 8)})
     with pa.OSFile(str(path), "wb") as out, pa.ipc.new_file(
             out, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
         writer.write_table(table)
@@ -307,7 +307,10 @@ def test_a_compressed_batch_that_becomes_too_much(tmp_path: Path) -> None:
     path.write_bytes(data.replace(struct.pack("<q", size), struct.pack("<q", 1 << 42)))
     with pytest.raises(ValueError, match="becomes 4398046511105 bytes; expected at most 1600000"):
         check_compression(path, 2 * size)
+    pq.write_table(pa.table({"src": [1], "dst": [2]}), tmp_path / "edges.parquet")
+    refused(lambda: load_graph(f"parquet:{tmp_path}"), InputError, "nodes.arrow", "becomes 4398046511105 bytes")
     path.write_bytes(data)
+    assert load_graph(f"parquet:{tmp_path}").num_nodes == size // 8
     with pytest.raises(ValueError, match="is compressed, expected plain data"):
         check_compression(path, 0)
 

@@ -69,6 +69,32 @@ def _dense(block: Any) -> np.ndarray:
     return x
 
 
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_what_is_kept_gives_the_gradients_of_what_is_computed_again(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bits: int, share: float) -> None:
+    monkeypatch.setattr(row_blocks, "MOST_ROWS", 64)
+    network, matrix, (_, rows) = _parts(tmp_path, settings(f"quant.bits={bits}"), False, signed=True)
+    grad = np.random.default_rng(2).normal(size=(matrix.num_rows, 5)).astype(np.float32)
+    found = []
+    for kept_bits, threads in ((8, 1), (8, 2), (0, 1)):
+        monkeypatch.setattr(row_blocks, "KEPT_BITS", kept_bits)
+        kernels.set_threads(threads)
+        try:
+            network.zero_grad()
+            blocks = RowBlocks(network, matrix)
+            h0, figures = blocks.forward(DropoutKey(3, 7, rows, share), HIDDEN_STEP)
+            blocks.backward(grad)
+        finally:
+            kernels.set_threads(1)
+        found.append({"h0": h0, "figures": np.array(figures),
+                      **{name: p.grad.numpy().copy() for name, p in network.named_parameters() if p.grad is not None}})
+    assert len(found[0]) >= 6
+    for other in found[1:]:
+        for name, value in found[0].items():
+            np.testing.assert_array_equal(value, other[name], err_msg=name)
+
+
 @pytest.mark.parametrize("words", [
     ("quant.bits=2",), ("quant.bits=4",), ("quant.bits=8",), ("quant.bits=32",), ("quant.method=lsq",),
     ("quant.method=minmax",), ("quant.method=lsq", "quant.weights=32"), ("quant.bits=4", "quant.features=32"),

@@ -170,7 +170,7 @@ def test_a_damaged_calibration_is_refused(tmp_path: Path) -> None:
     refused("[]")
     refused(file.read_text()[:-40])
     refused("[" * 100_000)
-    refused(json.dumps({**good, "format_version": 2}))
+    refused(json.dumps({**good, "format_version": 1}))
     refused(json.dumps({**good, "more": 1}))
     refused(json.dumps({k: v for k, v in good.items() if k != "read_ns"}))
     for value in (-1.0, "fast", None, True, 1e300):
