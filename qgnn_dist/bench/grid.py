@@ -159,8 +159,8 @@ def read_grid(path: str | Path, *, data: str | Path | None = None, seeds: int | 
     if reader.faults:
         raise ConfigError(_told(reader.faults), file=str(path))
     if not grid.shown:
-        raise InputError(f"--only {only}: no row's name contains it; names are like {grid.rows[0].name}",
-                         file=str(path))
+        like = f"; names are like {grid.rows[0].name}" if grid.rows else ""
+        raise InputError(f"--only {only}: no row's name contains it{like}", file=str(path))
     return grid
 
 
@@ -235,6 +235,7 @@ class _Reader:
         self._table, self._file, self._data, self._seeds, self._only = table, file, data, seeds, only
         self._tuned = file.parent / table["tuned"] if "tuned" in table and not search else None
         self._untuned: list[Path] = []
+        self._left_out: set[tuple[str, str]] = set()
         self._last = table.get("search", {}).get("settings", []) if search else []
         self._datasets, self._methods = table["datasets"], table["methods"]
         own = {name: inner["settings"] for name, inner in table.get("widths", {}).items() if "settings" in inner}
@@ -337,7 +338,7 @@ class _Reader:
                         rows.append(Row(dataset=name, method=method, width=width, layers=layers, seeds=seeds,
                                         config=config, system=own, tuned=bool(found),
                                         shifts=own == OWN and dataset.get("shifts", False)))
-        if not rows and not self.faults and not self._untuned:
+        if not rows and not self.faults and ("datasets", name) not in self._left_out:
             self._fault(f"datasets.{name}: no row is left; its lists and the methods' have nothing in common")
         return rows
 
@@ -353,6 +354,7 @@ class _Reader:
             self._fault(str(error))
             return None
         if words is None:
+            self._left_out |= {("datasets", dataset), ("methods", method), ("widths", width)}
             if self._only in row:
                 self._untuned.append(file)
             return None
@@ -378,7 +380,7 @@ class _Reader:
         """A method or width that no row uses is a slip of the pen; so are faults in one."""
         if self.faults:
             return
-        used = {("methods", row.method) for row in rows} | {("widths", row.width) for row in rows}
+        used = {("methods", row.method) for row in rows} | {("widths", row.width) for row in rows} | self._left_out
         for kind in ("methods", "widths"):
             for name in self._table.get(kind, {}):
                 if (kind, name) not in used:

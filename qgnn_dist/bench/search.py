@@ -79,10 +79,10 @@ def search(grid: str | Path, *, out: str | Path, data: str | Path | None = None,
         return {**result, "files": [*result["files"], str(folder / "settings")]}
 
 
-_INTRO = ("All rows tried as many settings, the first being their own, and trained each on as many seeds (0, 1, …), on "
-          "a graph whose test nodes' labels were taken out. Figures are of validation, means over the seeds, in "
-          "points; the best of many is somewhat too good, which test figures don't inherit. Ended: by the median rule, "
-          "or as the first seeds were far below the best; diverged: no number came out.")
+_INTRO = ("All rows tried as many settings, the first being their own, and trained each on as many seeds, none of a "
+          "table's, on a graph whose test nodes' labels were taken out. Figures are of validation, means over the "
+          "seeds, in points; the best of many is somewhat too good, which test figures don't inherit. Ended: by the "
+          "median rule, or as the first seeds were far below the best; diverged: no number came out.")
 
 
 def _cell(row: Row, plan: Search, fingerprint: str, out: Path) -> SearchCell:

@@ -35,6 +35,8 @@ __all__ = ["COMPLETE", "SearchCell", "best_of", "finished_trials", "search_row",
 
 COMPLETE, PRUNED, SKIPPED, DIVERGED = "complete", "pruned", "skipped", "diverged"
 """States of a trial: all seeds ran; the median rule ended the first; the first was too far below; it diverged."""
+FIRST_SEED = 1_000_000
+"""A trial's seeds begin here, so that no seed of a table has had its settings chosen by its own draws."""
 STARTUP = 5
 """Trials drawn at random before TPE's model suggests them; the first of them is the row's own settings."""
 FAR = 0.02
@@ -185,7 +187,9 @@ def validation_figure(cell: SearchCell, config: RunConfig, seed: int, scratch: P
                       watch: Callable[[int, float], None]) -> float:
     """Train once; the validation figure of the best epoch, by the metric. Nothing else comes out of here.
 
-    Args: watch: called with each evaluated epoch and its validation figure; may raise to end the training.
+    Args:
+        seed: 0, 1, … of the trial's.
+        watch: called with each evaluated epoch and its validation figure; may raise to end the training.
     """
     import dataclasses
 
@@ -193,7 +197,7 @@ def validation_figure(cell: SearchCell, config: RunConfig, seed: int, scratch: P
     from ..store.reader import Store
     from .references import train_reference
 
-    config, metric = dataclasses.replace(config, seed=seed), config.train.metric
+    config, metric = dataclasses.replace(config, seed=FIRST_SEED + seed), config.train.metric
 
     def on_epoch(record: dict[str, Any]) -> None:
         if metric in record:

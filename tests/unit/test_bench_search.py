@@ -23,7 +23,7 @@ from qgnn_dist.bench.grid import read_grid
 from qgnn_dist.bench.search import _cell, _Counter, search
 from qgnn_dist.bench.space import read_search
 from qgnn_dist.bench.stores import dataset_store, without_test_labels
-from qgnn_dist.bench.trials import SearchCell, finished_trials, search_row
+from qgnn_dist.bench.trials import FIRST_SEED, SearchCell, finished_trials, search_row
 from qgnn_dist.cli import app
 from qgnn_dist.config import load_config
 from qgnn_dist.errors import DivergedError, QgnnError
@@ -127,7 +127,7 @@ def test_the_first_trial_is_the_rows_own_settings_on_the_real_graphs_validation(
     assert len(read.rows) == 3
     for row, found in zip(read.rows, table["rows"]):
         assert found["name"] == row.name
-        real = dataclasses.replace(cell, system=row.system, config=row.at(1), store=tmp_path / "real")
+        real = dataclasses.replace(cell, system=row.system, config=row.at(FIRST_SEED + 1), store=tmp_path / "real")
         result = train_cell(real, tmp_path)
         assert found["own"]["figures"][1] == result["metric"]["valid"]
         own = dict(found["own"]["params"])
