@@ -50,6 +50,12 @@ QGNN_INLINE void store8(F8 v, float* p, i64 n) {
   for (i64 i = 0; i < n; ++i) p[i] = part[i];
 }
 
+// The first n of eight numbers, zeros in the others' places.
+QGNN_INLINE F8 first_of(F8 v, i64 n) {
+  for (i64 i = n; i < 8; ++i) v[i] = 0.0f;
+  return v;
+}
+
 QGNN_INLINE float clamp(float x, float low, float high) {
   // Written so that NaN becomes `low`, which every later conversion can hold.
   x = x > low ? x : low;

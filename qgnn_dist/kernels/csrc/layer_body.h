@@ -105,11 +105,11 @@ struct FixedState {
   }
   // The levels of news about `x`, and Ŷ with them; `note` takes the news.
   template <class Note>
-  QGNN_MEMBER U16x8 code(F8 x, i64 j, i64, Note note) const {
+  QGNN_MEMBER U16x8 code(F8 x, i64 j, i64 n, Note note) const {
     U16x8 held{};
     if (usual || known != nullptr) std::memcpy(&held, known + j, sizeof held);
     const F8 believed = __builtin_convertvector(widen16(held), F8);
-    note(x * one - believed * unit);
+    note(first_of(x * one - believed * unit, n));
     const U16x8 level = level8(x * (one * inverse) - believed * (unit * inverse), half);
     if (usual || known != nullptr) {
       held += (level + level + 1) << shift;
