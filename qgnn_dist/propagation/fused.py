@@ -87,7 +87,9 @@ class FusedLayers:
             step, layer, second = self._steps[number], *self._place(number)
             self._note(number, step, rows, h0.size)
             if step != 0.0:
-                self._exchange.begin(now, bits, columns, self._direction, layer, number)
+                later = self._next_sent(number)
+                self._exchange.begin(now, bits, columns, self._direction, layer, number,
+                                     following=None if later is None else (then, self._place(later)[0], later))
             # λ is asked for while rows are on the wire: the answer to the layer before may be on its way, too.
             current = self._round(number, layer, second)
             following = 0.0 if current.last else self._steps[number + 1]
@@ -123,6 +125,11 @@ class FusedLayers:
     def _place(self, number: int) -> tuple[int, bool]:
         """A round's layer, and whether it is the layer's second."""
         return (number, False) if self._merged else (number // 2, number % 2 == 1)
+
+    def _next_sent(self, number: int) -> int | None:
+        """The next round that is sure to be sent, None for none: a λ to come can make the last of two needless."""
+        sure = self._spec.num_rounds - (0 if self._merged else 1)
+        return next((later for later in range(number + 1, sure) if self._steps[later] != 0.0), None)
 
     def _round(self, number: int, layer: int, second: bool) -> _Round:
         last = number == self._spec.num_rounds - 1

@@ -78,11 +78,15 @@ class FusedFloatLayers:
                 return other
             if self._record and isinstance(rows, _FloatRows):
                 self._note(number, rows.now[:n], rows.then[:n] if number and self._innovation else None)
-            self._exchange.begin(rows.now.view(np.uint8), rows.bits, columns, self._direction, layer, number)
+            following = None if last else self._place(number + 1)
+            # The last of two rounds is not sure to come: a λ that is still to come can make it needless.
+            sure = following is not None and not (two and number == spec.num_rounds - 2)
+            self._exchange.begin(rows.now.view(np.uint8), rows.bits, columns, self._direction, layer, number,
+                                 following=(rows.then.view(np.uint8), following[0], number + 1)
+                                 if sure and following is not None else None)
             # Asked for while rows are on the wire: the answer to the layer before may still be on its way, too.
             value = multipliers.value(layer) if closes else 0.0
             current = _Round(layer == 0 and not second, second, float(np.float32(2.0 * eta * value)), weights)
-            following = None if last else self._place(number + 1)
             h, before = (other, state) if second else (state, other if live and not two else None)
             for interior in (True, False):
                 begin, end = (g.num_boundary, n) if interior else (0, g.num_boundary)

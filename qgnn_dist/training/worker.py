@@ -297,8 +297,11 @@ class TrainWorker:
             figures = affine.moments({"hidden": hidden.numpy()})["hidden"]
         else:
             state, figures = self._blocks.forward(key, self._hidden_step(self._ranges))
-        multipliers = self._live_multipliers(epoch, value_moments(state)[0])
+        residual = value_moments(state)
+        multipliers = self._live_multipliers(epoch, residual[0])
         out, moments = self._propagate(state, multipliers, self._ranges, record=True, protected=protected)
+        if affine is None and self._config.quant.residual != 32:
+            moments["residual"] = residual
         del state
         if isinstance(multipliers, LiveMultipliers):
             self._multipliers = multipliers.values
@@ -337,7 +340,6 @@ class TrainWorker:
         else:
             step = 1.0
             if residual_bits < 32:
-                moments["residual"] = value_moments(state)
                 step = residual_step(ranges["residual"], residual_bits, quant.method)
             if bits < 32 and FusedLayers.can_run(self._propagation, columns):
                 layers = FusedLayers(self._propagation, self._graph, self._exchange, "forward", bits=bits,

@@ -86,6 +86,63 @@ def test_what_would_leave_a_buffer_is_refused(level: str, call: Callable[[], Any
     assert text in str(caught.value)
 
 
+def _read_only(array: np.ndarray) -> np.ndarray:
+    array.flags.writeable = False
+    return array
+
+
+WRONG_AFTER_RIGHT: dict[str, tuple[dict[int, Any], type[Exception], str]] = {
+    "bits": ({1: 4}, ValueError, "pack: out has shape (3, 2), expected 4 along axis 1"),
+    "dtype": ({0: _z(3, 7, dtype=np.int8)}, TypeError, "pack: codes is int8 (3, 7), expected uint8"),
+    "axes": ({0: _z(21, dtype=np.uint8)}, TypeError, "pack: codes is uint8 (21,), expected uint8 (N, C)"),
+    "rows": ({0: _z(4, 7, dtype=np.uint8)}, ValueError, "pack: out has shape (3, 2), expected 4 along axis 0"),
+    "order": ({0: _z(7, 3, dtype=np.uint8).T}, ValueError, "pack: codes is not C-contiguous"),
+    "read-only": ({2: _read_only(_z(3, 2, dtype=np.uint8))}, ValueError, "pack: out is read-only"),
+    "a list": ({0: [[0] * 7] * 3}, TypeError, "pack: codes is list, expected uint8"),
+    "no array": ({2: None}, TypeError, "pack: out is NoneType, expected uint8"),
+    "bits as a bool": ({1: True}, TypeError, "pack: bits is bool"),
+}
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("name", WRONG_AFTER_RIGHT)
+def test_a_wrong_call_is_refused_after_a_right_one(level: str, name: str) -> None:
+    """Layouts that were fine once are remembered: all that tells arrays apart has to count."""
+    changes, error, text = WRONG_AFTER_RIGHT[name]
+    right: list[Any] = [_z(3, 7, dtype=np.uint8), 2, _z(3, 2, dtype=np.uint8)]
+    with kernels.using_isa(level):
+        kernels.pack(*right)
+        with pytest.raises(error) as caught:
+            kernels.pack(*[changes.get(at, value) for at, value in enumerate(right)])
+    assert text in str(caught.value)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_places_of_random_numbers_are_checked_where_they_are_drawn(level: str) -> None:
+    h, ones, payload = _z(3, 4), np.ones(3, np.float32), _z(3, 2, dtype=np.uint8)
+    for bad in (-1, 2**40, -2**63):
+        places = _pointer(0, bad, 2**40 - 1)
+        with kernels.using_isa(level):
+            kernels.code_gradients(h, ones, 2, 0, 0, 0, 0, 0, places, 2, 3, payload)
+            with pytest.raises(ValueError, match=rf"code_gradients: rows\[1\] is {bad}, expected 0 to 2"):
+                kernels.code_gradients(h, ones, 2, 0, 0, 0, 0, 0, places, 0, 3, payload)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_gathered_rows_are_copied_whole_and_alone(level: str) -> None:
+    """Of every width around what is copied at a time, from the buffer's end too; nothing past the rows is written."""
+    rng = np.random.default_rng(0)
+    for width in [*range(36), 64, 160]:
+        for count in (0, 1, 2, 7, 40):
+            payload = rng.integers(0, 256, (9, width), dtype=np.uint8)
+            rows = rng.integers(0, 9, count).astype(np.int32)
+            block = np.full((count + 40, width), 255, np.uint8)
+            with kernels.using_isa(level):
+                kernels.gather_rows(payload, rows, block[:count])
+            np.testing.assert_array_equal(block[:count], payload[rows])
+            assert (block[count:] == 255).all()
+
+
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("overlap", ["whole", "first row", "last row", "last place", "second place", "none"])
 @pytest.mark.parametrize("name", ["layer", "fixed_layer", "layer_float"])

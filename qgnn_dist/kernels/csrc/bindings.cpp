@@ -70,10 +70,7 @@ NB_MODULE(_kernels, m) {
 
   m.def("gather_rows", [](In8 payload, In32 index, Out8 out) {
     const i64 B = columns(payload);
-    RUN(0, rows(index), B, {
-      (void)k;
-      for (i64 i = b; i < e; ++i) std::copy_n(payload.data() + index.data()[i] * B, B, out.data() + i * B);
-    })
+    RUN(0, rows(index), B, k.gather_rows(payload.data(), rows(payload), index.data(), B, out.data(), b, e))
   }, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert());
 
   m.def("aggregate_codes", [](In64 indptr, In32 indices, In8 payload, int bits, i64 begin, i64 end, Out32 out) {

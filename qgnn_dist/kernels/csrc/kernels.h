@@ -174,6 +174,8 @@ struct Kernels {
   const char* isa;
   void (*pack)(const std::uint8_t* codes, i64 C, int bits, std::uint8_t* out, i64 begin, i64 end);
   void (*unpack)(const std::uint8_t* payload, i64 C, int bits, std::uint8_t* out, i64 begin, i64 end);
+  void (*gather_rows)(const std::uint8_t* payload, i64 M, const std::int32_t* rows, i64 B, std::uint8_t* out, i64 begin,
+                      i64 end);
   void (*aggregate_codes)(const i64* indptr, const std::int32_t* indices, const std::uint8_t* payload, i64 M, i64 C,
                           int bits, const LongRows& long_rows, std::int32_t* out, i64 begin, i64 end);
   // Of the neighbours `begin`..`end` among all edges; C at most kLayerColumns, `out` has kSlack more.
