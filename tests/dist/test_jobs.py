@@ -34,13 +34,14 @@ def _free_port() -> int:
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of the jobs server of a Ray head that this module started, and alone ends."""
-    port, dashboard = _free_port(), _free_port()
+    port, dashboard, agent = (_free_port() for _ in range(3))
     log = tmp_path_factory.mktemp("head") / "log"
     # Ray's sockets need a short path.
     place = Path("/tmp") / f"qgnn-ray-{os.getpid()}"
     with open(log, "wb") as out:
         process = subprocess.Popen(
             [BIN / "ray", "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}",
+             f"--dashboard-agent-listen-port={agent}",  # another Ray on this machine may have the usual one
              "--include-dashboard=true", "--num-cpus=4", f"--temp-dir={place}", "--object-store-memory=200000000",
              "--disable-usage-stats"], stdout=out, stderr=subprocess.STDOUT, env=ENV, start_new_session=True)
     address = f"http://127.0.0.1:{dashboard}"
@@ -65,9 +66,15 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def _submit(address: str, folder: Path, *words: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [BIN / "ray", "job", "submit", "--address", address, "--working-dir", str(folder), "--", "python",
-         *map(str, words)], capture_output=True, text=True, env=ENV, timeout=150, check=False)
+    """Ray's head answers before its agent, which runs jobs, is there: that refusal alone is tried again."""
+    command = [BIN / "ray", "job", "submit", "--address", address, "--working-dir", str(folder), "--", "python",
+               *map(str, words)]
+    until = time.monotonic() + 60
+    while True:
+        done = subprocess.run(command, capture_output=True, text=True, env=ENV, timeout=150, check=False)
+        if "No available agent to submit job" not in done.stdout + done.stderr or time.monotonic() > until:
+            return done
+        time.sleep(1)
 
 
 @pytest.mark.timeout(400)

@@ -278,10 +278,10 @@ def test_first_epochs_codes_are_the_hosts(device: torch.device, tmp_path: Path,
         seen: dict[tuple[int, int], bytes] = {}
 
         def record(self: Exchange, buffer: np.ndarray, bits: int, columns: int, direction: str, layer: int,
-                   round: int) -> None:
+                   round: int, **following: Any) -> None:
             if direction == "forward" and bits == 2 and self._group is not None:
                 seen[self._group.rank, round] = buffer[:self._num_local].tobytes()
-            begin(self, buffer, bits, columns, direction, layer, round)
+            begin(self, buffer, bits, columns, direction, layer, round, **following)
 
         monkeypatch.setattr(Exchange, "begin", record)
         with train_pool(store, settings("quant.bits=2", "model.feature_norm=l2"), device=where) as pool:
