@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
-import sys
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:  # pragma: no cover
-    import tomli as tomllib
+from .files.read import parse_toml, read_toml, reason, shown
 
 __all__ = [
     "ClusterConfig",
@@ -49,8 +46,8 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PropagationConfig:
-    kind: str = _setting("smp", "smoothness-constrained, plain personalised PageRank, or the perceptron alone",
-                         choices=("smp", "appnp", "none"))
+    kind: str = _setting("smp", "smoothness-constrained, plain personalised PageRank, elastic message passing (one "
+                                "part only), or the perceptron alone", choices=("smp", "appnp", "elastic", "none"))
     layers: int = _setting(10, "K, the number of propagation layers", low=1, high=1000)
     mu: float = _setting(9.0, "weight of the smoothness term", above=0.0)
     eta: float = _setting(0.1, "step size of a layer; stable below 2/(1+2*mu)", above=0.0)
@@ -62,6 +59,10 @@ class PropagationConfig:
     constraint: str = _setting("normalised", "threshold on <D,G>/|H0|^2, or the paper's on <D,G> with a slack",
                                choices=("normalised", "published"))
     rounds: str = _setting("merged", "one exchange a layer, or the published two", choices=("merged", "two"))
+    lambda1: float = _setting(3.0, "weight of the edge term (elastic only)", low=0.0)
+    lambda2: float = _setting(3.0, "weight of the smoothness term (elastic only; smp and appnp have mu)", low=0.0)
+    elastic_norm: str = _setting("l21", "edge term: the norms of the edges' differences, or of each column's",
+                                 choices=("l21", "l1"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,6 +73,10 @@ class MessagesConfig:
 
 
 WIDTHS = (1, 2, 4, 8, 32)
+LARGEST_WHOLE, LONGEST_WAIT_S = 2**63, 1e9
+"""No whole number and no deadline is as large; clocks and files have room for those."""
+MOST_FAULTS, LONGEST_KEY = 20, 100
+"""So many are told; longer keys are near no known one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,6 +132,8 @@ class TrainConfig:
 class ClusterConfig:
     cpus_per_worker: float = _setting(1.0, "CPUs that Ray reserves for one worker; fractions allowed", above=0.0)
     threads: int = _setting(0, "threads of one worker; 0 = its CPUs", low=0, high=1024)
+    max_restarts: int = _setting(5, "times that a run goes on by itself after a lost worker, host or message", low=0,
+                                 high=1000)
     memory_check: str = _setting("on", "refuse a run whose estimate exceeds what its hosts have left",
                                  choices=("on", "off"))
     device: str = _setting("cpu", "where training computes: our own kernels, or torch on one GPU a worker; auto takes "
@@ -207,13 +214,13 @@ def load_config(path: str | Path | None = None, overrides: list[str] | tuple[str
     faults: list[str] = []
     given: dict[str, tuple[Any, str]] = {}
     if path is not None:
-        _merge(given, _read_toml(Path(path)), str(path), faults)
+        _merge(given, _read_file(Path(path)), str(path), faults)
     if values:
         _merge(given, values, "config", faults)
     for word in overrides:
         key, equals, text = word.partition("=")
         if not equals:
-            faults.append(f"--set {word}: expected key=value")
+            faults.append(f"--set {shown(word)}: expected key=value")
         else:
             _put(given, key.strip(), _parse_value(text.strip()), "--set", faults)
     if given.get("propagation.constraint", ("", ""))[0] == "published":
@@ -221,7 +228,8 @@ def load_config(path: str | Path | None = None, overrides: list[str] | tuple[str
             given.setdefault(f"propagation.{name}", (value, "default of constraint=published"))
     typed = {key: _checked(key, value, origin, faults) for key, (value, origin) in given.items()}
     if faults:
-        raise ConfigError("; ".join(faults))
+        more = [f"and {len(faults) - MOST_FAULTS} more"] if len(faults) > MOST_FAULTS else []
+        raise ConfigError("; ".join(faults[:MOST_FAULTS] + more))
     sections = {
         name: kind(**{k.partition(".")[2]: v for k, v in typed.items() if k.startswith(name + ".")})
         for name, kind in _SECTIONS.items()
@@ -232,6 +240,7 @@ def load_config(path: str | Path | None = None, overrides: list[str] | tuple[str
     return config
 
 
+@functools.cache
 def known_keys() -> dict[str, dataclasses.Field[Any]]:
     """Dotted key → its dataclass field, for every setting."""
     keys = {"seed": next(f for f in dataclasses.fields(RunConfig) if f.name == "seed")}
@@ -240,19 +249,19 @@ def known_keys() -> dict[str, dataclasses.Field[Any]]:
     return keys
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def _read_file(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return read_toml(path)
     except FileNotFoundError:
         raise ConfigError("configuration file not found", file=str(path)) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"not a TOML file: {error}", file=str(path)) from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"not a TOML file: {reason(error)}", file=str(path)) from None
 
 
 def _parse_value(text: str) -> Any:
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        return parse_toml(f"value = {text}")["value"]
+    except ValueError:
         return text
 
 
@@ -267,10 +276,13 @@ def _merge(given: dict[str, tuple[Any, str]], values: dict[str, Any], origin: st
 
 def _put(given: dict[str, tuple[Any, str]], key: str, value: Any, origin: str, faults: list[str]) -> None:
     keys = known_keys()
-    if key not in keys:
+    if key not in keys and (len(faults) >= MOST_FAULTS or len(key) > LONGEST_KEY):  # no looking for near ones then
+        faults.append(f"{shown(key)}: unknown key ({origin})")
+    elif key not in keys:
+        word = shown(key)
         tail = difflib.get_close_matches(key.rpartition(".")[2], [k.rpartition(".")[2] for k in keys], 1)
         near = difflib.get_close_matches(key, keys, 1, 0.75) or [k for k in keys if k.rpartition(".")[2] in tail]
-        faults.append(f"{key}: unknown key ({origin})" + (f"; did you mean {' or '.join(near)}?" if near else ""))
+        faults.append(f"{word}: unknown key ({origin})" + (f"; did you mean {' or '.join(near)}?" if near else ""))
     elif value is not None:
         given[key] = (value, origin)
 
@@ -280,21 +292,22 @@ def _checked(key: str, value: Any, origin: str, faults: list[str]) -> Any:
     spec = known_keys()[key]
     wanted = str(spec.type).replace(" | None", "")
     limits = spec.metadata
-    if wanted == "float" and isinstance(value, int) and not isinstance(value, bool):
+    if wanted == "float" and isinstance(value, int) and not isinstance(value, bool) and abs(value) < LARGEST_WHOLE:
         value = float(value)
     if isinstance(value, bool) or type(value).__name__ != wanted:
-        faults.append(f"{key}={value}: expected {_expected(wanted, limits)} ({origin})")
+        faults.append(f"{key}={shown(value)}: expected {_expected(wanted, limits)} ({origin})")
         return value
     bad = bool(limits["choices"]) and value not in limits["choices"]
     if wanted in ("int", "float"):
-        bad = bad or value != value or abs(value) == float("inf")
+        most = LARGEST_WHOLE if wanted == "int" else LONGEST_WAIT_S if key.startswith("timeouts.") else math.inf
+        bad = bad or not abs(value) < most
         bad = bad or (limits["low"] is not None and value < limits["low"])
         bad = bad or (limits["high"] is not None and value > limits["high"])
         bad = bad or (limits["above"] is not None and value <= limits["above"])
     if bad:
-        near = difflib.get_close_matches(str(value), [str(c) for c in limits["choices"]], 1)
+        near = difflib.get_close_matches(shown(value), [str(c) for c in limits["choices"]], 1)
         hint = f"; did you mean {near[0]}?" if near and wanted == "str" else ""
-        faults.append(f"{key}={value}: expected {_expected(wanted, limits)} ({origin}){hint}")
+        faults.append(f"{key}={shown(value)}: expected {_expected(wanted, limits)} ({origin}){hint}")
     return value
 
 
@@ -312,7 +325,7 @@ def _expected(wanted: str, limits: Any) -> str:
 def _check_together(config: RunConfig) -> None:
     """Faults that only several settings together can have."""
     p = config.propagation
-    if p.kind != "none" and p.eta >= 2 / (1 + 2 * p.mu):
+    if p.kind in ("smp", "appnp") and p.eta >= 2 / (1 + 2 * p.mu):
         raise ConfigError(
             f"propagation.eta={p.eta:g}: diverges on every graph at mu={p.mu:g}; "
             f"expected less than 2/(1+2*mu) = {2 / (1 + 2 * p.mu):g}")

@@ -7,12 +7,15 @@ from typing import Any
 __all__ = [
     "ConfigError",
     "DeadlineError",
+    "DivergedError",
     "ExchangeError",
     "InputError",
     "ModelError",
+    "OutputError",
     "QgnnError",
     "StoreError",
     "WorkerError",
+    "WorkerLostError",
 ]
 
 
@@ -81,8 +84,20 @@ class ModelError(InputError):
     """A packed model that is damaged or does not fit the store."""
 
 
+class DivergedError(QgnnError):
+    """A training's loss or gradient is no number any more: its settings are wrong for the graph."""
+
+
+class OutputError(QgnnError):
+    """An output cannot be written: the disk is full or read-only, or a permission is missing (exit code 1)."""
+
+
 class WorkerError(QgnnError):
     """A worker process died or raised."""
+
+
+class WorkerLostError(WorkerError):
+    """A worker's process or its host is gone, or cannot be reached: another one can take its place."""
 
 
 class ExchangeError(QgnnError):

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from .memory import byte_size
 
@@ -76,12 +77,17 @@ class TrainingProgress:
 
 
 def _table(title: str, rows: list[tuple[str, str]], console: Console) -> None:
-    table = Table(title=title, show_header=False, title_justify="left", title_style="bold")
+    table = Table(title=_plain(title), show_header=False, title_justify="left", title_style="bold")
     table.add_column(style="dim")
     table.add_column(overflow="fold")
     for name, value in rows:
-        table.add_row(name, value)
+        table.add_row(name, _plain(value))
     console.print(table, highlight=False)
+
+
+def _plain(value: str) -> Text:
+    """Words that may come from outside: no markup of ours, no control characters for the terminal."""
+    return Text("".join(c if c.isprintable() else repr(c)[1:-1] for c in value))
 
 
 def partition(result: dict[str, Any], console: Console) -> None:
@@ -101,7 +107,7 @@ def training(result: dict[str, Any], console: Console) -> None:
         ("bytes an epoch", ", ".join(f"{kind} {byte_size(count)}" for kind, count in wire.items() if count) or "none"),
         ("peak memory", ", ".join(byte_size(b) for b in result["peak_rss_bytes"]) + " a worker"),
     ]
-    rows += [("warning", f"[yellow]{text}[/yellow]") for text in result["warnings"]]
+    rows += [("warning", text) for text in result["warnings"]]
     _table(f"Trained on {result['graph']} with {result['parts']} worker(s)", rows, console)
 
 
@@ -116,6 +122,9 @@ def prediction(result: dict[str, Any], console: Console) -> None:
     rows = [("nodes", f"{result['rows']:,}")]
     if result["accuracy"]:
         rows.append(("accuracy", _accuracies(result["accuracy"])))
+        if "test" in result["accuracy"]:
+            rows.append(("test by degree", _by_degree(result["accuracy_by_degree"]["test"])))
+        rows.append(("calibration", f"ECE {_accuracies(result['ece'])}"))
     rows += [
         ("seconds", ", ".join(f"{name} {value:.2f}" for name, value in seconds.items())),
         ("model", byte_size(result["model_bytes"])),
@@ -131,6 +140,13 @@ def prediction(result: dict[str, Any], console: Console) -> None:
         rows.append(("note", "the model was trained on another graph; ranges were shifted by "
                              f"2^{result['range_gain']}{divided}"))
     _table(f"Predicted {result['graph']} on {result['parts']} worker(s)", rows, console)
+
+
+def _by_degree(found: dict[str, Any]) -> str:
+    """Accuracy of the test nodes in every bucket of degree, and how many they are."""
+    groups = zip(found["from"], found["to"], found["accuracy"], found["nodes"])
+    return ", ".join(f"{low if low == high else f'{low}-{high}'}: {_percent(share)} of {nodes:,}"
+                     for low, high, share, nodes in groups)
 
 
 def inspection(result: dict[str, Any], console: Console) -> None:
@@ -222,7 +238,7 @@ def _model(result: dict[str, Any], console: Console) -> None:
     ratio = result["float_bytes"] / max(result["model_bytes"], 1)
     rows = [
         ("network", f"{result['num_features']} → {result['hidden']} → {result['num_classes']}, "
-                    f"{result['layers']} layers of {result['propagation']} ({result['rounds']} rounds)"),
+                    f"{result['layers']} layers of {_propagation(result)}"),
         ("bits", ", ".join(f"{stage} {width}" for stage, width in result["bits"].items())),
         ("messages", result["coding"] + (", steps " + ", ".join(f"{s:g}" for s in result["message_steps"])
                                          if result["message_steps"] else ", float")),
@@ -234,6 +250,14 @@ def _model(result: dict[str, Any], console: Console) -> None:
     if "accuracy" in result:
         rows.append(("accuracy", f"{_accuracies(result['accuracy'])} at epoch {result['epoch']}"))
     _table("Packed model", rows, console)
+
+
+def _propagation(result: dict[str, Any]) -> str:
+    """A model's kind of layers, with what there is to say of it."""
+    if "elastic" in result:
+        own = result["elastic"]
+        return f"elastic ({own['norm']}, λ₁ {own['lambda1']:g}, λ₂ {own['lambda2']:g})"
+    return f"{result['propagation']} ({result['rounds']} rounds)"
 
 
 def _run(result: dict[str, Any], console: Console) -> None:

@@ -2,7 +2,8 @@
 """Small graphs, stores and runs that several test folders share."""
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +16,11 @@ from qgnn_dist.config import RunConfig, load_config
 from qgnn_dist.data.graph import Graph, SparseFeatures
 from qgnn_dist.model.packed import ModelInfo, PackedModel
 from qgnn_dist.partitioning.api import partition_graph
+from qgnn_dist.propagation.elastic import Elastic
 from qgnn_dist.propagation.multiplier import InProcessServer, MultiplierRule, MultiplierServer
 from qgnn_dist.propagation.smp import Propagation
 from qgnn_dist.quant.grids import AFFINE_METHODS, affine_grid, as_lists, stage_names
+from qgnn_dist.store.manifest import CHECKSUM, MANIFEST, manifest_checksum
 from qgnn_dist.store.reader import Store
 from qgnn_dist.training.worker import TrainWorker
 
@@ -52,6 +55,15 @@ def make_store(graph: Graph, path: Path, parts: int, method: str = "random", see
     """Partition in this process."""
     partition_graph(graph, parts=parts, out=path, method=method, order=order, seed=seed)
     return Store.open(path)
+
+
+def edit_manifest(store: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change a store's manifest, and its checksum with it."""
+    manifest = json.loads((store / MANIFEST).read_text())
+    change(manifest)
+    if CHECKSUM in manifest:
+        manifest[CHECKSUM] = manifest_checksum(manifest)
+    (store / MANIFEST).write_text(json.dumps(manifest))
 
 
 @contextmanager
@@ -112,7 +124,7 @@ def untrained_model(store: Store, *, bits: int = 2, residual: int = 8, kind: str
         hidden_step=1.0 if bits == 32 else 2.0 / 2**local,
         residual_step=1.0 if residual == 32 else 2.0 ** (3 - residual),
         level=-1, feature_level=-1, class_names=None, graph=store.name, fingerprint=store.fingerprint,
-        grids=as_lists(grids))
+        grids=as_lists(grids), elastic=Elastic(0.5, 3.0, "l21") if kind == "elastic" else None)
     if grids:
         info = replace(info, weight_steps=[grids["weights1"].step, grids["weights2"].step],
                        hidden_step=grids["hidden"].step, residual_step=grids["residual"].step,

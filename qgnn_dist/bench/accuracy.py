@@ -6,25 +6,24 @@ table.json, table.md and the pictures. All but the cells can be made again from 
 """
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import json
 import os
-import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, StoreError
+from ..errors import InputError
 from .cells import cells_of, read_cell, run_cells, shifted_stores
+from .folder import bench_folder
 from .grid import Row, read_grid
+from .group_pictures import GROUP_PICTURES, write_group_pictures
+from .pictures import PICTURES, check_pictures, write_pictures
+from .stores import dataset_store, write_shifted_stores
 
-__all__ = ["accuracy"]
+__all__ = ["accuracy", "check_rows"]
 
-_MARKER = {"bench": "accuracy", "schema": 1}
-_OURS = ("cells", "stores", "grid.toml", "table.json", "table.md", "accuracy_by_bits.svg", "accuracy_by_bits.png",
-         "accuracy_by_depth.svg", "accuracy_by_depth.png")
+_OURS = ("cells", "stores", "grid.toml", "table.json", "table.md",
+         *(f"{name}.{ending}" for name in (*PICTURES, *GROUP_PICTURES) for ending in ("svg", "png")))
 
 
 def accuracy(grid: str | Path, *, out: str | Path, data: str | Path | None = None, seeds: int | None = None,
@@ -47,17 +46,15 @@ def accuracy(grid: str | Path, *, out: str | Path, data: str | Path | None = Non
     """
     read = read_grid(grid, data=data, seeds=seeds, only=only)
     if pictures:
-        from .pictures import check_pictures
-
         check_pictures()
     folder = Path(out)
-    with _folder(folder, overwrite):
+    with bench_folder(folder, "accuracy", _OURS, overwrite):
         (folder / "grid.toml").write_text(read.text, encoding="utf-8")
         datasets = dict.fromkeys(row.dataset for row in read.shown)
-        prints = {name: _store(folder / "stores" / name, read.sources[name], data, on_step) for name in datasets}
+        prints = {name: dataset_store(folder / "stores" / name, read.sources[name], data, on_step) for name in datasets}
         for name in dict.fromkeys(row.dataset for row in read.shown if row.shifts):
-            _shifted(shifted_stores(folder, name), read.sources[name], data, on_step)
-        _check_rows(read.shown, folder)
+            write_shifted_stores(shifted_stores(folder, name), read.sources[name], data, on_step)
+        check_rows(read.shown, folder)
         rows = [row for row in read.rows if row.dataset in datasets]
         cells = cells_of(rows, prints, folder)
         names = {row.name for row in read.shown}
@@ -73,7 +70,7 @@ def accuracy(grid: str | Path, *, out: str | Path, data: str | Path | None = Non
 
 def _write(folder: Path, shown: Sequence[Row], rows: Sequence[Row], cells: dict[Any, Any], failures: dict[str, str],
            reference: str, pictures: bool) -> dict[str, Any]:
-    from ..training.checkpoint import write_atomically
+    from ..files.write import write_atomically
     from .machine import envelope
     from .table import markdown, table_rows
 
@@ -85,96 +82,11 @@ def _write(folder: Path, shown: Sequence[Row], rows: Sequence[Row], cells: dict[
     write_atomically(folder / "table.md", markdown(result).encode())
     files = [folder / "table.md", folder / "table.json"]
     if pictures:
-        from .pictures import write_pictures
-
-        files += write_pictures(result["rows"], folder)
+        files += write_pictures(result["rows"], folder) + write_group_pictures(result["rows"], folder)
     return {**result, "files": [str(file) for file in files]}
 
 
-@contextmanager
-def _folder(folder: Path, overwrite: bool) -> Iterator[None]:
-    """OUT, made or found to be ours, and locked against a second bench.
-
-    Raises: InputError: something else lies there, or another process works in it.
-    """
-    marker = folder / "bench.json"
-    if folder.exists() and not marker.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError("output exists and is not the folder of a `qgnn bench accuracy`; choose another --out",
-                         file=str(folder))
-    if marker.exists() and _read_json(marker) != _MARKER:
-        raise InputError("the folder belongs to another kind or version of bench; choose another --out",
-                         file=str(folder))
-    folder.mkdir(parents=True, exist_ok=True)
-    marker.write_text(json.dumps(_MARKER) + "\n", encoding="utf-8")
-    with open(folder / ".lock", "w", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system gives it back, however this process ends
-        except BlockingIOError:
-            raise InputError("another `qgnn bench accuracy` works in this folder", file=str(folder)) from None
-        if overwrite:
-            for name in _OURS:
-                place = folder / name
-                if place.is_dir():
-                    shutil.rmtree(place)
-                else:
-                    place.unlink(missing_ok=True)
-        yield
-
-
-def _store(store: Path, source: str, root: str | Path | None, on_step: Callable[[str], None] | None) -> str:
-    """The fingerprint of the dataset's store, written first where there is none of the source as it is now."""
-    from ..cluster import api
-    from ..store.reader import Store
-    from ..training.checkpoint import write_atomically
-
-    note, identity = store.with_name(f"{store.name}.json"), _identity(source)
-    if _read_json(note) == {"source": identity}:
-        try:
-            return Store.open(store).fingerprint
-        except StoreError:
-            pass  # damaged, or of an older version
-    note.unlink(missing_ok=True)
-    store.parent.mkdir(parents=True, exist_ok=True)
-    if on_step is not None:
-        on_step(f"partitioning {store.name}")
-    api.partition(source, parts=1, out=store, root=root, overwrite=store.exists())
-    write_atomically(note, (json.dumps({"source": identity}) + "\n").encode())
-    return Store.open(store).fingerprint
-
-
-def _shifted(stores: Path, source: str, root: str | Path | None, on_step: Callable[[str], None] | None) -> None:
-    """The shifted graphs' stores, written where there are none of the source as it is now."""
-    from ..training.checkpoint import write_atomically
-    from .shifts import SHIFTS, write_shifted
-
-    note, state = stores / "source.json", {"source": _identity(source), "shifts": list(SHIFTS)}
-    if _read_json(note) == state:
-        return
-    if on_step is not None:
-        on_step(f"shifting {stores.name}")
-    note.unlink(missing_ok=True)
-    stores.mkdir(parents=True, exist_ok=True)
-    write_shifted(source, stores, root)
-    write_atomically(note, (json.dumps(state) + "\n").encode())
-
-
-def _identity(source: str) -> str:
-    """Changes when the source does: a file's hash; the names, sizes and times of Parquet files; else the text."""
-    if source.endswith(".npz"):
-        digest = hashlib.sha256()
-        with open(source, "rb") as opened:
-            while block := opened.read(1 << 20):
-                digest.update(block)
-        return f"npz {digest.hexdigest()}"
-    if source.startswith("parquet:"):
-        base = Path(source.partition(":")[2])
-        files = [(str(f.relative_to(base)), f.stat().st_size, f.stat().st_mtime_ns)
-                 for f in sorted(base.rglob("*")) if f.is_file()]
-        return f"parquet {hashlib.sha256(json.dumps(files).encode()).hexdigest()}"
-    return source
-
-
-def _check_rows(rows: Sequence[Row], folder: Path) -> None:
+def check_rows(rows: Sequence[Row], folder: Path) -> None:
     """Refuse graphs that lack what training needs, or the classes of their metric, before the first cell."""
     from ..store.reader import Store
     from ..training.loop import check_trainable
@@ -187,10 +99,3 @@ def _check_rows(rows: Sequence[Row], folder: Path) -> None:
             faults.append(f"datasets.{row.dataset}: {error.message}")
     if faults:
         raise InputError("; ".join(dict.fromkeys(faults)))
-
-
-def _read_json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None

@@ -23,14 +23,14 @@ from torch.nn.functional import cross_entropy, dropout, relu
 
 from .. import kernels
 from ..config import load_config
-from ..data.graph import SPLITS
 from ..errors import InputError
-from ..propagation.neighbourhood import Neighbourhood
 from ..store.reader import Store
 from ..training.metrics import figures
 from .beside import SETTINGS
-from .source import dense_features, open_source
-from .stock import operator, product_of
+from .sign import Sign, mixed_features
+from .source import open_source
+from .stock import product_of
+from .task import Task
 from .training import OwnTraining
 from .written import Tables, figure_of, write_bench
 
@@ -118,7 +118,7 @@ def _curve(epochs: Iterator[Point], limit: float, name: str, say: Callable[[str]
 def _epochs(name: str, store: Store, threads: int, hidden: int, layers: int) -> Iterator[Point]:
     if name.startswith("qgnn-"):
         return _own(store, threads, 2 if name == "qgnn-int2" else 32, hidden, layers)
-    return (_sign if name == "sign" else _sage)(_Data(store), hidden)
+    return (_sign if name == "sign" else _sage)(Task(store, "none"), hidden)
 
 
 def _own(store: Store, threads: int, bits: int, hidden: int, layers: int) -> Iterator[Point]:
@@ -136,62 +136,28 @@ def _own(store: Store, threads: int, bits: int, hidden: int, layers: int) -> Ite
         training.close()
 
 
-class _Data:
-    """A store of one part as torch has it. Attributes: x (n, F); y (n,), −1 unlabelled; rows, split → labelled rows."""
-
-    def __init__(self, store: Store) -> None:
-        part = store.part(0)
-        assert part.labels is not None
-        assert part.split is not None
-        self.graph, self.classes = Neighbourhood.of(part), store.num_classes
-        self.x = torch.from_numpy(dense_features(part))
-        self.y = torch.from_numpy(part.labels.astype(np.int64))
-        self.rows = {name: torch.from_numpy(np.flatnonzero((part.split == number) & (part.labels >= 0)))
-                     for name, number in SPLITS.items()}
-
-    def accuracy(self, scores: Tensor, name: str) -> float:
-        """Of scores (n, C) on a split."""
-        rows = self.rows[name]
-        return float((scores[rows].argmax(1) == self.y[rows]).float().mean())
+def _accuracy(task: Task, scores: Tensor, name: str) -> float:
+    """Of scores (n, C) on a split."""
+    rows = torch.from_numpy(task.rows[name])
+    return float((scores[rows].argmax(1) == task.y[rows]).float().mean())
 
 
-class _Sign(nn.Module):
-    """A linear layer a hop, then a perceptron over all of them; as in the paper, dropout and batch normalisation."""
-
-    def __init__(self, features: int, hidden: int, classes: int) -> None:
-        super().__init__()
-        self.hops = nn.ModuleList(nn.Linear(features, hidden) for _ in range(HOPS + 1))
-        self.norm = nn.BatchNorm1d(hidden * (HOPS + 1))
-        self.middle, self.out = nn.Linear(hidden * (HOPS + 1), hidden), nn.Linear(hidden, classes)
-
-    def forward(self, x: Sequence[Tensor]) -> Tensor:
-        h = relu(self.norm(torch.cat([hop(one) for hop, one in zip(self.hops, x)], 1)))
-        h = relu(self.middle(dropout(h, 0.5, self.training)))
-        return self.out(dropout(h, 0.5, self.training))
-
-
-def _sign(data: _Data, hidden: int) -> Iterator[Point]:
+def _sign(task: Task, hidden: int) -> Iterator[Point]:
     start = time.perf_counter()
-    product = product_of("torch-csr", operator(data.graph))
-    mixed = [data.x]
-    for _ in range(HOPS):
-        mixed.append(product(mixed[-1]))
-    model = _Sign(data.x.shape[1], hidden, data.classes)
+    mixed, train = mixed_features(task, HOPS), torch.from_numpy(task.rows["train"])
+    model = Sign(task.x.shape[1], hidden, task.classes, HOPS, 0.5, batch_norm=True)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.003)
     spent = time.perf_counter() - start
     while True:
         start = time.perf_counter()
         model.train()
-        for rows in data.rows["train"][torch.randperm(len(data.rows["train"]))].split(SIGN_BATCH):
+        for rows in train[torch.randperm(len(train))].split(SIGN_BATCH):
             optimizer.zero_grad()
-            cross_entropy(model([one[rows] for one in mixed]), data.y[rows]).backward()
+            cross_entropy(model([one[rows] for one in mixed]), task.y[rows]).backward()
             optimizer.step()
         spent += time.perf_counter() - start
-        model.eval()
-        with torch.no_grad():
-            scores = torch.cat([model([one[rows] for one in mixed])
-                                for rows in torch.arange(len(data.x)).split(8 * SIGN_BATCH)])
-        yield spent, data.accuracy(scores, "valid"), data.accuracy(scores, "test")
+        scores = model.all_rows(mixed)
+        yield spent, _accuracy(task, scores, "valid"), _accuracy(task, scores, "test")
 
 
 class _Sage(nn.Module):
@@ -213,11 +179,11 @@ class _Sage(nn.Module):
         return self.second.lin_l(mean(h)) + self.second.lin_r(h)
 
 
-def _sage(data: _Data, hidden: int) -> Iterator[Point]:
+def _sage(task: Task, hidden: int) -> Iterator[Point]:
     from torch_geometric.data import Data
     from torch_geometric.loader import NeighborLoader
 
-    graph, n = data.graph, len(data.x)
+    graph, n = task.graph, len(task.x)
     counts = np.diff(graph.indptr)
     edges = torch.from_numpy(np.stack([graph.indices.astype(np.int64), np.repeat(np.arange(n), counts)]))
     mean = product_of("torch-csr", (graph.indptr, graph.indices.astype(np.int64),
@@ -225,9 +191,9 @@ def _sage(data: _Data, hidden: int) -> Iterator[Point]:
     start = time.perf_counter()
     with warnings.catch_warnings():  # of torch-sparse, which will not always serve
         warnings.simplefilter("ignore", UserWarning)
-        loader = NeighborLoader(Data(x=data.x, y=data.y, edge_index=edges), num_neighbors=list(FAN_OUT),
-                                batch_size=SAGE_BATCH, input_nodes=data.rows["train"], shuffle=True)
-    model = _Sage(data.x.shape[1], hidden, data.classes)
+        loader = NeighborLoader(Data(x=task.x, y=task.y, edge_index=edges), num_neighbors=list(FAN_OUT),
+                                batch_size=SAGE_BATCH, input_nodes=torch.from_numpy(task.rows["train"]), shuffle=True)
+    model = _Sage(task.x.shape[1], hidden, task.classes)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.003)
     spent = time.perf_counter() - start
     while True:
@@ -241,8 +207,8 @@ def _sage(data: _Data, hidden: int) -> Iterator[Point]:
         spent += time.perf_counter() - start
         model.eval()
         with torch.no_grad():
-            scores = model.all_rows(data.x, mean)
-        yield spent, data.accuracy(scores, "valid"), data.accuracy(scores, "test")
+            scores = model.all_rows(task.x, mean)
+        yield spent, _accuracy(task, scores, "valid"), _accuracy(task, scores, "test")
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> None:

@@ -79,7 +79,7 @@ def finish(bench: str, out: Path, rows: list[dict[str, Any]], *, pictures: bool,
 
     Args: more: what stands beside the rows.
     """
-    from ..training.checkpoint import write_atomically
+    from ..files.write import write_atomically
 
     result = {"schema": 2, "bench": bench, **more, **envelope(rows)}
     out.mkdir(parents=True, exist_ok=True)

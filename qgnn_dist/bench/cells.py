@@ -23,14 +23,18 @@ from typing import Any
 
 from .. import __version__
 from ..config import RunConfig
+from ..files.read import read_json
 from .grid import Row
+from .systems import OWN
 
 __all__ = ["Cell", "cells_of", "read_cell", "run_cells", "shifted_stores", "train_cell"]
 
-SCHEMA = 2
+LARGEST_CELL = 16 << 20
+SCHEMA = 3
 ATTEMPTS = 2
 """How often a cell is begun when the processes die under it: one that took the others along fails at last."""
 _POLL_S = 0.5
+_STATES = ("dirichlet", "mad", "error")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,7 +44,7 @@ class Cell:
     Attributes:
         row: of the first row that asks for it; equal settings under two names are one cell.
         digest: of the settings with the seed, the graph and the package's version. file: of its result.
-        shifted: folder of the shifted graphs' stores; None where there are none.
+        shifted: folder of the shifted graphs' stores; None where there are none. system: what trains, see systems.py.
     """
 
     row: str
@@ -51,6 +55,7 @@ class Cell:
     store: Path
     config: RunConfig
     shifted: Path | None = None
+    system: str = OWN
 
 
 def cells_of(rows: Iterable[Row], fingerprints: Mapping[str, str], out: Path) -> dict[tuple[str, int], Cell]:
@@ -67,12 +72,13 @@ def cells_of(rows: Iterable[Row], fingerprints: Mapping[str, str], out: Path) ->
             if seed >= row.seeds:
                 continue
             config = row.at(seed)
-            known = [config.digest(), fingerprints[row.dataset], __version__, *(["shifts"] if row.shifts else [])]
+            known = [config.digest(), fingerprints[row.dataset], __version__, *(["shifts"] if row.shifts else []),
+                     *([row.system] if row.system != OWN else [])]
             digest = hashlib.sha256(" ".join(known).encode()).hexdigest()[:24]
             names = {"dataset": row.dataset, "method": row.method, "width": row.width, "layers": row.layers}
             cell = Cell(row=row.name, names=names, seed=seed, digest=digest, store=out / "stores" / row.dataset,
                         file=out / "cells" / row.dataset / f"{digest}.json", config=config,
-                        shifted=shifted_stores(out, row.dataset) if row.shifts else None)
+                        shifted=shifted_stores(out, row.dataset) if row.shifts else None, system=row.system)
             found[row.name, seed] = by_digest.setdefault((row.dataset, digest), cell)
     return found
 
@@ -85,7 +91,7 @@ def shifted_stores(out: Path, dataset: str) -> Path:
 def read_cell(cell: Cell) -> dict[str, Any] | None:
     """The result of a finished cell; None where there is none, or none that can be read."""
     try:
-        result = json.loads(cell.file.read_text(encoding="utf-8"))
+        result = read_json(cell.file, LARGEST_CELL)
     except (OSError, ValueError):
         return None
     whole = isinstance(result, dict) and result.get("schema") == SCHEMA and result.get("digest") == cell.digest
@@ -95,15 +101,19 @@ def read_cell(cell: Cell) -> dict[str, Any] | None:
 def train_cell(cell: Cell, scratch: Path) -> dict[str, Any]:
     """Train in this process and return the cell's result, figures as shares (0-1).
 
-    `states` is about H^K of the packed model, see diagnosis.report.combine; `shifts` has the accuracy on the test nodes
-    of each shifted graph.
+    `states` is about H^K of the packed model, see diagnosis.report.combine; `groups` about its predictions, see
+    inference.groups.groups; `shifts` has the accuracy on the test nodes of each shifted graph. A reference's cell has
+    neither states nor shifts, and no message bytes.
 
     Args:
         scratch: an existing folder; the run lies there only while it is trained.
     Raises: QgnnError, e.g. where the loss diverged.
     """
+    if cell.system != OWN:
+        return _reference_cell(cell)
     from ..cluster import api
     from ..store.reader import Store
+    from .groups import cell_groups
     from .shifts import SHIFTS
 
     run = Path(tempfile.mkdtemp(prefix="run-", dir=scratch))
@@ -111,6 +121,8 @@ def train_cell(cell: Cell, scratch: Path) -> dict[str, Any]:
         summary = api.train(cell.store, out=run / "run", config=cell.config)
         api.export(run / "run", out=run / "model")
         last = api.inspect(run / "model", store=cell.store)["diagnosis"]["layers"][-1]
+        api.predict(cell.store, model=run / "model", out=run / "own", config=cell.config)
+        groups = cell_groups(cell.store, run / "own")
         shifts = {}
         if cell.shifted is not None:
             for number, name in enumerate(SHIFTS):
@@ -119,12 +131,25 @@ def train_cell(cell: Cell, scratch: Path) -> dict[str, Any]:
                 shifts[name] = found["accuracy"]["test"]
     finally:
         shutil.rmtree(run, ignore_errors=True)
+    return _result(cell, summary, {key: last[key] for key in _STATES}, groups, shifts,
+                   _message_bytes(cell.config, Store.open(cell.store).num_classes))
+
+
+def _reference_cell(cell: Cell) -> dict[str, Any]:
+    from ..store.reader import Store
+    from .references import train_reference
+
+    summary = train_reference(Store.open(cell.store), cell.system, cell.config)
+    return _result(cell, summary, dict.fromkeys(_STATES), summary["groups"], {}, None)
+
+
+def _result(cell: Cell, summary: dict[str, Any], states: dict[str, float | None], groups: dict[str, Any],
+            shifts: dict[str, float], message_bytes: int | None) -> dict[str, Any]:
     keys = ("accuracy", "metric", "best_epoch", "epochs", "seconds", "bits", "features", "multipliers", "warnings",
             "graph", "fingerprint", "versions")
-    return {"schema": SCHEMA, "digest": cell.digest, "names": cell.names, "seed": cell.seed,
-            **{key: summary[key] for key in keys},
-            "states": {key: last[key] for key in ("dirichlet", "mad", "error")}, "shifts": shifts,
-            "message_bytes_per_row": _message_bytes(cell.config, Store.open(cell.store).num_classes),
+    return {"schema": SCHEMA, "digest": cell.digest, "system": cell.system, "names": cell.names, "seed": cell.seed,
+            **{key: summary[key] for key in keys}, "states": states, "groups": groups, "shifts": shifts,
+            "message_bytes_per_row": message_bytes,
             "config_digest": cell.config.digest(), "config": cell.config.to_dict()}
 
 
@@ -139,11 +164,13 @@ def _message_bytes(config: RunConfig, classes: int) -> int:
 
 
 def run_cells(cells: Iterable[Cell], jobs: int, *, work: Callable[[Cell, Path], dict[str, Any]] = train_cell,
-              on_end: Callable[[Cell, str | None], None] | None = None) -> dict[str, str]:
+              on_end: Callable[[Cell, str | None], None] | None = None,
+              on_wait: Callable[[], None] | None = None) -> dict[str, str]:
     """Run what is not finished, `jobs` processes at a time, and write each result as it comes.
 
     Args:
         work: what a process does; picklable. on_end: called after each cell with its failure, or None.
+        on_wait: called now and then while cells run.
     Returns: digest → why, of the cells that failed; nothing is written for them, so the next call tries again.
     Raises: KeyboardInterrupt; finished cells stay, processes are ended.
     """
@@ -159,7 +186,8 @@ def run_cells(cells: Iterable[Cell], jobs: int, *, work: Callable[[Cell, Path], 
 
     with tempfile.TemporaryDirectory(prefix="qgnn-bench-", ignore_cleanup_errors=True) as scratch:
         while waiting:
-            lost = _run_with_one_pool(waiting, min(jobs, len(waiting)), work, Path(scratch), end)
+            lost = _run_with_one_pool(waiting, min(jobs, len(waiting)), work, Path(scratch), end,
+                                      on_wait)
             begun.update(cell.digest for cell in lost)
             for cell in reversed(lost):
                 if begun[cell.digest] < ATTEMPTS:
@@ -170,7 +198,8 @@ def run_cells(cells: Iterable[Cell], jobs: int, *, work: Callable[[Cell, Path], 
 
 
 def _run_with_one_pool(waiting: collections.deque[Cell], jobs: int, work: Callable[[Cell, Path], dict[str, Any]],
-                       scratch: Path, end: Callable[[Cell, str | None], None]) -> list[Cell]:
+                       scratch: Path, end: Callable[[Cell, str | None], None],
+                       on_wait: Callable[[], None] | None) -> list[Cell]:
     """Work `waiting` off; returns the cells that were running when a process died, for there is no more pool then."""
     others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_start_process)
@@ -183,6 +212,8 @@ def _run_with_one_pool(waiting: collections.deque[Cell], jobs: int, work: Callab
                 running[pool.submit(work, waiting[0], scratch)] = waiting[0]
                 waiting.popleft()
             done, _ = wait(running, timeout=_POLL_S, return_when=FIRST_COMPLETED)
+            if on_wait is not None:
+                on_wait()
             for future in done:
                 cell = running.pop(future)
                 try:
@@ -206,7 +237,7 @@ def _run_with_one_pool(waiting: collections.deque[Cell], jobs: int, work: Callab
 
 
 def _write(file: Path, result: dict[str, Any]) -> None:
-    from ..training.checkpoint import write_atomically
+    from ..files.write import write_atomically
 
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, (json.dumps(result, indent=2) + "\n").encode())

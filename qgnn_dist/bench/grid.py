@@ -11,29 +11,35 @@
     [methods.lsq]
     settings = ["quant.method=lsq"]
     widths = ["float", "int2"]  # a dataset or a method may restrict the other lists
+    [methods.gcn]
+    system = "pyg-gcn"          # a reference, see `bench/systems.py`: one row, under the width "float"
     [widths.int2-m1]
     settings = ["quant.bits=2", "quant.messages=1"]
 
-A row's settings are the grid's, the dataset's, the method's, the width's, in this order; a later one wins.
+A row's settings are the grid's, the dataset's, the method's, the width's, in this order; a later one wins. Of the
+grid's and the dataset's a reference takes those that it has a use for; in its method others are refused. With
+
+    tuned = "tuned"             # a folder beside the grid file
+
+the last word has TUNED/DATASET/METHOD-WIDTH.toml, which `qgnn bench search` wrote; a row without that file is refused,
+unless its dataset or method says `tuned = false`. `[search]` and `space` are for that command, see `bench/space.py`.
 """
 from __future__ import annotations
 
 import dataclasses
 import difflib
 import re
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import RunConfig, load_config
+from ..config import RunConfig, known_keys, load_config
 from ..errors import ConfigError, InputError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:  # pragma: no cover
-    import tomli as tomllib
+from ..files.read import LARGEST_TOML, parse_toml, read_bytes, reason
+from ..files.read import shown as short
+from .systems import OWN, REFERENCE_WIDTH, REFERENCES, used_words
+from .tuned import read_tuned, tuned_file
 
 __all__ = ["BUILT_IN_WIDTHS", "Grid", "Row", "read_grid"]
 
@@ -47,15 +53,23 @@ _DEFAULT_WIDTHS = ("float", "int8", "int4", "int2")
 # One part, one thread; a cell that stops is run again from its start, so checkpoints on the way are lost time.
 _EVERY_CELL = ("cluster.threads=1", "train.checkpoint_every=1000000")
 
+# Of references, for the record: float, and no layer of ours, whose step size would restrict `mu`.
+_REFERENCE_WORDS = ("quant.bits=32", "propagation.kind=none")
+MOST_FAULTS, LONGEST_FAULT = 12, 400
+"""Of a file's: so many are told, each cut."""
+
 _LIST, _WHOLE, _WORD, _DEPTHS = "a list of words", "a whole number of at least 1", "a word", "a list of whole numbers"
 _FLAG = "true or false"
 _KEYS = {
     "the grid": {"seeds": _WHOLE, "jobs": _WHOLE, "layers": _DEPTHS, "reference": _WORD, "settings": _LIST,
-                 "default_widths": _LIST, "datasets": "tables", "methods": "tables", "widths": "tables"},
+                 "default_widths": _LIST, "tuned": _WORD, "search": "tables", "datasets": "tables",
+                 "methods": "tables", "widths": "tables"},
     "datasets": {"source": _WORD, "settings": _LIST, "seeds": _WHOLE, "methods": _LIST, "widths": _LIST,
-                 "layers": _DEPTHS, "shifts": _FLAG},
-    "methods": {"settings": _LIST, "datasets": _LIST, "widths": _LIST, "layers": _DEPTHS},
+                 "layers": _DEPTHS, "shifts": _FLAG, "tuned": _FLAG, "space": "tables"},
+    "methods": {"system": _WORD, "settings": _LIST, "datasets": _LIST, "widths": _LIST, "layers": _DEPTHS,
+                "tuned": _FLAG, "space": "tables"},
     "widths": {"settings": _LIST},
+    "search": {"trials": _WHOLE, "seeds": _WHOLE, "settings": _LIST, "space": "tables"},
 }
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")  # datasets become folders
 _ORIGIN = " (--set)"
@@ -70,7 +84,8 @@ class Row:
 
     Attributes:
         seeds: their number; they are 0 … seeds-1. config: resolved, with seed 0.
-        shifts: predict shifted graphs too, see `bench/shifts.py`.
+        shifts: predict shifted graphs too, see `bench/shifts.py`; references don't. system: `qgnn`, or one of
+            REFERENCES. tuned: whether a search found its settings.
     """
 
     dataset: str
@@ -80,6 +95,8 @@ class Row:
     seeds: int
     config: RunConfig
     shifts: bool = False
+    system: str = OWN
+    tuned: bool = False
 
     @property
     def name(self) -> str:
@@ -99,7 +116,7 @@ class Grid:
         sources: dataset → graph source; a file's path is whole. rows: all, in the order of the file.
         shown: those that `only` leaves; the others can still be what differences are taken against.
         reference: name of the width of the differences. jobs: processes at a time, None where the file is silent.
-        text: the file, as read.
+        text: the file, as read. table: what it says, of the right shape. file: its path.
     """
 
     sources: dict[str, str]
@@ -108,15 +125,19 @@ class Grid:
     reference: str
     jobs: int | None
     text: str
+    table: dict[str, Any]
+    file: str
 
 
 def read_grid(path: str | Path, *, data: str | Path | None = None, seeds: int | None = None,
-              only: str | None = None) -> Grid:
+              only: str | None = None, search: bool = False) -> Grid:
     """Read a grid file and check every row's settings.
 
     Args:
         data: folder of relative sources, default the grid file's. seeds: replaces every number of seeds in the file.
-        only: show the rows whose name contains this text; other rows' sources need not exist.
+        only: show the rows whose name contains this text; other rows' sources need not exist, and rows without tuned
+            settings are left out.
+        search: for `qgnn bench search`: with the settings of its table, without tuned ones.
     Raises:
         ConfigError: names *every* fault of the file: unknown keys and names (with the near one), values that don't
             fit, sources that are not there, settings that `qgnn train` would refuse.
@@ -124,28 +145,34 @@ def read_grid(path: str | Path, *, data: str | Path | None = None, seeds: int | 
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
-        table = tomllib.loads(text)
+        text = read_bytes(path, LARGEST_TOML).decode("utf-8")
+        table = parse_toml(text)
     except (FileNotFoundError, IsADirectoryError):
         raise InputError("no such grid file", file=str(path)) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"not a TOML file: {error}", file=str(path)) from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"not a TOML file: {reason(error)}", file=str(path)) from None
     faults = _faults_of_shape(table)
     if faults:  # the rows cannot be told from a file whose tables are not what they should be
-        raise ConfigError("; ".join(faults), file=str(path))
-    reader = _Reader(table, Path(data) if data is not None else path.parent, seeds)
-    grid = reader.read(text, only or "")
+        raise ConfigError(_told(faults), file=str(path))
+    reader = _Reader(table, path, Path(data) if data is not None else path.parent, seeds, only or "", search)
+    grid = reader.read(text)
     if reader.faults:
-        raise ConfigError("; ".join(reader.faults), file=str(path))
+        raise ConfigError(_told(reader.faults), file=str(path))
     if not grid.shown:
-        raise InputError(f"--only {only}: no row's name contains it; names are like {grid.rows[0].name}",
-                         file=str(path))
+        like = f"; names are like {grid.rows[0].name}" if grid.rows else ""
+        raise InputError(f"--only {only}: no row's name contains it{like}", file=str(path))
     return grid
+
+
+def _told(faults: list[str]) -> str:
+    """As many faults as a message has room for, however long the names in them are."""
+    more = [f"and {len(faults) - MOST_FAULTS} more"] if len(faults) > MOST_FAULTS else []
+    return "; ".join([short(fault, LONGEST_FAULT) for fault in faults[:MOST_FAULTS]] + more)
 
 
 def _faults_of_shape(table: dict[str, Any]) -> list[str]:
     """Keys that are not known, and values of the wrong type."""
-    faults = _unfit("the grid", "", table)
+    faults = _unfit("the grid", "", table) + _unfit("search", "search.", _tables(table, "search"))
     for kind in ("datasets", "methods", "widths"):
         for name, inner in _tables(table, kind).items():
             if not isinstance(inner, dict):
@@ -170,9 +197,10 @@ def _unfit(kind: str, prefix: str, table: dict[str, Any]) -> list[str]:
     for key, value in table.items():
         expected = _KEYS[kind].get(key)
         if expected is None:
-            faults.append(f"{prefix}{key}: unknown key" + _near(key, _KEYS[kind]))
+            faults.append(f"{prefix}{short(key)}: unknown key" + _near(short(key), _KEYS[kind]))
         elif not _fits(expected, value):
-            faults.append(f"{prefix}{key}={value!r}: expected {expected}" +
+            got = repr(value) if isinstance(value, str) else value
+            faults.append(f"{prefix}{key}={short(got)}: expected {expected}" +
                           (" of at least 1" if expected == _DEPTHS else ""))
     if kind == "datasets" and "source" not in table:
         faults.append(f"{prefix}source: missing; e.g. source = \"graph.npz\"")
@@ -201,9 +229,14 @@ def _near(name: str, known: Iterable[str]) -> str:
 class _Reader:
     """From well-formed tables to rows; `faults` collects what is wrong with their names and settings."""
 
-    def __init__(self, table: dict[str, Any], data: Path, seeds: int | None) -> None:
+    def __init__(self, table: dict[str, Any], file: Path, data: Path, seeds: int | None, only: str,
+                 search: bool) -> None:
         self.faults: list[str] = []
-        self._table, self._data, self._seeds = table, data, seeds
+        self._table, self._file, self._data, self._seeds, self._only = table, file, data, seeds, only
+        self._tuned = file.parent / table["tuned"] if "tuned" in table and not search else None
+        self._untuned: list[Path] = []
+        self._left_out: set[tuple[str, str]] = set()
+        self._last = table.get("search", {}).get("settings", []) if search else []
         self._datasets, self._methods = table["datasets"], table["methods"]
         own = {name: inner["settings"] for name, inner in table.get("widths", {}).items() if "settings" in inner}
         self._widths: dict[str, Sequence[str]] = {**BUILT_IN_WIDTHS, **own}
@@ -213,18 +246,21 @@ class _Reader:
         self._reference = table.get("reference", "float")
         self._known = {"methods": self._methods, "widths": self._widths, "datasets": self._datasets}
 
-    def read(self, text: str, only: str) -> Grid:
+    def read(self, text: str) -> Grid:
         self._check_names()
         for place, words in self._lists():
             self._check_words(place, words)
         rows = [row for name in self._datasets for row in self._rows_of(name)]
+        if self._untuned:
+            self._fault(f"tuned: no settings of {len(self._untuned)} rows, e.g. no file {self._untuned[0]}; `qgnn "
+                        "bench search` writes them, and `tuned = false` of a dataset or method takes none")
         self._check_use(rows)
-        shown = tuple(row for row in rows if only in row.name)
+        shown = tuple(row for row in rows if self._only in row.name)
         wanted = {row.dataset for row in shown} if not self.faults else self._datasets
         sources = {name: self._source(name, inner["source"], name in wanted)
                    for name, inner in self._datasets.items()}
         return Grid(sources=sources, rows=tuple(rows), shown=shown, reference=self._reference,
-                    jobs=self._table.get("jobs"), text=text)
+                    jobs=self._table.get("jobs"), text=text, table=self._table, file=str(self._file))
 
     def _fault(self, text: str) -> None:
         if text not in self.faults:
@@ -234,7 +270,7 @@ class _Reader:
         """Every list of settings, and what it is called."""
         named = [(f"{kind}.{name}", inner.get("settings", [])) for kind in ("datasets", "methods")
                  for name, inner in self._table[kind].items()]
-        return [("settings", self._table.get("settings", [])), *named,
+        return [("settings", self._table.get("settings", [])), ("search", self._last), *named,
                 *((f"widths.{name}", words) for name, words in self._widths.items())]
 
     def _check_names(self) -> None:
@@ -246,6 +282,25 @@ class _Reader:
             for name in names:
                 if name not in self._known[kind]:
                     self._fault(f"{place}: there is no {kind[:-1]} {name!r}{_near(name, self._known[kind])}")
+        for name, inner in self._methods.items():
+            system = inner.get("system", OWN)
+            if system in REFERENCES:
+                self._check_reference(name, system, inner)
+            elif system != OWN:
+                self._fault(f"methods.{name}.system={system}: expected {', '.join((OWN, *REFERENCES))}"
+                            f"{_near(system, (OWN, *REFERENCES))}")
+
+    def _check_reference(self, name: str, system: str, inner: dict[str, Any]) -> None:
+        """What a method says that its reference has no use for."""
+        if inner.get("widths", [REFERENCE_WIDTH]) != [REFERENCE_WIDTH]:
+            self._fault(f"methods.{name}.widths: {system} has {REFERENCE_WIDTH} alone")
+        if "layers" in inner and REFERENCES[system].depth is not None:
+            self._fault(f"methods.{name}.layers: {system} always has {REFERENCES[system].depth}: "
+                        f"{REFERENCES[system].about}")
+        for word in inner.get("settings", []):
+            key = word.partition("=")[0].strip()
+            if key in known_keys() and key not in _OWN and not REFERENCES[system].uses(key):
+                self._fault(f"methods.{name}: {key}: {system} has no use for it; it is {REFERENCES[system].about}")
 
     def _check_words(self, place: str, words: Sequence[str]) -> None:
         """What is wrong with each setting alone, even where a later one hides it from every row."""
@@ -267,22 +322,53 @@ class _Reader:
         for method, inner in self._methods.items():
             if method not in dataset.get("methods", self._methods) or name not in inner.get("datasets", [name]):
                 continue
-            for width in _both(inner.get("widths"), dataset.get("widths"), self._usual):
-                for layers in _both(inner.get("layers"), dataset.get("layers"), self._table.get("layers", [10])):
-                    config = self._resolve(name, method, width, layers)
+            own = inner.get("system", OWN)
+            depths = _both(inner.get("layers"), dataset.get("layers"), self._table.get("layers", [10]))
+            if own == OWN:
+                widths = _both(inner.get("widths"), dataset.get("widths"), self._usual)
+            else:
+                widths, depth = [REFERENCE_WIDTH], REFERENCES[own].depth if own in REFERENCES else None
+                depths = depths if depth is None else [depth]
+            for width in widths:
+                for layers in depths:
+                    row = f"{name}/{method}/{width}/K{layers}"
+                    found = self._tuned_words(name, method, width, row)
+                    config = self._resolve(name, method, width, layers, found or []) if found is not None else None
                     if config is not None:
                         rows.append(Row(dataset=name, method=method, width=width, layers=layers, seeds=seeds,
-                                        config=config, shifts=dataset.get("shifts", False)))
-        if not rows and not self.faults:
+                                        config=config, system=own, tuned=bool(found),
+                                        shifts=own == OWN and dataset.get("shifts", False)))
+        if not rows and not self.faults and ("datasets", name) not in self._left_out:
             self._fault(f"datasets.{name}: no row is left; its lists and the methods' have nothing in common")
         return rows
 
-    def _resolve(self, dataset: str, method: str, width: str, layers: int) -> RunConfig | None:
-        if width not in self._widths:
+    def _tuned_words(self, dataset: str, method: str, width: str, row: str) -> list[str] | None:
+        """What a search found for a row: [] where the row takes nothing, None where there is no file to take it of."""
+        wanted = (inner.get("tuned", True) for inner in (self._datasets[dataset], self._methods[method]))
+        if self._tuned is None or not all(wanted):
+            return []
+        file = tuned_file(self._tuned, dataset, method, width)
+        try:
+            words = read_tuned(file)
+        except ConfigError as error:
+            self._fault(str(error))
+            return None
+        if words is None:
+            self._left_out |= {("datasets", dataset), ("methods", method), ("widths", width)}
+            if self._only in row:
+                self._untuned.append(file)
+            return None
+        self._check_words(str(file), words)
+        return words
+
+    def _resolve(self, dataset: str, method: str, width: str, layers: int, tuned: list[str]) -> RunConfig | None:
+        system = self._methods[method].get("system", OWN)
+        if width not in self._widths or system not in (OWN, *REFERENCES):
             return None  # named by _check_names
-        words = [*self._table.get("settings", []), *self._datasets[dataset].get("settings", []),
-                 *self._methods[method].get("settings", []), *self._widths[width],
-                 f"propagation.layers={layers}", *_EVERY_CELL]
+        words = [*used_words(system, [*self._table.get("settings", []), *self._datasets[dataset].get("settings", [])]),
+                 *self._methods[method].get("settings", [])]
+        words += [*(self._widths[width] if system == OWN else _REFERENCE_WORDS), *used_words(system, self._last),
+                  *used_words(system, tuned), f"propagation.layers={max(layers, 1)}", *_EVERY_CELL]
         wrong = _refused(words)
         if wrong is None:
             return load_config(overrides=words)
@@ -294,7 +380,7 @@ class _Reader:
         """A method or width that no row uses is a slip of the pen; so are faults in one."""
         if self.faults:
             return
-        used = {("methods", row.method) for row in rows} | {("widths", row.width) for row in rows}
+        used = {("methods", row.method) for row in rows} | {("widths", row.width) for row in rows} | self._left_out
         for kind in ("methods", "widths"):
             for name in self._table.get(kind, {}):
                 if (kind, name) not in used:

@@ -20,7 +20,6 @@ from ..errors import QgnnError
 from ..model.forward import PackedForward, model_reader
 from ..model.packed import ModelInfo, PackedModel
 from ..propagation.neighbourhood import Neighbourhood
-from ..propagation.smp import Propagation
 from ..quant.packed import row_bytes
 from ..store.reader import Part, Store
 from .beside import KINDS, SETTINGS, check_bench, compare, finish, head
@@ -243,7 +242,7 @@ class _Bench:
 
 
 def _rounds(info: ModelInfo) -> int:
-    return Propagation(info.kind, info.layers, info.mu, info.eta, info.rounds).num_rounds
+    return info.propagation.num_rounds
 
 
 def _tensor_bytes(model: PackedModel) -> int:

@@ -41,7 +41,7 @@ def order(source: str, *, out: str | Path, orders: Sequence[str] | None = None, 
     """
     from ..cluster import api
     from ..data.load import load_graph
-    from ..training.checkpoint import write_atomically
+    from ..files.write import write_atomically
     from .machine import envelope
 
     say = on_step or (lambda _: None)
@@ -103,7 +103,7 @@ class _States:
         self.x = rng.normal(size=(n, columns)).astype(np.float32)
         self.h, self.sums = self.x.copy(), np.zeros_like(self.x)
         stride = -(-columns // 8) * 8
-        self.r, self.believed = (np.zeros((n, stride), np.int16) for _ in range(2))
+        self.r, self.believed = np.zeros((n, stride), np.uint16), np.zeros((n, stride), np.uint8)
         self.residual = np.zeros((n, stride), np.int8)
         self.payload, self.following = (rng.integers(0, 256, (n, row_bytes(columns, BITS)), np.uint8) for _ in range(2))
 
@@ -123,7 +123,7 @@ def _systems(graph: Neighbourhood, states: _States, threads: int) -> dict[str, C
     features = torch.from_numpy(s.x)
     return {
         "qgnn-int2-layer": lambda: kernels.fixed_layer(
-            graph.indptr, graph.indices, s.payload, BITS, STEP, graph.degree, d, s.residual, STEP, STEP / 2, s.r, None,
-            None, s.h, None, s.h, True, 0.0, a, b, c, s.believed, STEP, s.following, None, None, 0, n),
+            graph.indptr, graph.indices, s.payload, BITS, STEP, d, s.residual, STEP, STEP, 0.0, s.r, None, None, s.h,
+            None, s.h, True, 0.0, a, b, c, s.believed, STEP, s.following, None, None, 0, n),
         "qgnn-float-sum": lambda: kernels.aggregate_float(graph.indptr, graph.indices, s.x, 0, n, s.sums),
         "torch-csr": lambda: product(features)}

@@ -51,7 +51,7 @@ def partition(source: str, *, out: str | Path, methods: Sequence[str] | None = N
         `cut_ratio`, `speedup`, `cpu_speedup` (medians over seeds) and `memory_ratio`; or `why` not.
     Raises: InputError: the output exists, an unknown method, or no matplotlib for pictures.
     """
-    from ..training.checkpoint import write_atomically
+    from ..files.write import write_atomically
     from .machine import envelope
 
     target, say = Path(out), on_step or (lambda _: None)

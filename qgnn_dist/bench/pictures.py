@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["check_pictures", "draw", "save_figure", "write_pictures"]
+__all__ = ["PICTURES", "SPREAD", "check_pictures", "draw", "line_styles", "save_figure", "write_picture",
+           "write_pictures"]
 
 PICTURES = {"accuracy_by_bits": ("width", "layers"), "accuracy_by_depth": ("layers", "width")}
 """File → what stands on the x axis, and what tells lines of one method apart."""
@@ -24,7 +25,7 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _DASHES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 3)))
 _ENDINGS = ("svg", "png")
-_SPREAD = 0.64
+SPREAD = 0.64
 """Share of a category's width over which the points of different lines are set apart."""
 
 
@@ -39,15 +40,17 @@ def check_pictures() -> None:
 
 def write_pictures(rows: Sequence[dict[str, Any]], out: Path) -> list[Path]:
     """Draw what the table's rows allow as .svg and .png in `out`; an older picture that no longer applies goes."""
-    written = []
-    for name, (across, apart) in PICTURES.items():
-        figure = draw(rows, across, apart)
-        if figure is None:
-            for ending in _ENDINGS:
-                (out / f"{name}.{ending}").unlink(missing_ok=True)
-        else:
-            written += save_figure(figure, out / name)
-    return written
+    return [file for name, (across, apart) in PICTURES.items()
+            for file in write_picture(draw(rows, across, apart), out / name)]
+
+
+def write_picture(figure: Figure | None, file: Path) -> list[Path]:
+    """`save_figure`; of no figure, remove what an earlier one left."""
+    if figure is not None:
+        return save_figure(figure, file)
+    for ending in _ENDINGS:
+        file.with_name(f"{file.name}.{ending}").unlink(missing_ok=True)
+    return []
 
 
 def save_figure(figure: Figure, file: Path) -> list[Path]:
@@ -63,7 +66,7 @@ def save_figure(figure: Figure, file: Path) -> list[Path]:
 
 
 def draw(rows: Sequence[dict[str, Any]], across: str, apart: str) -> Figure | None:
-    """A figure with a panel for each dataset that has several values of `across`; None where no dataset has.
+    """A figure with a panel for each dataset of which a method has several values of `across`; None where none has.
 
     Args:
         rows: of table.json. across: key on the x axis. apart: key that tells lines of one method apart.
@@ -73,11 +76,12 @@ def draw(rows: Sequence[dict[str, Any]], across: str, apart: str) -> Figure | No
 
     rows = [row for row in rows if row["test_mean"] is not None]
     datasets = [name for name in dict.fromkeys(row["shape"] for row in rows)
-                if len({row[across] for row in rows if row["shape"] == name}) > 1]
+                if any(len({row[across] for row in rows if (row["shape"], row["method"]) == (name, method)}) > 1
+                       for method in dict.fromkeys(row["method"] for row in rows))]
     rows = [row for row in rows if row["shape"] in datasets]
     if not rows:
         return None
-    styles = _styles(rows, apart)
+    styles = line_styles(rows, apart)
     columns = min(2, len(datasets))
     lines = math.ceil(len(datasets) / columns)
     widest = max(len({row[across] for row in rows if row["shape"] == name}) for name in datasets)
@@ -98,7 +102,7 @@ def draw(rows: Sequence[dict[str, Any]], across: str, apart: str) -> Figure | No
     return figure
 
 
-def _styles(rows: Sequence[dict[str, Any]], apart: str) -> dict[tuple[str, Any], dict[str, Any]]:
+def line_styles(rows: Sequence[dict[str, Any]], apart: str) -> dict[tuple[str, Any], dict[str, Any]]:
     """(method, value of `apart`) → how its line looks, the same in every panel."""
     methods = list(dict.fromkeys(row["method"] for row in rows))
     others = list(dict.fromkeys(row[apart] for row in rows))
@@ -127,7 +131,7 @@ def _panel(axes: Axes, name: str, rows: Sequence[dict[str, Any]], across: str, a
     here = [key for key in styles if any((row["method"], row[apart]) == key for row in rows)]
     for number, key in enumerate(here):
         points = sorted((values.index(row[across]), row) for row in rows if (row["method"], row[apart]) == key)
-        shift = _SPREAD * ((number + 0.5) / len(here) - 0.5) if len(here) > 1 else 0.0
+        shift = SPREAD * ((number + 0.5) / len(here) - 0.5) if len(here) > 1 else 0.0
         axes.errorbar([place + shift for place, _ in points], [100 * row["test_mean"] for _, row in points],
                       yerr=[100 * (row["test_sd"] or 0.0) for _, row in points], markersize=4.5, linewidth=0.9,
                       elinewidth=1.1, capsize=2.0, **styles[key])

@@ -18,22 +18,24 @@ from .partition import table as cut_table
 from .table import METRIC_NAMES, failure_lines, headings, is_text, line
 from .written import Tables
 
-__all__ = ["CellProgress", "accuracy", "baselines", "beside", "cuts", "exchange", "growth", "order", "steps"]
+__all__ = ["CellProgress", "accuracy", "baselines", "beside", "cuts", "exchange", "growth", "order", "search", "steps"]
 
 _QUIET_S = 5.0
 """Where stderr is no terminal: least seconds between two lines."""
 
 
 class CellProgress:
-    """A bar over the cells with the time left; plain lines, not too many, where stderr is no terminal."""
+    """A bar over the cells, or what else is counted, with the time left; plain lines, not too many, where stderr is no
+    terminal."""
 
-    def __init__(self) -> None:
+    def __init__(self, noun: str = "cell") -> None:
+        self._noun = noun
         self._console = Console(stderr=True)
         self._live = self._console.is_terminal
-        self._bar = Progress(TextColumn("cells"), MofNCompleteColumn(), BarColumn(24),
+        self._bar = Progress(TextColumn(f"{noun}s"), MofNCompleteColumn(), BarColumn(24),
                              TextColumn("{task.fields[text]}"), TimeElapsedColumn(), TextColumn("left"),
                              TimeRemainingColumn(), console=self._console, transient=True)
-        self._task = self._bar.add_task("cells", total=None, text="")
+        self._task = self._bar.add_task(noun, total=None, text="")
         self._total, self._done, self._failed = 0, 0, 0
         self._started = self._told = 0.0
         self._reasons: set[str] = set()
@@ -57,7 +59,7 @@ class CellProgress:
         self._total, self._started = to_run, time.monotonic()
         self._bar.reset(self._task, total=to_run, text="")
         plural = "" if to_run == 1 else "s"
-        self._console.print(f"{to_run} cell{plural} to run, {finished} finished before; {jobs} at a time",
+        self._console.print(f"{to_run} {self._noun}{plural} to run, {finished} finished before; {jobs} at a time",
                             highlight=False)
 
     def cell(self, name: str, failure: str | None) -> None:
@@ -72,7 +74,8 @@ class CellProgress:
         now = time.monotonic()
         if not self._live and (now - self._told >= _QUIET_S or self._done == self._total):
             left = (now - self._started) / self._done * (self._total - self._done)
-            self._console.print(f"cell {self._done} of {self._total}: {told}, {left:.0f} s left", highlight=False)
+            self._console.print(f"{self._noun} {self._done} of {self._total}: {told}, {left:.0f} s left",
+                                highlight=False)
             self._told = now
 
 
@@ -124,6 +127,13 @@ def _tables(result: dict[str, Any], found: Tables, console: Console) -> None:
         console.print(table, highlight=False)
         console.print()
     console.print(f"Written: {', '.join(result['files'])}", highlight=False, markup=False, soft_wrap=True)
+
+
+def search(result: dict[str, Any], console: Console) -> None:
+    """What each row found, and why one found nothing."""
+    from .search import tables
+
+    _tables(result, tables(result["rows"]), console)
 
 
 def order(result: dict[str, Any], console: Console) -> None:

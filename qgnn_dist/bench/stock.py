@@ -24,7 +24,7 @@ from ..propagation.neighbourhood import Neighbourhood
 from ..propagation.smp import FrozenMultipliers, Multipliers, Propagation
 
 __all__ = ["COMPILED", "STOCK", "STOCK_TRAINING", "Operator", "StockForward", "StockTraining", "is_there",
-           "operator", "product_of"]
+           "operator", "product_of", "told_symmetric"]
 
 Product = Callable[[Tensor], Tensor]
 Operator = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -149,6 +149,11 @@ class _RuleMultipliers:
         self._values.append(following)
 
 
+def told_symmetric(product: Product) -> Product:
+    """The same product with a matrix that is its own transpose, for autograd: no transpose is made in the backward."""
+    return lambda x: _Symmetric.apply(x, product)
+
+
 def _propagate(product: Product, h0: Tensor, spec: Propagation, multipliers: Multipliers) -> Tensor:
     """H^K (n, C) by whole-matrix operations; what propagation.smp does, in place where autograd allows it."""
     a, b, c = 1 - (1 + spec.mu) * spec.eta, spec.mu * spec.eta, spec.eta
@@ -201,7 +206,7 @@ class StockForward:
         self._product, self._x = product, torch.from_numpy(features)
         self._layers = [torch.from_numpy(np.ascontiguousarray(a)) for a in (
             model.weight1, model.bias1, model.weight2, model.bias2)]
-        self._spec = Propagation(info.kind, info.layers, info.mu, info.eta, info.rounds)
+        self._spec = info.propagation
         self._multipliers = FrozenMultipliers(info.multipliers)
         self._forward = self._scores
         if compiled:
@@ -248,7 +253,7 @@ class StockTraining:
 
     def __init__(self, product: Product, config: RunConfig, num_edges: int, features: np.ndarray, labels: np.ndarray,
                  rows: np.ndarray, weights: dict[str, np.ndarray], *, symmetric: bool) -> None:
-        self._product: Product = (lambda x: _Symmetric.apply(x, product)) if symmetric else product
+        self._product: Product = told_symmetric(product) if symmetric else product
         self._config, self._spec = config, Propagation.of(config)
         self._rule = MultiplierRule.of(config, num_edges)
         self._x, self._rows = torch.from_numpy(features), torch.from_numpy(rows)

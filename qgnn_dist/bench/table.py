@@ -4,13 +4,14 @@ figure: a cell's epoch is the best on validation, and rows stay in the order of 
 """
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .cells import Cell
 from .grid import Row
+from .groups import group_tables, row_groups
+from .spread import deviation, error, mean, paired, points, quantile
+from .systems import OWN
 
 __all__ = ["METRIC_NAMES", "failure_lines", "headings", "is_text", "line", "markdown", "table_rows"]
 
@@ -34,7 +35,7 @@ def table_rows(rows: Sequence[Row], shown: Sequence[Row], cells: Mapping[tuple[s
         {against, mean, se, pairs} or null where the row is its own reference or there is none; milliseconds are
         those of whole trainings. `states`: dirichlet, mad, error of H^K → {mean, sd}. `shifts`: each shifted graph →
         {mean, se, beyond}: accuracy there minus that on the row's own graph, and, as {mean, se}, that difference minus
-        the reference row's.
+        the reference row's. What `groups.row_groups` adds.
     """
     by_seed = {row.name: {seed: results[cells[row.name, seed].digest] for seed in range(row.seeds)
                           if (row.name, seed) in cells and cells[row.name, seed].digest in results} for row in rows}
@@ -44,35 +45,44 @@ def table_rows(rows: Sequence[Row], shown: Sequence[Row], cells: Mapping[tuple[s
 
 
 def _reference_of(row: Row, rows: Sequence[Row], reference: str) -> str | None:
-    """The row that `row` is compared with: its own method's, else the first method's that has one at this depth."""
-    there = [r for r in rows if (r.dataset, r.width, r.layers) == (row.dataset, reference, row.layers)]
+    """The row that `row` is compared with: its own method's, else the first method's that has one at this depth.
+
+    A reference is compared with our first method, at its own depth where that has it, and nothing is with a reference.
+    """
+    there = [r for r in rows if (r.dataset, r.width, r.system) == (row.dataset, reference, OWN)]
+    if row.system != OWN:
+        there = sorted(there, key=lambda r: r.layers != row.layers)
+        return there[0].name if there else None
+    there = [r for r in there if r.layers == row.layers]
     own = [r for r in there if r.method == row.method]
     return (own or there)[0].name if own or there else None
 
 
 def _row(row: Row, by_seed: Mapping[str, Mapping[int, dict[str, Any]]], reference: str | None,
          failures: Mapping[int, str]) -> dict[str, Any]:
-    config, done = row.config, by_seed[row.name]
+    config, done, own = row.config, by_seed[row.name], row.system == OWN
+    other = by_seed.get(reference or "", {}) if reference != row.name else {}
     figures = {split: [r["metric"][split] for r in done.values()] for split in ("valid", "test")}
     times = [1000 * r["seconds"] for r in done.values()]
     return {
-        "system": f"qgnn-{row.method}", "shape": row.dataset, "name": row.name, "method": row.method,
-        "width": row.width, "layers": row.layers, "kind": config.propagation.kind,
-        "rounds": config.propagation.rounds, "coding": config.messages.coding, "bits": config.quant.bits,
+        "system": f"{OWN}-{row.method}" if own else row.system, "shape": row.dataset, "name": row.name,
+        "method": row.method, "width": row.width, "layers": row.layers, "tuned": row.tuned,
+        "kind": config.propagation.kind if own else None, "rounds": config.propagation.rounds if own else None,
+        "coding": config.messages.coding if own else None, "bits": config.quant.bits,
         "stages": config.quant.stages(), "threads": 1, "scope": "training", "metric": config.train.metric,
         "seeds": row.seeds, "repeats": len(done), "failed": len(failures),
         "failures": [{"seed": seed, "why": why} for seed, why in failures.items()],
         **{f"{split}_{name}": value for split, values in figures.items() for name, value in
-           (("mean", _mean(values)), ("sd", _deviation(values)))},
-        "accuracy_test_mean": _mean([r["accuracy"]["test"] for r in done.values()]),
+           (("mean", mean(values)), ("sd", deviation(values)))},
+        "accuracy_test_mean": mean([r["accuracy"]["test"] for r in done.values()]),
         "difference": _difference(done, reference, by_seed) if reference not in (None, row.name) else None,
         "reference": reference == row.name,
-        "best_epoch_median": _quantile([r["best_epoch"] for r in done.values()], 0.5),
-        "epochs_median": _quantile([r["epochs"] for r in done.values()], 0.5),
-        "ms_median": _quantile(times, 0.5), "ms_p10": _quantile(times, 0.1), "ms_p90": _quantile(times, 0.9),
-        "states": {key: {"mean": _mean(values), "sd": _deviation(values)} for key in STATES
+        "best_epoch_median": quantile([r["best_epoch"] for r in done.values()], 0.5),
+        "epochs_median": quantile([r["epochs"] for r in done.values()], 0.5),
+        "ms_median": quantile(times, 0.5), "ms_p10": quantile(times, 0.1), "ms_p90": quantile(times, 0.9),
+        "states": {key: {"mean": mean(values), "sd": deviation(values)} for key in STATES
                    for values in [[r["states"][key] for r in done.values() if r["states"][key] is not None]]},
-        "shifts": _shifts(done, by_seed.get(reference or "", {}) if reference != row.name else {}),
+        "shifts": _shifts(done, other), **row_groups(done, other),
         "message_bytes_per_row": next((r["message_bytes_per_row"] for r in done.values()), None),
         "by_seed": [{"seed": seed, "valid": r["metric"]["valid"], "test": r["metric"]["test"],
                      "best_epoch": r["best_epoch"]} for seed, r in done.items()],
@@ -83,9 +93,9 @@ def _row(row: Row, by_seed: Mapping[str, Mapping[int, dict[str, Any]]], referenc
 def _difference(done: Mapping[int, dict[str, Any]], reference: str | None,
                 by_seed: Mapping[str, Mapping[int, dict[str, Any]]]) -> dict[str, Any]:
     """Mean of (this − reference) over the seeds that both have, and the mean's standard error."""
-    other = by_seed.get(reference or "", {})
-    pairs = [done[seed]["metric"]["test"] - other[seed]["metric"]["test"] for seed in done if seed in other]
-    return {"against": reference, "mean": _mean(pairs), "pairs": len(pairs), "se": _error(pairs)}
+    own, other = ({seed: r["metric"]["test"] for seed, r in some.items()}
+                  for some in (done, by_seed.get(reference or "", {})))
+    return {"against": reference, **paired(own, other)}
 
 
 def _shifts(done: Mapping[int, dict[str, Any]], other: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
@@ -97,32 +107,8 @@ def _shifts(done: Mapping[int, dict[str, Any]], other: Mapping[int, dict[str, An
     for name in dict.fromkeys(name for cell in done.values() for name in cell["shifts"]):
         own = [change(cell, name) for cell in done.values()]
         beyond = [change(done[s], name) - change(other[s], name) for s in done if s in other and other[s]["shifts"]]
-        found[name] = {"mean": _mean(own), "se": _error(own), "beyond": {"mean": _mean(beyond), "se": _error(beyond)}}
+        found[name] = {"mean": mean(own), "se": error(own), "beyond": {"mean": mean(beyond), "se": error(beyond)}}
     return found
-
-
-def _error(values: Sequence[float]) -> float | None:
-    """Standard error of the mean."""
-    deviation = _deviation(values)
-    return None if deviation is None else deviation / math.sqrt(len(values))
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return math.fsum(values) / len(values) if values else None
-
-
-def _deviation(values: Sequence[float]) -> float | None:
-    return statistics.stdev(values) if len(values) > 1 else None
-
-
-def _quantile(values: Sequence[float], share: float) -> float | None:
-    """Linear between order statistics, as numpy's."""
-    if not values:
-        return None
-    ordered, place = sorted(values), share * (len(values) - 1)
-    low = int(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
 
 
 def headings(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -142,7 +128,7 @@ def line(row: dict[str, Any], columns: Sequence[str]) -> list[str]:
     texts = {
         "method": row["method"], "width": row["width"], "K": str(row["layers"]), "failed": str(row["failed"] or "–"),
         "n": str(row["repeats"]) if row["repeats"] == row["seeds"] else f"{row['repeats']}/{row['seeds']}",
-        "valid": _points(row["valid_mean"]), "test": _points(row["test_mean"], row["test_sd"]),
+        "valid": points(row["valid_mean"]), "test": points(row["test_mean"], row["test_sd"]),
         "difference": _difference_text(row), "best epoch": "–" if epoch is None else f"{epoch:g}",
         "time, s": "–" if seconds is None else f"{seconds / 1000:.1f}",
     }
@@ -166,18 +152,11 @@ def _difference_text(row: dict[str, Any]) -> str:
         return "reference"
     if found is None or found["mean"] is None:
         return "–"
-    text = _points(found["mean"], found["se"], sign="+")
-    _, method, width, _ = found["against"].split("/")
+    text = points(found["mean"], found["se"], sign="+")
+    _, method, width, depth = found["against"].split("/")
     if method != row["method"]:
-        text += f" to {method}/{width}"
+        text += f" to {method}/{width}" + (f"/{depth}" if depth != f"K{row['layers']}" else "")
     return text if found["pairs"] == row["repeats"] else f"{text} ({found['pairs']} pairs)"
-
-
-def _points(mean: float | None, spread: float | None = None, sign: str = "") -> str:
-    if mean is None:
-        return "–"
-    text = f"{100 * mean:{sign}.2f}".replace("-", "−")
-    return text if spread is None else f"{text} ± {100 * spread:.2f}"
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -187,7 +166,9 @@ def markdown(result: dict[str, Any]) -> str:
     out = ["# Accuracy", "",
            "Mean ± standard deviation over seeds at the epoch that was best on validation (on ties by its loss). "
            "Difference: test figure minus that of the reference width of the same method and depth, paired by seed, "
-           "± standard error of its mean. Best epoch and seconds of a training: medians, one thread.", "",
+           "± standard error of its mean. Best epoch and seconds of a training: medians, one thread. ECE: expected "
+           "calibration error over 15 bins, ± standard deviation. Beyond: the difference of the half named first minus "
+           "that of the other; below 0 where the first half pays more.", "",
            f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']:g} GiB; commit "
            f"{result['commit'] or 'unknown'}; {versions}."]
     for dataset in dict.fromkeys(row["shape"] for row in result["rows"]):
@@ -195,9 +176,15 @@ def markdown(result: dict[str, Any]) -> str:
         columns = headings(rows)
         out += ["", f"## {dataset}: {METRIC_NAMES[rows[0]['metric']]}", "",
                 *_table(columns, [line(row, columns) for row in rows])]
+        tuned = [f"{row['method']}/{row['width']}" for row in rows if row["tuned"]]
+        if tuned:
+            some = "all rows" if len(tuned) == len(rows) else ", ".join(dict.fromkeys(tuned))
+            out += ["", f"Settings found by `qgnn bench search`: {some}."]
         failed = failure_lines(rows)
         out += ["", *(f"- {text}" for text in failed)] if failed else []
         out += _more_tables(dataset, [row for row in rows if row["repeats"]])
+        for title, columns, lines in group_tables(rows):
+            out += ["", f"### {dataset}: {title}", "", *_table(columns, lines)]
     return "\n".join(out) + "\n"
 
 
@@ -210,11 +197,12 @@ def _more_tables(dataset: str, rows: Sequence[dict[str, Any]]) -> list[str]:
     """What the layers end in, and how models stand shifted graphs."""
     out: list[str] = []
     keys = ("method", "width", "layers")
-    if any(row["states"]["mad"]["mean"] is not None for row in rows):
+    known = [row for row in rows if row["states"]["mad"]["mean"] is not None]
+    if known:
         columns = ["method", "width", "K", "bytes a row", *STATES.values()]
         out += ["", f"### {dataset}: the state after K layers", "",
                 *_table(columns, [[*(str(row[key]) for key in keys), str(row["message_bytes_per_row"]),
-                                   *(_figure(key, row["states"][key]) for key in STATES)] for row in rows])]
+                                   *(_figure(key, row["states"][key]) for key in STATES)] for row in known])]
     rows = [row for row in rows if row["shifts"]]
     if rows:
         names = list(rows[0]["shifts"])
@@ -232,5 +220,5 @@ def _figure(key: str, figures: dict[str, Any]) -> str:
 
 
 def _shift_text(shift: dict[str, Any]) -> str:
-    text, beyond = _points(shift["mean"], shift["se"], sign="+"), shift["beyond"]
-    return text if beyond["mean"] is None else f"{text} ({_points(beyond['mean'], beyond['se'], sign='+')})"
+    text, beyond = points(shift["mean"], shift["se"], sign="+"), shift["beyond"]
+    return text if beyond["mean"] is None else f"{text} ({points(beyond['mean'], beyond['se'], sign='+')})"

@@ -24,7 +24,7 @@ def write_bench(bench: str, out: Path, rows: list[dict[str, Any]], title: str, i
 
     Args: title, intro: of table.md. more: what stands beside the rows.
     """
-    from ..training.checkpoint import write_atomically
+    from ..files.write import write_atomically
 
     result = {"schema": 1, "bench": bench, **more, **envelope(rows)}
     out.mkdir(parents=True, exist_ok=True)

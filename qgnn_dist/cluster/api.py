@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from ..config import RunConfig, load_config
 from ..data.graph import Graph
 from ..diagnosis.pictures import MODEL_PICTURES, RUN_PICTURES, check_pictures, draw_diagnosis, draw_run
 from ..diagnosis.report import diagnose
-from ..errors import InputError
+from ..errors import InputError, QgnnError
 from ..inference.batch import check_output, check_predictable, run_prediction
 from ..inference.worker import PredictWorker
 from ..model.packed import PackedModel
@@ -30,11 +31,18 @@ from ..store.reader import Store
 from ..training.loop import check_trainable, device_can_train, prepare_run, run_training
 from ..training.run_folder import RunFolder
 from ..training.worker import TrainWorker
+from .recovery import Restart, Restarts
 
 if TYPE_CHECKING:
     from ..data.load import ColumnNames
 
 __all__ = ["export", "inspect", "partition", "predict", "train"]
+
+_LOG = logging.getLogger(__name__)
+HOSTS_BACK_S, PLACE_AGAIN_S = 3.0, 5.0
+"""How long a lost host's CPUs are waited for before workers share what is left; and after a loss, to be placed: Ray may
+still count on a host that is gone.
+"""
 
 
 def partition(source: Any, *, parts: int, out: str | Path, method: str = "auto", order: str = "auto", seed: int = 0,
@@ -108,9 +116,18 @@ def train(store: str | Path, *, out: str | Path, config: RunConfig | dict[str, A
         return summary
     rule = MultiplierRule.of(resolved, opened.num_edges)
     kwargs = {"store": os.path.abspath(store), "config": resolved}
-    with _workers(TrainWorker, kwargs, opened.num_parts, resolved, ray_address, rule) as (pool, server_call):
-        return run_training(pool, server_call, opened, resolved, run, resume=resume, on_epoch=on_epoch,
-                            signals=signals)
+
+    noted = 0
+
+    def once(pool: WorkerPool, server_call: Callable[..., Any], restarts: list[Restart]) -> dict[str, Any]:
+        nonlocal noted
+        for restart in restarts[noted:]:
+            run.append_restart({**restart.to_dict(), "started_s": round(time.time() - restart.time, 3)})
+        noted = len(restarts)
+        return run_training(pool, server_call, opened, resolved, run, resume=resume or bool(restarts),
+                            on_epoch=on_epoch, signals=signals)
+
+    return _with_workers(TrainWorker, kwargs, opened.num_parts, resolved, ray_address, rule, once, run.epochs_done)
 
 
 def export(run: str | Path, *, out: str | Path, bits: int | None = None, overwrite: bool = False) -> dict[str, Any]:
@@ -153,10 +170,13 @@ def predict(store: str | Path, *, model: str | Path, out: str | Path, scores: bo
     check_predictable(opened, packed, str(model))
     folder = check_output(out, overwrite)
     kwargs = {"store": os.path.abspath(store), "exchange_s": resolved.timeouts.exchange_s}
-    with _workers(PredictWorker, kwargs, opened.num_parts, resolved, ray_address, None) as (pool, _):
+
+    def once(pool: WorkerPool, server_call: Callable[..., Any], restarts: list[Restart]) -> dict[str, Any]:
         return run_prediction(pool, opened, packed, Path(os.path.abspath(folder)), scores=scores,
                               timeouts=resolved.timeouts, trace=trace,
                               check_memory=resolved.cluster.memory_check == "on")
+
+    return _with_workers(PredictWorker, kwargs, opened.num_parts, resolved, ray_address, None, once, lambda: 0)
 
 
 def inspect(path: str | Path, *, verify: bool = False, store: str | Path | None = None,
@@ -207,10 +227,13 @@ def _resolve(config: RunConfig | dict[str, Any] | str | Path | None, overrides: 
     return load_config(config, list(overrides))
 
 
-@contextmanager
-def _workers(worker: type, kwargs: dict[str, Any], size: int, config: RunConfig, ray_address: str | None,
-             rule: MultiplierRule | None) -> Iterator[tuple[WorkerPool, Callable[..., Any]]]:
-    """A pool with one worker a part, and how to call the multiplier server (which only training has)."""
+Work = Callable[[WorkerPool, Callable[..., Any], list[Restart]], dict[str, Any]]
+"""What a command does with its workers: pool, how to call the multiplier server, the restarts so far."""
+
+
+def _with_workers(worker: type, kwargs: dict[str, Any], size: int, config: RunConfig, ray_address: str | None,
+                  rule: MultiplierRule | None, work: Work, epochs_done: Callable[[], int]) -> dict[str, Any]:
+    """Do `work` with one worker a part; where some are lost, again with new ones, as `cluster.recovery` decides."""
     times, cluster = config.timeouts, config.cluster
     if rule is None or (cluster.device == "auto" and not device_can_train(config)):
         cluster = dataclasses.replace(cluster, device="cpu")  # predictions are the host's kernels', bit for bit
@@ -220,19 +243,35 @@ def _workers(worker: type, kwargs: dict[str, Any], size: int, config: RunConfig,
         local = LocalPool(worker, kwargs, 1, server=server, timeout_s=times.exchange_s,
                           threads=cluster.threads or os.cpu_count() or 1, device="cuda" if on_gpu else None)
         try:
-            yield local, server.call if server is not None else _no_server
+            return work(local, server.call if server is not None else _no_server, [])
         finally:
             local.close()
             if server is not None:
                 server.close()
-        return
-    from .pool import RayPool
+    from .pool import RayPool, placeable_cpus
     from .session import RaySession
 
     factory = _ServerFactory(size, rule, times.server_s) if rule is not None else None
-    with (RaySession(ray_address, num_cpus=size * config.cluster.cpus_per_worker),
-          RayPool(worker, kwargs, size, cluster=cluster, timeouts=times, server_factory=factory) as pool):
-        yield pool, pool.server_call
+    restarts, begun = Restarts.of(cluster), False
+    place_s = times.start_s
+    with RaySession(ray_address, num_cpus=size * cluster.cpus_per_worker):
+        while True:
+            try:
+                with RayPool(worker, kwargs, size, cluster=cluster, timeouts=times, server_factory=factory,
+                             place_s=place_s) as pool:
+                    begun = True
+                    return work(pool, pool.server_call, restarts.made)
+            except QgnnError as error:
+                if not begun:
+                    raise  # nothing was lost that was there
+                restart = restarts.after(error, epochs_done())
+                _LOG.warning("%s", restart)
+                time.sleep(restart.pause_s)
+            cpus = placeable_cpus(size, config.cluster.cpus_per_worker, HOSTS_BACK_S)
+            if cpus < cluster.cpus_per_worker:
+                _LOG.warning("the hosts that are left have %g CPUs for each of %d workers, %g were asked for", cpus,
+                             size, config.cluster.cpus_per_worker)
+            cluster, place_s = dataclasses.replace(cluster, cpus_per_worker=cpus), min(times.start_s, PLACE_AGAIN_S)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,7 +291,7 @@ def _no_server(method: str, *_: Any) -> Any:
 
 
 def _describe_model(model: PackedModel, size: int) -> dict[str, Any]:
-    info = dataclasses.asdict(model.info)
+    info = model.info.described()
     info["propagation"] = info.pop("kind")
     return {"kind": "model", **info, "model_bytes": size,
             "float_bytes": 4 * (model.weight1.size + model.weight2.size + model.bias1.size + model.bias2.size)}

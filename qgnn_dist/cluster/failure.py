@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import DeadlineError, QgnnError, WorkerError
+from ..errors import DeadlineError, QgnnError, WorkerError, WorkerLostError
 
 __all__ = ["Failure", "attempt", "died", "unwrap", "wait_for_all"]
 
@@ -66,8 +66,8 @@ def died(error: Exception, *, who: str, host: str | None, rank: int | None) -> W
         text = text.partition("Worker exit detail:")[2].partition("Some common causes")[0]
     text = text.strip()
     text = text if len(text) <= 240 else text[:237] + "..."
-    return WorkerError(f"{who} was lost ({type(error).__name__}: {text}); was it killed, or the host out of memory? "
-                       "Start again with --resume", host=host, rank=rank)
+    return WorkerLostError(f"{who} was lost ({type(error).__name__}: {text}); was it killed, or the host out of "
+                           "memory?", host=host, rank=rank)
 
 
 def wait_for_all(refs: Mapping[int, Any], hosts: Mapping[int, str], timeout_s: float, what: str,

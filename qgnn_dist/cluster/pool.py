@@ -7,21 +7,27 @@ does, so that a controller that is killed leaves nothing behind.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
+from ..comm import faults
 from ..config import ClusterConfig, TimeoutsConfig
 from ..errors import DeadlineError, InputError
 from .actor import WorkerActor
 from .failure import wait_for_all
 from .server import call_server, start_server
 
-__all__ = ["RayPool"]
+__all__ = ["PlacementError", "RayPool", "placeable_cpus"]
 
 CLOSE_S = 5.0
-FORWARDED = ("QGNN_SIMD",)
+FORWARDED = ("QGNN_SIMD", faults.ENVIRONMENT)
 """Variables of the controller that every worker gets."""
+
+
+class PlacementError(DeadlineError):
+    """The hosts that are there have no room for the workers."""
 
 
 class RayPool:
@@ -35,16 +41,18 @@ class RayPool:
             cluster.device=cuda every worker gets a GPU of its own; with auto, where the cluster has so many, and uses
             it where every worker's torch can.
         server_factory: builds the multiplier server in an actor of its own, which takes no CPU; None: no server.
+        place_s: deadline of the placement alone, default `timeouts.start_s`.
         strategy: Ray's placement strategy: PACK (few hosts), SPREAD (many), STRICT_SPREAD (one worker a host).
     Raises:
         InputError: cluster.device=cuda, and the cluster has fewer GPUs than workers.
-        DeadlineError: not placed, started or met in time; says what was asked for and what is there, or which rank.
+        PlacementError: not placed in time; says what was asked for and what is there.
+        DeadlineError: not started or met in time; says which rank.
         QgnnError: a worker failed while it was built, with its rank and host.
     """
 
     def __init__(self, worker_class: type, kwargs: Mapping[str, Any], size: int, *, cluster: ClusterConfig,
                  timeouts: TimeoutsConfig, server_factory: Callable[[], Any] | None = None,
-                 strategy: str = "PACK") -> None:
+                 place_s: float | None = None, strategy: str = "PACK") -> None:
         from ..comm.pool import new_run_id
 
         self.size = size
@@ -57,7 +65,7 @@ class RayPool:
         self._where: list[dict[str, Any]] = []
         self._broken = True
         try:
-            self._reserve(strategy)
+            self._reserve(strategy, place_s or timeouts.start_s)
             self._start(server_factory)
             self._build(worker_class, kwargs)
         except BaseException:
@@ -121,7 +129,7 @@ class RayPool:
             # The cluster is gone, and all of this with it.
             return
 
-    def _reserve(self, strategy: str) -> None:
+    def _reserve(self, strategy: str, limit_s: float) -> None:
         """One bundle a worker, all at once or not at all."""
         from ray.util.placement_group import placement_group
 
@@ -129,10 +137,10 @@ class RayPool:
         self._num_gpus = gpus
         bundle = {"CPU": cpus, **({"GPU": gpus} if gpus else {})}
         self._placement = placement_group([bundle] * self.size, strategy=strategy)
-        if not self._placement.wait(self._timeouts.start_s):
-            raise DeadlineError(
+        if not self._placement.wait(limit_s):
+            raise PlacementError(
                 f"{self.size} workers of {cpus:g} CPU{' and 1 GPU' * gpus} ({strategy}) could not be placed within "
-                f"{self._timeouts.start_s:g} s; {_what_is_there()}; add hosts, lower cluster.cpus_per_worker, or raise "
+                f"{limit_s:g} s; {_what_is_there()}; add hosts, lower cluster.cpus_per_worker, or raise "
                 "timeouts.start_s")
 
     def _gpus_per_worker(self) -> int:
@@ -186,6 +194,31 @@ class RayPool:
             # Other workers may be in the middle of a call, so that only ending them is left.
             self._broken = True
             raise
+
+
+def placeable_cpus(size: int, wanted: float, wait_s: float) -> float:
+    """CPUs a worker, at most `wanted`, with which `size` workers fit the hosts that are there.
+
+    Hosts may come back: they are waited for, `wait_s` seconds at most, before workers get less than they want.
+    """
+    import ray
+
+    until = time.monotonic() + wait_s
+    while True:
+        hosts = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
+        if _fit(hosts, wanted) >= size:
+            return wanted
+        if time.monotonic() >= until:
+            break
+        time.sleep(0.2)
+    shares = {int(100 * host / k) / 100 for host in hosts for k in range(1, size + 1)}
+    fitting = [share for share in shares if 0 < share <= wanted and _fit(hosts, share) >= size]
+    return max(fitting, default=wanted)
+
+
+def _fit(hosts: Sequence[float], cpus: float) -> int:
+    """Workers of so many CPUs that the hosts hold."""
+    return sum(int(host / cpus + 1e-9) for host in hosts)
 
 
 def _what_is_there() -> str:

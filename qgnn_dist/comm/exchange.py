@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -61,14 +61,20 @@ class _Incoming:
 
 @dataclass
 class _Round:
-    """What is under way between `begin` and `finish`."""
+    """A round, from when its receives are posted until `finish`.
+
+    Attributes: key: what it must be begun with, see Exchange._key. heads: uint8 (2·peers, 64), headers to come, then
+        headers to send.
+    """
 
     what: str
     layer: int
     number: int
+    key: tuple[Any, ...]
+    heads: np.ndarray
     incoming: list[_Incoming] = field(default_factory=list)
-    heads: list[Pending] = field(default_factory=list)
-    payloads: list[Pending] = field(default_factory=list)
+    head_receives: list[Pending] = field(default_factory=list)
+    payload_receives: list[Pending] = field(default_factory=list)
     sent: list[Pending] = field(default_factory=list)
     watcher: threading.Thread | None = None
     error: BaseException | None = None
@@ -87,6 +93,7 @@ class Exchange:
     Attributes:
         exchange_rounds: rounds finished. wait_s: seconds spent in `finish`, the share of the wire that nothing hid.
         trace: collects how long each round packs, is on the wire and waits; None for none.
+        position: the round begun last, in words. on_round: called with direction, layer and round as each begins.
     """
 
     def __init__(self, peers: Sequence[PeerRows], num_local: int, num_halo: int, group: Group | None, run_id: int,
@@ -98,67 +105,92 @@ class Exchange:
         self._num_local, self._num_halo = num_local, num_halo
         self._run_id, self._timeout_s = run_id, timeout_s
         self._frames: dict[int, dict[int, np.ndarray]] = {}
-        self._heads = {p.peer: (np.zeros(HEADER_BYTES, np.uint8), np.zeros(HEADER_BYTES, np.uint8)) for p in peers}
         self._round: _Round | None = None
+        self._announced: _Round | None = None
         self.exchange_rounds = 0
         self.wait_s = 0.0
         self.trace: Trace | None = None
+        self.position = ""
+        self.on_round: Callable[[str, int, int], None] | None = None
 
     def expected_bytes(self, bits: int, columns: int, direction: str = "forward") -> int:
         """Bytes that this rank sends in one round: rows times their bytes, and one header a peer (DESIGN law 5)."""
         rows = [len(p.send_rows) for p in self._peers]
         return sum(rows) * frame_row_bytes(columns, bits, direction) + HEADER_BYTES * sum(n > 0 for n in rows)
 
-    def begin(self, buffer: np.ndarray, bits: int, columns: int, direction: str, layer: int, round: int) -> None:
+    def begin(self, buffer: np.ndarray, bits: int, columns: int, direction: str, layer: int, round: int, *,
+              following: tuple[np.ndarray, int, int] | None = None) -> None:
         """Send local rows to the peers and start receiving the halo rows; does not wait for them.
 
         Every receive is posted before the first send: gloo moves no byte before both sides are there, and with sends
-        first a full link reaches half its rate.
+        first a full link reaches half its rate. Where it was posted a round before, rows leave at once.
 
         Args:
             buffer: uint8 (N+H, P): packed codes, and a scale byte behind those of a coded gradient row; float32 rows
                 as their bytes, bits = 32. The halo rows arrive in it, so they may be neither read nor written until
                 `finish` returns; the local rows are copied here and free again.
             direction: forward, backward or evaluation; the counter that the bytes go to.
+            following: another buffer, the layer and the round of the next `begin`, where it is sure to come, with the
+                rest as now: its receives are posted here. Its halo rows belong to them from now on.
         Raises:
-            ValueError: a buffer of another shape. ConnectionLostError: a peer is gone.
+            ValueError: a buffer of another shape, or not the round that was announced. ConnectionLostError: a peer is
+                gone.
         """
         if self._round is not None:
             raise ValueError("Exchange.begin: the round before has not been finished")
         self._check_buffer(buffer, bits, columns, direction)
-        now = self._round = _Round(f"{direction} round {round}", layer, round)
-        if self._group is None:
-            return
+        self.position = f"{direction}, layer {layer}, round {round}"
+        if self.on_round is not None:
+            self.on_round(direction, layer, round)
+        now, self._announced = self._announced, None
+        key = _key(buffer, bits, columns, direction, layer, round)
+        if now is not None and now.key != key:
+            raise ValueError(f"Exchange.begin: round is {key}, the round before announced {now.key}")
         with span(self.trace, PACK, "pack and send", layer, round):
-            self._start(now, self._group, buffer, bits, columns, direction)
-        if self.trace is not None:
+            now = self._round = now or self._expect(buffer, key, self.exchange_rounds)
+            if self._group is not None:
+                self._send(now, self._group, buffer)
+            if following is not None:
+                later = following[0]
+                self._check_buffer(later, bits, columns, direction)
+                key = _key(later, bits, columns, direction, *following[1:])
+                self._announced = self._expect(later, key, self.exchange_rounds + 1)
+        if self._group is not None and self.trace is not None:
             now.watcher = threading.Thread(target=self._watch, args=(now, self.trace), name="qgnn-trace", daemon=True)
             now.watcher.start()
 
-    def _start(self, now: _Round, group: Group, buffer: np.ndarray, bits: int, columns: int, direction: str) -> None:
-        """Post all of a round."""
-        layer, round = now.layer, now.number
-        sequence = self.exchange_rounds % 2**32
-        for plan in self._peers:
-            if plan.recv_count:
-                expected = Header(self._run_id, sequence, direction, layer, round, bits, plan.recv_count, columns,
-                                  plan.peer, group.rank)
+    def _expect(self, buffer: np.ndarray, key: tuple[Any, ...], sequence: int) -> _Round:
+        """Post the receives of a round."""
+        bits, columns, direction, layer, round = key[1:]
+        heads = np.empty((2 * len(self._peers), HEADER_BYTES), np.uint8)
+        one = _Round(f"{direction} round {round}", layer, round, key, heads)
+        group = self._group
+        for plan, head in zip(self._peers, heads):
+            if group is not None and plan.recv_count:
+                expected = Header(self._run_id, sequence % 2**32, direction, layer, round, bits, plan.recv_count,
+                                  columns, plan.peer, group.rank)
                 first = self._num_local + plan.recv_begin
-                one = _Incoming(expected, self._heads[plan.peer][0], buffer[first:first + plan.recv_count].reshape(-1))
-                now.heads.append(group.irecv(plan.peer, one.head, EXCHANGE_LANE, header=True))
-                now.payloads.append(group.irecv(plan.peer, one.payload, EXCHANGE_LANE))
-                now.incoming.append(one)
+                incoming = _Incoming(expected, head, buffer[first:first + plan.recv_count].reshape(-1))
+                one.head_receives.append(group.irecv(plan.peer, head, EXCHANGE_LANE, header=True))
+                one.payload_receives.append(group.irecv(plan.peer, incoming.payload, EXCHANGE_LANE))
+                one.incoming.append(incoming)
+        return one
+
+    def _send(self, now: _Round, group: Group, buffer: np.ndarray) -> None:
+        """Copy each peer's rows into its frame, and post it; headers go last: who waits for one wakes once, when all is
+        there."""
+        bits, columns, direction, layer, round = now.key[1:]
         frames = self._send_frames(buffer.shape[1])
-        for plan in self._peers:
+        for plan, head in zip(self._peers, now.heads[len(self._peers):]):
             if len(plan.send_rows):
-                frame, head = frames[plan.peer], self._heads[plan.peer][1]
+                frame = frames[plan.peer]
                 kernels.gather_rows(buffer, plan.send_rows, frame)
                 payload = frame.reshape(-1)
-                header = Header(self._run_id, sequence, direction, layer, round, bits, len(frame), columns,
-                                group.rank, plan.peer)
+                header = Header(self._run_id, self.exchange_rounds % 2**32, direction, layer, round, bits, len(frame),
+                                columns, group.rank, plan.peer)
                 pack_header(header, payload_sum(payload), head)
-                now.sent += [group.isend(plan.peer, head, direction, EXCHANGE_LANE, header=True),
-                             group.isend(plan.peer, payload, direction, EXCHANGE_LANE)]
+                now.sent += [group.isend(plan.peer, payload, direction, EXCHANGE_LANE),
+                             group.isend(plan.peer, head, direction, EXCHANGE_LANE, header=True)]
 
     def finish(self) -> None:
         """Wait until the halo rows are in the buffer, checked, and the own rows are sent.
@@ -185,9 +217,9 @@ class Exchange:
 
     def _wait(self, now: _Round, group: Group) -> None:
         deadline = Deadline(self._timeout_s)
-        group.wait(now.heads, deadline, now.what, now.layer)
+        group.wait(now.head_receives, deadline, now.what, now.layer)
         sums = [check_header(one.head, one.expected) for one in now.incoming]
-        group.wait(now.payloads, deadline, now.what, now.layer)
+        group.wait(now.payload_receives, deadline, now.what, now.layer)
         for one, checksum in zip(now.incoming, sums):
             check_payload(one.payload, checksum, one.expected)
         group.wait(now.sent, deadline, now.what, now.layer)
@@ -204,8 +236,8 @@ class Exchange:
 
     def release(self) -> None:
         """Give back the buffers to send from, of every width; the next round makes its own."""
-        if self._round is not None:
-            raise ValueError("Exchange.release: the round before has not been finished")
+        if self._round is not None or self._announced is not None:
+            raise ValueError("Exchange.release: a round is begun or announced, and not finished")
         self._frames.clear()
 
     def _send_frames(self, num_bytes: int) -> dict[int, np.ndarray]:
@@ -221,6 +253,11 @@ class Exchange:
                              f"{buffer.flags.c_contiguous}; expected uint8 {shape}, C-contiguous")
         if direction not in DIRECTIONS or direction == "control":
             raise ValueError(f"Exchange.begin: direction is {direction!r}, expected forward, backward or evaluation")
+
+
+def _key(buffer: np.ndarray, bits: int, columns: int, direction: str, layer: int, round: int) -> tuple[Any, ...]:
+    """What a round is: where its rows lie, and its arguments."""
+    return buffer.ctypes.data, bits, columns, direction, layer, round
 
 
 def _check_plans(peers: Sequence[PeerRows], num_local: int, num_halo: int, group: Group | None) -> None:

@@ -253,8 +253,8 @@ class Group:
             if array.size:
                 head, body = np.empty(HEADER_BYTES, np.uint8), array.view(np.uint8)
                 pack_header(self._control_header(step, array, self.rank, peer), payload_sum(body), head)
-                sent += [self.isend(peer, head, kind, CONTROL_LANE, header=True),
-                         self.isend(peer, body, kind, CONTROL_LANE)]
+                sent += [self.isend(peer, body, kind, CONTROL_LANE),
+                         self.isend(peer, head, kind, CONTROL_LANE, header=True)]
         self.wait(heads, deadline, what)
         sums = {peer: check_header(head, header) for peer, (header, head) in expected.items()}
         self.wait(bodies, deadline, what)

@@ -12,11 +12,13 @@ import numpy as np
 from qgnn_dist.data.arrays import new_rows
 from qgnn_dist.data.graph import NO_SPLIT, SPLITS, Graph, SparseFeatures
 from qgnn_dist.errors import InputError
+from qgnn_dist.files.read import shown
 
 __all__ = [
     "FeatureSink",
     "check_edge_shape",
     "check_edges",
+    "check_evidence",
     "check_graph",
     "check_num_nodes",
     "dense_features",
@@ -28,13 +30,32 @@ __all__ = [
 
 ROWS_AT_ONCE = 1 << 16
 SHOWN_ROWS = 5
+MOST_NODES = 2**31 - 1
+BARE_NODES, BARE_NODES_AN_EDGE = 1 << 20, 64
+"""Nodes that a source may have beyond those with rows of their own: so many, and so many more for every edge."""
 
 
 def check_num_nodes(num_nodes: int, where: str, file: str | None = None) -> int:
-    """The node count as an int, if there is at least one node."""
+    """The node count as an int, if there is at least one node and int32 has room for all."""
     if num_nodes < 1:
         raise InputError(f"{where}: the graph has {num_nodes} nodes, expected at least 1", file=file)
+    if num_nodes > MOST_NODES:
+        raise InputError(f"{where}: the graph has {shown(int(num_nodes))} nodes, expected at most {MOST_NODES}",
+                         file=file)
     return int(num_nodes)
+
+
+def check_evidence(num_nodes: int, rows: int, edges: int, where: str, file: str | None = None) -> int:
+    """The node count, if what is there bears it out: nobody allocates by a number alone.
+
+    Args:
+        rows: of the longest array that has one a node, 0 without any. edges: at most as many are there.
+    """
+    most = max(rows, BARE_NODES + BARE_NODES_AN_EDGE * edges)
+    if num_nodes > most:
+        raise InputError(f"{where}: {num_nodes} nodes with {edges} edges, expected at most {most}; number the nodes "
+                         "one after the other, or give an array with a row for each, x or y", file=file)
+    return num_nodes
 
 
 def check_edge_shape(shape: tuple[int, ...], dtype: np.dtype, where: str, file: str | None = None) -> None:

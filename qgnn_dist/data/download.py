@@ -8,10 +8,12 @@ import tempfile
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from qgnn_dist.errors import InputError, QgnnError
+from qgnn_dist.errors import OutputError, QgnnError
+from qgnn_dist.files.write import disk_errors
 
 __all__ = ["fetch"]
 
@@ -26,7 +28,7 @@ def fetch(url: str, folder: str, target: Path, progress: Callable[[str], None] |
     beside the target, so an interrupted download leaves no half graph.
 
     Raises:
-        InputError: the disk has less room than the file needs.
+        OutputError: the disk has less room than the file needs.
         QgnnError: the server cannot be reached, stops sending, or sends something else.
     """
     say = progress or (lambda _: None)
@@ -39,11 +41,12 @@ def fetch(url: str, folder: str, target: Path, progress: Callable[[str], None] |
             with zipfile.ZipFile(archive) as file:
                 need = sum(entry.file_size for entry in file.infolist())
                 _check_room(target.parent, need)
-                file.extractall(Path(scratch) / "files")
+                with disk_errors(target.parent, need, str(target), "the graph"):
+                    file.extractall(Path(scratch) / "files")
         except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
             reason = getattr(error, "reason", error)
             raise QgnnError(f"cannot download {url} ({reason}); get it elsewhere and unpack it as {target}") from error
-        except zipfile.BadZipFile as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
             raise QgnnError(f"{url} is no zip file ({error}); get it elsewhere and unpack it as {target}") from error
         unpacked = Path(scratch) / "files" / folder
         if not unpacked.is_dir():
@@ -70,6 +73,6 @@ def _receive(url: str, path: Path, say: Callable[[str], None]) -> None:
 def _check_room(folder: Path, need: int) -> None:
     free = shutil.disk_usage(folder).free
     if need > free:
-        raise InputError(
+        raise OutputError(
             f"{folder} has {free / 2**30:.2f} GiB free, needed {need / 2**30:.2f}; --root names another folder"
         )

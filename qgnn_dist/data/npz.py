@@ -18,6 +18,7 @@ from qgnn_dist.data import checks
 from qgnn_dist.data.arrays import CHUNK_EDGES, NpzArchive
 from qgnn_dist.data.graph import SPLITS, Graph, SparseFeatures
 from qgnn_dist.errors import InputError
+from qgnn_dist.files.read import shown
 
 __all__ = ["edge_passes", "load_npz"]
 
@@ -50,6 +51,9 @@ def load_npz(path: str | Path, progress: Callable[[str], None] | None = None) ->
         checks.check_edge_shape(header.shape, header.dtype, "edge_index", file)
         edge_index = archive.read("edge_index")
         num_nodes = _num_nodes(archive, edge_index, file)
+        rows = (archive.headers[name].shape[:1] for name in ("x", "y", "x_indptr") if name in archive)
+        checks.check_evidence(num_nodes, max((shape[0] for shape in rows if shape), default=0), edge_index.shape[1],
+                              "num_nodes" if "num_nodes" in archive else "edge_index", file)
         for start in range(0, edge_index.shape[1], CHUNK_EDGES):
             chunk = edge_index[:, start : start + CHUNK_EDGES]
             checks.check_edges(chunk, num_nodes, "edge_index", file, offset=start)
@@ -82,15 +86,15 @@ def _check_names(archive: NpzArchive, file: str, progress: Callable[[str], None]
                 file=file,
             )
     if "edge_index" not in archive:
-        held = ", ".join(archive.headers) or "nothing"
+        held = shown(", ".join(archive.headers) or "nothing", 200)
         raise InputError(f"array edge_index is missing; the file holds {held}", file=file)
     ignored = [name for name in archive.headers if name not in _KNOWN]
     for name in ignored:
         close = difflib.get_close_matches(name, [known for known in _KNOWN if known not in archive], n=1, cutoff=0.75)
         if close:
-            raise InputError(f"unknown array {name} (did you mean {close[0]}?)", file=file)
+            raise InputError(f"unknown array {shown(name)} (did you mean {close[0]}?)", file=file)
     if ignored and progress:
-        progress(f"{file}: arrays that are not used: {', '.join(ignored)}")
+        progress(f"{file}: arrays that are not used: {shown(', '.join(ignored), 200)}")
     present = [name for name in _CSR if name in archive]
     if present and len(present) < len(_CSR):
         missing = ", ".join(name for name in _CSR if name not in archive)

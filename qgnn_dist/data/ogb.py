@@ -17,7 +17,8 @@ import csv
 import difflib
 import gzip
 import importlib.util
-import pickle
+import os
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,16 +29,19 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 
 from qgnn_dist.data import checks
-from qgnn_dist.data.arrays import NpzArchive
+from qgnn_dist.data.arrays import MOST_DEFLATED, NpzArchive
 from qgnn_dist.data.download import fetch
 from qgnn_dist.data.graph import SPLITS, Graph
 from qgnn_dist.errors import InputError
+from qgnn_dist.files.read import check_regular, reason, shown
 
 __all__ = ["Entry", "known_graphs", "load_ogb"]
 
 DOWNLOAD_GB = {"ogbn-arxiv": 0.08, "ogbn-products": 1.38, "ogbn-papers100M": 56.17}
 """GiB to download as OGB's own tool shows them, for messages where there is no network."""
 CSV_BLOCK_BYTES = 8 << 20
+LONGEST_LINE, MOST_COLUMNS = CSV_BLOCK_BYTES, 1 << 20
+"""Of a csv file: characters, and values."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,7 @@ def load_ogb(
     if not raw.is_dir():
         raise InputError("there is no folder raw; remove this one and get the graph again", file=str(folder))
     known = entry.classes if entry is not None else None
-    if (raw / "data.npz").is_file():
+    if os.path.lexists(raw / "data.npz"):
         graph = _load_binary(name, raw, known, progress)
     else:
         graph = _load_csv(name, raw, known, progress)
@@ -133,7 +137,7 @@ def _download(
 
 
 def _load_csv(name: str, raw: Path, known_classes: int | None, progress: Callable[[str], None] | None) -> Graph:
-    if (raw / "edge-feat.csv.gz").is_file():
+    if os.path.lexists(raw / "edge-feat.csv.gz"):
         raise InputError("edge features are not supported", file=str(raw / "edge-feat.csv.gz"))
     count_file, edge_file = raw / "num-node-list.csv.gz", raw / "edge.csv.gz"
     num_nodes = checks.check_num_nodes(_one_count(count_file, "nodes"), "num-node-list", str(count_file))
@@ -142,16 +146,18 @@ def _load_csv(name: str, raw: Path, known_classes: int | None, progress: Callabl
     if _columns(edge_file) not in (0, 2):
         raise InputError(f"has {_columns(edge_file)} columns, expected 2 (source, target)", file=str(edge_file))
     edges_file = raw / "num-edge-list.csv.gz"
-    num_edges = _one_count(edges_file, "edges") if edges_file.is_file() else None
+    num_edges = _one_count(edges_file, "edges") if os.path.lexists(edges_file) else None
     labels, num_classes = None, 0
-    label_file = raw / "node-label.csv.gz"
-    if label_file.is_file():
-        width = _columns(label_file)
-        y = np.concatenate([np.empty((0, width)), *(block for _, block in _csv_blocks(label_file, pa.float64()))])
+    label_file, feature_file = raw / "node-label.csv.gz", raw / "node-feat.csv.gz"
+    if os.path.lexists(label_file):  # whatever it is: what is there is never passed over
+        y = _csv_array(label_file, pa.float64(), num_nodes)
         labels, num_classes = checks.labels_from(y, num_nodes, "node-label", str(label_file), known_classes)
+    elif not os.path.lexists(feature_file):
+        most = _most_rows(edge_file, 2)
+        checks.check_evidence(num_nodes, 0, most if num_edges is None else min(num_edges, most), "num-node-list",
+                              str(count_file))
     features = None
-    feature_file = raw / "node-feat.csv.gz"
-    if feature_file.is_file():
+    if os.path.lexists(feature_file):
         if progress:
             progress(f"{name}: reading features of {num_nodes:,} nodes")
         features = _csv_features(feature_file, num_nodes)
@@ -169,11 +175,21 @@ def _load_csv(name: str, raw: Path, known_classes: int | None, progress: Callabl
 def _columns(path: Path) -> int:
     """Values in the first line, 0 in an empty file."""
     try:
+        check_regular(path)
         with gzip.open(path, "rt") as file:
-            line = file.readline()
-            return line.count(",") + 1 if line else 0
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise InputError(f"is no gzip-compressed csv file ({error})", file=str(path)) from error
+            line = file.readline(LONGEST_LINE)
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise InputError(f"is no gzip-compressed csv file ({reason(error)})", file=str(path)) from error
+    columns = line.count(",") + 1 if line else 0
+    if len(line) >= LONGEST_LINE or columns > MOST_COLUMNS:
+        raise InputError(f"has a first line of {columns} columns and {len(line)} characters or more, expected at most "
+                         f"{MOST_COLUMNS} and {LONGEST_LINE}", file=str(path))
+    return columns
+
+
+def _most_rows(path: Path, columns: int) -> int:
+    """More rows of so many columns cannot be in a file: a value takes a digit and a comma."""
+    return check_regular(path) * MOST_DEFLATED // (2 * columns)
 
 
 def _csv_blocks(path: Path, kind: pa.DataType) -> Iterator[tuple[int, np.ndarray]]:
@@ -196,21 +212,33 @@ def _csv_blocks(path: Path, kind: pa.DataType) -> Iterator[tuple[int, np.ndarray
                 yield row, block
                 row += len(block)
     except (pa.ArrowException, OSError, ValueError) as error:
-        message = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"is damaged after row {row} ({message}); get the file again", file=str(path)) from error
+        raise InputError(f"is damaged after row {row} ({reason(error)}); get the file again", file=str(path)) from error
+
+
+def _csv_array(path: Path, kind: pa.DataType, most: int) -> np.ndarray:
+    """All rows, of which no more than `most` are expected: reading stops after a block that has more."""
+    blocks, rows = [np.empty((0, max(_columns(path), 1)), kind.to_pandas_dtype())], 0
+    for first, block in _csv_blocks(path, kind):
+        blocks.append(block)
+        rows = first + len(block)
+        if rows > most:
+            break
+    return np.concatenate(blocks)
 
 
 def _one_count(path: Path, what: str) -> int:
     if not path.is_file():
         raise InputError("there is no such file", file=str(path))
-    counts = [block for _, block in _csv_blocks(path, pa.int64())]
-    values = np.concatenate(counts).reshape(-1) if counts else np.empty(0, np.int64)
+    values = _csv_array(path, pa.int64(), 1).reshape(-1)
     if len(values) != 1:
         raise InputError(f"counts the {what} of {len(values)} graphs, expected one graph", file=str(path))
     return int(values[0])
 
 
 def _csv_features(path: Path, num_nodes: int) -> np.ndarray:
+    if num_nodes > _most_rows(path, max(_columns(path), 1)):
+        raise InputError(f"node-feat cannot have the {num_nodes} rows that num-node-list says: it has "
+                         f"{check_regular(path)} bytes", file=str(path))
     sink = checks.FeatureSink((num_nodes, _columns(path)), np.dtype(np.float32), "node-feat", str(path))
     rows = 0
     for row, block in _csv_blocks(path, pa.float32()):
@@ -240,7 +268,8 @@ def _load_binary(name: str, raw: Path, known_classes: int | None, progress: Call
     with NpzArchive(path) as archive:
         for array in ("edge_index", "num_nodes_list"):
             if array not in archive:
-                raise InputError(f"array {array} is missing; the file holds {', '.join(archive.headers)}", file=file)
+                raise InputError(f"array {array} is missing; the file holds {shown(', '.join(archive.headers))}",
+                                 file=file)
         if "edge_feat" in archive:
             raise InputError("array edge_feat: edge features are not supported", file=file)
         counts = archive.headers["num_nodes_list"]
@@ -249,14 +278,16 @@ def _load_binary(name: str, raw: Path, known_classes: int | None, progress: Call
         num_nodes = checks.check_num_nodes(int(archive.read("num_nodes_list")[0]), "num_nodes_list", file)
         header = archive.headers["edge_index"]
         checks.check_edge_shape(header.shape, header.dtype, "edge_index", file)
+        label_path, bare = raw / "node-label.npz", "node_feat" not in archive
+        if bare and not os.path.lexists(label_path):
+            checks.check_evidence(num_nodes, 0, header.shape[1], "num_nodes_list", file)
         features = None
-        if "node_feat" in archive:
+        if not bare:
             if progress:
                 progress(f"{name}: reading features of {num_nodes:,} nodes")
             features = _binary_features(archive, num_nodes, file)
     labels, num_classes = None, 0
-    label_path = raw / "node-label.npz"
-    if label_path.is_file():
+    if os.path.lexists(label_path):
         with NpzArchive(label_path) as archive:
             if "node_label" not in archive:
                 raise InputError("array node_label is missing", file=str(label_path))
@@ -307,7 +338,7 @@ def _split(folder: Path, entry: Entry | None, num_nodes: int) -> np.ndarray | No
         raise InputError(f"holds several splits ({', '.join(kinds)}), expected one", file=str(base))
     path = base / (entry.split if entry is not None else kinds[0])
     pickled = path / "split_dict.pt"
-    if pickled.is_file():
+    if os.path.lexists(pickled):
         return checks.split_from_indices(_split_dict(pickled), num_nodes, file=str(pickled))
     indices = {}
     for name in SPLITS:
@@ -316,8 +347,9 @@ def _split(folder: Path, entry: Entry | None, num_nodes: int) -> np.ndarray | No
             raise InputError("there is no such file", file=str(file))
         if _columns(file) > 1:
             raise InputError(f"has {_columns(file)} columns, expected 1", file=str(file))
-        blocks = [block for _, block in _csv_blocks(file, pa.int64())]
-        indices[name] = np.concatenate(blocks).reshape(-1) if blocks else np.empty(0, np.int64)
+        indices[name] = _csv_array(file, pa.int64(), num_nodes).reshape(-1)
+        if len(indices[name]) > num_nodes:
+            raise InputError(f"has more rows than there are nodes ({num_nodes})", file=str(file))
     return checks.split_from_indices(indices, num_nodes, ".csv.gz", str(path))
 
 
@@ -335,13 +367,21 @@ def _split_dict(path: Path) -> dict[str, np.ndarray]:
         type(np.dtype(np.int32)),
     ]
     try:
+        check_regular(path)
         with torch.serialization.safe_globals(allowed):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # torch raises all kinds on what it did not write, AssertionError and MemoryError too
         raise InputError(
             "does not open as plain index arrays (nothing else is unpickled); give train, valid, test.csv.gz instead",
             file=str(path),
         ) from error
     if not isinstance(loaded, dict):
         raise InputError(f"holds a {type(loaded).__name__}, expected a dictionary of index arrays", file=str(path))
-    return {str(key): np.asarray(value) for key, value in loaded.items()}
+    found = {}
+    for key, value in loaded.items():
+        if isinstance(value, torch.Tensor) and value.layout == torch.strided and value.dtype != torch.bfloat16:
+            value = value.detach().numpy()
+        if not isinstance(value, np.ndarray):
+            raise InputError(f"{shown(key)} is a {type(value).__name__}, expected an index array", file=str(path))
+        found[shown(key)] = value
+    return found

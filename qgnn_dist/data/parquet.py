@@ -21,8 +21,9 @@ from qgnn_dist.data import checks
 from qgnn_dist.data.arrays import CHUNK_EDGES
 from qgnn_dist.data.graph import NO_SPLIT, SPLITS, Graph
 from qgnn_dist.data.names import ColumnNames
-from qgnn_dist.data.tables import Table, open_table
+from qgnn_dist.data.tables import Table, arrow_errors, open_table
 from qgnn_dist.errors import InputError
+from qgnn_dist.files.read import shown
 
 __all__ = ["load_parquet"]
 
@@ -41,6 +42,11 @@ def load_parquet(folder: str | Path, names: ColumnNames, progress: Callable[[str
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError("there is no such folder, expected one with nodes and edges", file=str(folder))
+    with arrow_errors(str(folder)):
+        return checks.check_graph(_load(folder, names, progress), str(folder))
+
+
+def _load(folder: Path, names: ColumnNames, progress: Callable[[str], None] | None) -> Graph:
     nodes, edges = open_table(folder, "nodes"), open_table(folder, "edges")
     _need(nodes, names.node_id, "node-id")
     for column, option in ((names.src, "src"), (names.dst, "dst")):
@@ -55,7 +61,7 @@ def load_parquet(folder: str | Path, names: ColumnNames, progress: Callable[[str
     for column in (names.src, names.dst):
         lookup.check_type(edges.schema.field(column).type, column, str(edges.files[0]))
     labels, num_classes, class_names = _labels(nodes, names.label)
-    graph = Graph(
+    return Graph(
         name=folder.resolve().name,
         num_nodes=num_nodes,
         edges=lambda: _edges(edges, names, lookup),
@@ -67,7 +73,6 @@ def load_parquet(folder: str | Path, names: ColumnNames, progress: Callable[[str
         class_names=class_names,
         edge_rows=edges.num_rows,
     )
-    return checks.check_graph(graph, str(folder))
 
 
 def _need(table: Table, column: str, option: str) -> None:
@@ -75,7 +80,7 @@ def _need(table: Table, column: str, option: str) -> None:
         close = difflib.get_close_matches(column, table.schema.names, n=1)
         hint = f" (did you mean {close[0]}?)" if close else ""
         raise InputError(
-            f"column {column} is missing{hint}; the table has {', '.join(table.schema.names)}; "
+            f"column {column} is missing{hint}; the table has {shown(', '.join(table.schema.names), 400)}; "
             f"--{option} names another",
             file=str(table.files[0]),
         )
@@ -95,7 +100,8 @@ def _check_optional(nodes: Table, names: ColumnNames) -> None:
         if near:
             name = next(name for name in nodes.schema.names if name.lower() == near[0])
             raise InputError(
-                f"unknown column {name} (did you mean {column}? then --{option} {name}); rename it if it is a feature",
+                f"unknown column {shown(name)} (did you mean {column}? then --{option} {shown(name)}); rename it if it "
+                "is a feature",
                 file=str(nodes.files[0]),
             )
 
@@ -106,9 +112,9 @@ def _refuse_edge_columns(edges: Table, known: tuple[str, str]) -> None:
             continue
         file = str(edges.files[0])
         if "weight" in column.lower():
-            what = f"column {column}: edge weights are not supported"
+            what = f"column {shown(column)}: edge weights are not supported"
         else:
-            what = f"unknown column {column} in edges, expected only {known[0]} and {known[1]}"
+            what = f"unknown column {shown(column)} in edges, expected only {known[0]} and {known[1]}"
         raise InputError(f"{what}; drop it to use the plain graph", file=file)
 
 
@@ -164,7 +170,7 @@ def _refuse_repeats(ids: pa.Array, column: str, file: str) -> None:
         if not len(repeated):
             return
         value, count = int(repeated[0]), int((ascending == repeated[0]).sum())
-    raise InputError(f"column {column} holds {value!r} {count} times, expected every id once", file=file)
+    raise InputError(f"column {column} holds {shown(repr(value))} {count} times, expected every id once", file=file)
 
 
 class _Ids:
@@ -212,13 +218,14 @@ def _edges(edges: Table, names: ColumnNames, lookup: _Ids) -> Iterator[np.ndarra
         for side, column in enumerate((names.src, names.dst)):
             values = batch.column(column)
             _refuse_nulls(values, column, file, start)
-            pair[side] = lookup.find(values)
+            with arrow_errors(file):
+                pair[side] = lookup.find(values)
             if batch.num_rows and pair[side].min() < 0:
                 at = int(np.argmax(pair[side] < 0))
                 value = _decoded(values)[at].as_py()
                 raise InputError(
-                    f"column {column} names node {value!r} in row {start + at}, which is not among the nodes; "
-                    "add it there or drop the edge",
+                    f"column {column} names node {shown(repr(value))} in row {start + at}, which is not among the "
+                    "nodes; add it there or drop the edge",
                     file=file,
                 )
         yield pair
@@ -266,7 +273,8 @@ def _split(nodes: Table, column: str) -> np.ndarray | None:
         if wrong.any():
             at = int(np.argmax(wrong))
             raise InputError(
-                f"column {column} is {values[at].as_py()!r} in row {start + at}, expected train, valid, test or null",
+                f"column {column} is {shown(repr(values[at].as_py()))} in row {start + at}, expected train, "
+                "valid, test or null",
                 file=file,
             )
         rows = np.flatnonzero(index.is_valid().to_numpy(zero_copy_only=False))
@@ -289,16 +297,16 @@ def _features(nodes: Table, names: ColumnNames) -> np.ndarray | None:
     lists = [field.name for field in fields if _is_list(field.type)]
     if lists and len(fields) > 1:
         raise InputError(
-            f"columns {', '.join(field.name for field in fields[:8])} cannot be features together: expected numeric "
-            f"columns, or one list column ({lists[0]}) alone",
+            f"columns {shown(', '.join(field.name for field in fields[:8]))} cannot be features together: expected "
+            f"numeric columns, or one list column ({lists[0]}) alone",
             file=file,
         )
     for field in fields:
         kind = field.type.value_type if lists else field.type
         if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
             raise InputError(
-                f"unknown column {field.name} ({field.type}), expected numbers as features, or {names.node_id}, "
-                f"{names.label}, {names.split}; drop or rename it",
+                f"unknown column {shown(field.name)} ({shown(str(field.type))}), expected numbers as features, or "
+                f"{names.node_id}, {names.label}, {names.split}; drop or rename it",
                 file=file,
             )
     half = all(pa.types.is_float16(field.type.value_type if lists else field.type) for field in fields)

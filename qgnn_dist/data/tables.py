@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tables in one file or many, Parquet or Arrow IPC, read batch by batch from memory maps.
 
-Mapped, a file's own bytes are no memory of ours, however large its row groups and batches are.
+Mapped, a file's own bytes are no memory of ours, however large its row groups and batches are. What a file says of its
+rows is compared with what comes out of it, and text with UTF-8, before anybody sees either.
 """
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,30 +16,62 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from qgnn_dist.errors import InputError
+from qgnn_dist.files.ipc import ARROW_DAMAGE, check_compression
+from qgnn_dist.files.read import check_regular, reason, shown
 
-__all__ = ["Table", "open_table"]
+__all__ = ["Table", "arrow_errors", "open_table"]
 
 SUFFIXES = (".parquet", ".arrow")
+LARGEST_BATCH = 1 << 30
+"""Bytes that a compressed batch of an Arrow file becomes; a page of Parquet has no more than twice as many."""
+MOST_COLUMNS = 1 << 16
+
+
+@contextmanager
+def arrow_errors(file: str) -> Iterator[None]:
+    """What Arrow cannot convert is the file's fault."""
+    try:
+        yield
+    except (pa.ArrowException, OverflowError) as error:
+        raise InputError(f"holds values that do not fit ({reason(error)})", file=file) from error
 
 
 @dataclass(frozen=True)
 class Table:
-    """The files of one table, all of the same schema."""
+    """The files of one table, all of the same schema, and the rows that each says it has."""
 
     files: list[Path]
     schema: pa.Schema
-    num_rows: int
+    rows: list[int]
+
+    @property
+    def num_rows(self) -> int:
+        """All files' rows; what a pass over `batches` has seen is true."""
+        return sum(self.rows)
 
     def batches(self, columns: Sequence[str], rows: int) -> Iterator[tuple[str, int, pa.RecordBatch]]:
-        """(file, first row within the file, batch of up to `rows`) in the order of the files."""
-        for path in self.files:
+        """(file, first row within the file, batch of up to `rows`) in the order of the files.
+
+        Raises:
+            InputError: a damaged file, or one that has other than the rows that it says.
+        """
+        for path, expected in zip(self.files, self.rows):
             start = 0
-            try:
-                for batch in (_arrow_batches if path.suffix == ".arrow" else _parquet_batches)(path, columns, rows):
-                    yield str(path), start, batch
-                    start += batch.num_rows
-            except (pa.ArrowException, OSError) as error:
-                raise InputError(f"is damaged after row {start} ({_line(error)})", file=str(path)) from error
+            pieces = (_arrow_batches if path.suffix == ".arrow" else _parquet_batches)(path, columns, rows)
+            while True:
+                try:
+                    batch = next(pieces, None)
+                    if batch is not None:
+                        batch.validate(full=True)  # offsets and text: nothing else has looked at them
+                except ARROW_DAMAGE as error:
+                    raise InputError(f"is damaged after row {start} ({reason(error)})", file=str(path)) from error
+                if batch is None or start + batch.num_rows > expected:
+                    break
+                yield str(path), start, batch
+                start += batch.num_rows
+            if batch is not None or start != expected:
+                got = f"{start}" if batch is None else f"more than {expected}"
+                raise InputError(f"is damaged: it has {got} rows and says {expected}", file=str(path))
 
 
 def open_table(folder: Path, name: str) -> Table:
@@ -54,28 +89,37 @@ def open_table(folder: Path, name: str) -> Table:
     else:
         raise InputError(f"there is neither {name}.parquet nor {name}.arrow nor a folder {name}", file=str(folder))
     schema: pa.Schema | None = None
-    num_rows = 0
+    rows = []
     for path in files:
         try:
-            found, rows = _look(path)
-        except (pa.ArrowException, OSError) as error:
+            found, count = _look(path)
+            if len(found.names) > MOST_COLUMNS:  # decodes them: names that are no UTF-8 fail here
+                raise ValueError(f"{len(found.names)} columns, expected at most {MOST_COLUMNS}")
+        except ARROW_DAMAGE as error:
             kind = "Arrow IPC" if path.suffix == ".arrow" else "Parquet"
-            raise InputError(f"is no {kind} file ({_line(error)})", file=str(path)) from error
+            raise InputError(f"is no {kind} file ({reason(error)})", file=str(path)) from error
         if schema is not None and found != schema:
             raise InputError(f"has other columns or types than {files[0].name}, expected the same", file=str(path))
-        schema, num_rows = found, num_rows + rows
+        schema = found
+        rows.append(count)
     assert schema is not None
-    duplicates = {column for column in schema.names if schema.names.count(column) > 1}
+    duplicates = [column for column, count in Counter(schema.names).items() if count > 1]
     if duplicates:
-        raise InputError(f"column {duplicates.pop()} appears twice", file=str(files[0]))
-    return Table(files, schema, num_rows)
+        raise InputError(f"column {shown(duplicates[0])} appears twice", file=str(files[0]))
+    return Table(files, schema, rows)
 
 
 def _look(path: Path) -> tuple[pa.Schema, int]:
-    """A file's schema and number of rows."""
+    """A file's schema, and the rows that it says it has."""
+    check_regular(path)
     if path.suffix != ".arrow":
         with pq.ParquetFile(path) as file:
-            return file.schema_arrow.remove_metadata(), file.metadata.num_rows
+            about = file.metadata
+            groups = [about.row_group(number).num_rows for number in range(about.num_row_groups)]
+            if min(groups, default=0) < 0 or sum(groups) != about.num_rows:
+                raise ValueError(f"it says {about.num_rows} rows, its row groups {sum(groups)}")
+            return file.schema_arrow.remove_metadata(), about.num_rows
+    check_compression(path, LARGEST_BATCH)
     with pa.memory_map(str(path)) as source:
         reader = pa.ipc.open_file(source)
         rows = sum(reader.get_batch(number).num_rows for number in range(reader.num_record_batches))
@@ -94,10 +138,4 @@ def _arrow_batches(path: Path, columns: Sequence[str], rows: int) -> Iterator[pa
             batch = reader.get_batch(number).select(list(columns))
             batch.validate()
             for start in range(0, batch.num_rows, rows):
-                piece = batch.slice(start, rows)
-                piece.validate(full=True)  # offsets and text: nothing else has looked at them
-                yield piece
-
-
-def _line(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+                yield batch.slice(start, rows)

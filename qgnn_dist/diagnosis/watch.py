@@ -17,7 +17,7 @@ from ..model.packed import ModelInfo
 from ..propagation.affine import AffineMessenger
 from ..propagation.messages import CodedMessenger, FloatMessenger, Messenger
 from ..propagation.neighbourhood import Neighbourhood
-from ..propagation.smp import FrozenMultipliers, Propagation
+from ..propagation.smp import FrozenMultipliers
 from .layers import HaloRows, cosine_distances, dirichlet_sum
 from .stages import Grid, Tally
 
@@ -161,8 +161,7 @@ class PropagationWatch:
 def twin_states(info: ModelInfo, graph: Neighbourhood, exchange: Exchange, h0: np.ndarray) -> list[np.ndarray]:
     """H^0 … H^K of the float twin, float32 (n, C) each; all workers together."""
     states: list[np.ndarray] = []
-    propagation = Propagation(info.kind, info.layers, info.mu, info.eta, info.rounds)
-    last = propagation.run(graph, h0, h0, FloatMessenger(graph, exchange, h0.shape[1], DIRECTION),
+    last = info.propagation.run(graph, h0, h0, FloatMessenger(graph, exchange, h0.shape[1], DIRECTION),
                            FrozenMultipliers(info.multipliers),
                            observe=lambda _, state, __: states.append(state.copy()))
     return [*states, last]

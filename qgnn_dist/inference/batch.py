@@ -2,7 +2,9 @@
 """The controller of a batch prediction: every node of a store, complete or not there at all."""
 from __future__ import annotations
 
+import functools
 import json
+import operator
 import os
 import shutil
 import time
@@ -14,9 +16,12 @@ from ..comm.pool import WorkerPool
 from ..comm.trace import chrome_trace, overlap
 from ..config import TimeoutsConfig
 from ..errors import InputError, ModelError, QgnnError
+from ..files.write import disk_errors, make_folder, write_atomically
 from ..model.packed import PackedModel
 from ..planning.admission import check_prediction
+from ..propagation.elastic import refuse_parts
 from ..store.reader import Store
+from .groups import describe
 
 __all__ = ["check_output", "check_predictable", "run_prediction"]
 
@@ -32,6 +37,8 @@ def check_predictable(store: Store, model: PackedModel, model_file: str) -> None
     if store.num_features != model.info.num_features:
         raise ModelError(f"the model takes {model.info.num_features} features, the store {store.path} has "
                          f"{store.num_features}; export a model trained on such features", file=model_file)
+    if model.info.kind == "elastic":
+        refuse_parts(store.num_parts, str(store.path))
 
 
 def check_output(out: str | Path, overwrite: bool) -> Path:
@@ -59,7 +66,7 @@ def run_prediction(pool: WorkerPool, store: Store, model: PackedModel, out: Path
         check_prediction(pool, store, model.info, scores=scores, timeout_s=timeouts.start_s)
     pool.call("load", store.fingerprint, data, timeout_s=timeouts.start_s)
     temp = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    temp.mkdir(parents=True)
+    make_folder(temp, "the predictions")
     try:
         results = pool.call("predict", str(temp), scores, trace, timeout_s=PREDICT_TIMEOUT_S)
         rows = sum(r["rows"] for r in results)
@@ -69,9 +76,10 @@ def run_prediction(pool: WorkerPool, store: Store, model: PackedModel, out: Path
         if trace:
             spans = [r["spans"] for r in results]
             summary["overlap"] = [overlap(own) for own in spans]
-            (temp / "trace.json").write_text(json.dumps(chrome_trace(spans)) + "\n", encoding="utf-8")
-        (temp / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-        _put_in_place(temp, out)
+            write_atomically(temp / "trace.json", (json.dumps(chrome_trace(spans)) + "\n").encode())
+        write_atomically(temp / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+        with disk_errors(out.parent, 0, str(out), "the predictions"):
+            _put_in_place(temp, out)
     finally:
         shutil.rmtree(temp, ignore_errors=True)
     return summary
@@ -80,24 +88,33 @@ def run_prediction(pool: WorkerPool, store: Store, model: PackedModel, out: Path
 def _put_in_place(temp: Path, out: Path) -> None:
     """Swap the finished folder in; an older one is removed only after that."""
     old = out.with_name(f".{out.name}.{os.getpid()}.old")
-    if out.exists():
+    replaces = out.exists()
+    if replaces:
         os.rename(out, old)
-    os.rename(temp, out)
+    try:
+        os.rename(temp, out)
+    except OSError:
+        if replaces:
+            os.rename(old, out)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 
 def _summary(store: Store, model: PackedModel, model_bytes: int, results: Sequence[dict[str, Any]],
              seconds: float) -> dict[str, Any]:
-    accuracy = {}
-    for name in results[0]["right"]:
-        right, count = (sum(r["right"][name][i] for r in results) for i in (0, 1))
-        if count:
-            accuracy[name] = right / count
+    counts = {name: functools.reduce(operator.add, (r["counts"][name] for r in results))
+              for name in results[0]["counts"]}
+    counts = {name: one for name, one in counts.items() if one.nodes}
+    told = {name: describe(one) for name, one in counts.items()}
     return {
         "schema": SUMMARY_VERSION,
         "rows": store.num_nodes,
         "parts": store.num_parts,
-        "accuracy": accuracy,
+        "accuracy": {name: one.right / one.nodes for name, one in counts.items()},
+        "ece": {name: one["ece"] for name, one in told.items()},
+        "accuracy_by_degree": {name: one["by_degree"] for name, one in told.items()},
+        "accuracy_by_class": {name: one["by_class"] for name, one in told.items()},
+        "reliability": {name: one["reliability"] for name, one in told.items()},
         "class_counts": [int(c) for c in sum(r["classes"] for r in results)],
         "seconds": {**{k: max(r["seconds"][k] for r in results) for k in results[0]["seconds"]}, "total": seconds},
         "model_bytes": model_bytes,

@@ -19,13 +19,17 @@ from ..comm.exchange import Exchange
 from ..comm.trace import Trace
 from ..data.graph import SPLITS
 from ..errors import StoreError
+from ..files.write import disk_errors
 from ..memory import MemoryWatch
 from ..model.features import FeatureScheme, refuse_negative
 from ..model.forward import PackedForward, feature_gain, model_reader
 from ..model.packed import PackedModel
 from ..planning.admission import room
+from ..planning.memory import WRITTEN_ROWS
 from ..propagation.neighbourhood import Neighbourhood
+from ..store.columns import as_arrow, as_strings
 from ..store.reader import Store
+from .groups import Counts, count
 
 if TYPE_CHECKING:
     from ..comm.pool import WorkerContext
@@ -66,7 +70,7 @@ class PredictWorker:
             raise StoreError(f"this host sees graph {store.fingerprint[:12]}, the controller {fingerprint[:12]}; "
                              "the path must be shared by all hosts", host=context.host, rank=context.rank,
                              file=self._store_path)
-        self._part = store.part(context.rank)
+        self._part, self._store_classes = store.part(context.rank), store.num_classes
         self._model = PackedModel.from_bytes(model)
         info = self._model.info
         refuse_negative(self._part, FeatureScheme(info.feature_norm, info.feature_signed, info.bits["features"]),
@@ -80,7 +84,7 @@ class PredictWorker:
         """Score all local nodes and write `folder`/part-NNNNN.parquet.
 
         Args: trace: also measure where each layer's time goes; the result then has `spans`.
-        Returns: rows, right answers and labelled nodes by split, class counts, seconds, bytes sent, peak memory.
+        Returns: rows, Counts of the labelled nodes by split, class counts, seconds, bytes sent, peak memory.
         """
         forward = PackedForward(self._graph, self._exchange, self._context.group, "evaluation")
         self._exchange.trace = Trace() if trace else None
@@ -93,11 +97,12 @@ class PredictWorker:
         kernels.softmax(scores, classes, confidence, None)
         start = time.perf_counter()
         self._write(Path(folder), scores if with_scores else None, classes, confidence)
+        del scores
         seconds = {"load": self._load_s, **forward.seconds, "exchange": self._exchange.wait_s,
                    "write": time.perf_counter() - start}
         group = self._context.group
         spans = self._exchange.trace.spans if self._exchange.trace is not None else []
-        return {"rows": len(scores), "spans": spans, "right": self._right(classes), "seconds": seconds,
+        return {"rows": len(classes), "spans": spans, "counts": self._counts(classes, confidence), "seconds": seconds,
                 "gain": forward.gain, "feature_gain": gain,
                 "classes": np.bincount(classes, minlength=self._model.info.num_classes),
                 "message_bytes": group.counters.evaluation if group is not None else 0, **self._memory.peaks()}
@@ -106,28 +111,36 @@ class PredictWorker:
         """Stop the memory watch."""
         self._memory.close()
 
-    def _right(self, classes: np.ndarray) -> dict[str, tuple[int, int]]:
-        """Split → (right answers, labelled nodes), where labels and splits exist."""
+    def _counts(self, classes: np.ndarray, confidence: np.ndarray) -> dict[str, Counts]:
+        """By split, where labels and splits exist."""
         part = self._part
         if part.labels is None or part.split is None:
             return {}
-        result = {}
-        for name, number in SPLITS.items():
-            rows = (part.split == number) & (part.labels >= 0)
-            result[name] = (int((classes[rows] == part.labels[rows]).sum()), int(rows.sum()))
-        return result
+        num_classes = max(self._model.info.num_classes, self._store_classes)  # another graph may have more
+        return {name: count(classes, confidence, part.labels, part.degree, part.split == number, num_classes)
+                for name, number in SPLITS.items()}
 
     def _write(self, folder: Path, scores: np.ndarray | None, classes: np.ndarray, confidence: np.ndarray) -> None:
+        """Rows in the order of the source, a row group at a time: no column is copied as a whole."""
         order = np.argsort(self._part.source_index, kind="stable")
-        columns: dict[str, pa.Array] = {
-            "node_id": self._part.node_ids.take(pa.array(order)),
-            "class": pa.array(classes[order], pa.int32()),
-            "confidence": pa.array(confidence[order], pa.float32()),
-        }
         names = self._model.info.class_names
-        if names is not None:
-            columns["class_name"] = pa.DictionaryArray.from_arrays(columns["class"], pa.array(names)).cast(pa.string())
-        if scores is not None:
-            flat = pa.array(np.ascontiguousarray(scores[order]).ravel(), pa.float32())
-            columns["scores"] = pa.FixedSizeListArray.from_arrays(flat, scores.shape[1])
-        pq.write_table(pa.table(columns), folder / part_file(self._context.rank))
+
+        def group(begin: int) -> pa.Table:
+            rows = order[begin:begin + WRITTEN_ROWS]
+            columns: dict[str, pa.Array] = {
+                "node_id": self._part.node_ids.take(as_arrow(rows)),
+                "class": as_arrow(classes[rows]),
+                "confidence": as_arrow(confidence[rows]),
+            }
+            if names is not None:
+                columns["class_name"] = as_strings(names).take(columns["class"])
+            if scores is not None:
+                columns["scores"] = pa.FixedSizeListArray.from_arrays(as_arrow(scores[rows].ravel()), scores.shape[1])
+            return pa.table(columns)
+
+        file = folder / part_file(self._context.rank)
+        size = len(order) * (16 + (0 if scores is None else 4 * scores.shape[1]))
+        with (disk_errors(folder, size, str(file), "the predictions"),
+              pq.ParquetWriter(file, group(len(order)).schema) as writer):
+            for begin in range(0, len(order), WRITTEN_ROWS):
+                writer.write_table(group(begin))

@@ -21,8 +21,8 @@ from ..quant.packed import row_bytes
 __all__ = ["isa", "kernel", "native", "set_threads", "threads", "using_isa"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-_DTYPES = {"u1": np.uint8, "i1": np.int8, "i2": np.int16, "i4": np.int32, "i8": np.int64, "u4": np.uint32,
-           "f4": np.float32, "f8": np.float64}
+_DTYPES = {"u1": np.uint8, "u2": np.uint16, "u4": np.uint32, "i1": np.int8, "i2": np.int16, "i4": np.int32,
+           "i8": np.int64, "f4": np.float32, "f8": np.float64}
 _WHOLE = (int, np.integer)
 Limits = tuple[tuple[type, ...], Callable[[Any], bool], str]
 _MID_TREAD_BITS: Limits = (_WHOLE, lambda v: v in (2, 4, 8), "2, 4 or 8")  # such a grid of two levels has no use
@@ -46,6 +46,8 @@ _RANGES: dict[str, Limits] = {
 """Scalar arguments by name: their types, the values allowed, and how that reads."""
 _APART = (("payload", "next_payload"), ("y", "next_y"))
 """Arguments by name of which the second is written while the first is read, by other rows' threads too."""
+_REMEMBERED = 256
+"""Layouts of arguments that a kernel remembers as fine: training and prediction have a few, in every call again."""
 ENVIRONMENT = "QGNN_SIMD"
 BUILD = "QGNN_KERNELS"
 _forced_reference = False
@@ -132,10 +134,10 @@ def kernel(**arrays: str) -> Callable[[Function], Function]:
     """Register a NumPy function as the reference of a compiled kernel of the same name.
 
     Args:
-        arrays: for each array argument `dtype dim dim`. A dim is a letter (equal letters mean equal sizes), `N+1`, `N+`
-            (at least N), `B` (packed bytes of C columns at `bits`), `G` (those and a scale byte), `K` (of H columns at
-            `bits`, and at 1), `S` (C rounded up to a multiple of 8, as registers are stored whole), a number, or the
-            name of a whole-number argument. `=` in front: written to; `?`: may be None.
+        arrays: for each array argument `dtype dim dim`, `u1|u2` for either of two. A dim is a letter (equal letters
+            mean equal sizes), `N+1`, `N+` (at least N), `B` (packed bytes of C columns at `bits`), `G` (those and a
+            scale byte), `K` (of H columns at `bits`, and at 1), `S` (C rounded up to a multiple of 8, as registers are
+            stored whole), a number, or the name of a whole-number argument. `=` in front: written to; `?`: may be None.
     """
     def register(reference: Function) -> Function:
         signature = inspect.signature(reference)
@@ -149,6 +151,10 @@ def kernel(**arrays: str) -> Callable[[Function], Function]:
         rows_at = names.index("rows") if "seed" in names else None
         begin_at = names.index("begin") if "begin" in names else None
         apart = [(names.index(read), names.index(written)) for read, written in _APART if written in names]
+        dims = {dim for spec in specs for dim in spec[4]}
+        sizing = [at for at, name in enumerate(names) if name in dims or (name == "bits" and dims & {"B", "G", "K"})]
+        placed = [spec[0] for spec in specs]
+        fine: set[tuple[Any, ...]] = set()
 
         @functools.wraps(reference)
         def call(*args: Any, **named: Any) -> Any:
@@ -156,7 +162,12 @@ def kernel(**arrays: str) -> Callable[[Function], Function]:
                 args = signature.bind(*args, **named).args
             for at, name, limits in scalars:
                 _check_scalar(function, name, args[at], limits)
-            _check(function, specs, args, names)
+            layout = *[args[at] for at in sizing], *[_layout(args[at]) for at in placed]
+            if layout not in fine:  # all that `_check` looks at
+                _check(function, specs, args, names)
+                if len(fine) >= _REMEMBERED:
+                    fine.clear()
+                fine.add(layout)
             for read, written in apart:
                 if args[written] is not None and np.may_share_memory(args[read], args[written]):  # exact: C-contiguous
                     raise ValueError(f"{function}: {names[written]} shares memory with {names[read]}, which other rows "
@@ -168,7 +179,7 @@ def kernel(**arrays: str) -> Callable[[Function], Function]:
             if pointer is not None and stored is not None:
                 _check_pointer(function, args[pointer], begin, end, stored[1], len(args[stored[0]]))
             if rows_at is not None:
-                _check_rows(function, args[rows_at])
+                _check_rows(function, args[rows_at], begin, end)
             module = None if _forced_reference else native()
             return (reference if module is None else getattr(module, function))(*args)
 
@@ -176,21 +187,27 @@ def kernel(**arrays: str) -> Callable[[Function], Function]:
     return register
 
 
-def _parse(text: str) -> tuple[type, str, tuple[str, ...]]:
+def _parse(text: str) -> tuple[tuple[type, ...], str, tuple[str, ...]]:
     flags = "".join(c for c in text if c in "=?")
-    dtype, *dims = text.lstrip("=?").split()
-    return _DTYPES[dtype], flags, tuple(dims)
+    dtypes, *dims = text.lstrip("=?").split()
+    return tuple(_DTYPES[name] for name in dtypes.split("|")), flags, tuple(dims)
+
+
+def _layout(array: Any) -> Any:
+    """What tells arrays apart to a kernel, their values aside."""
+    return (array.shape, array.dtype, array.flags.num) if isinstance(array, np.ndarray) else type(array)
 
 
 def _check(function: str, specs: list[Any], args: tuple[Any, ...], names: list[str]) -> None:
     sizes: dict[str, int] = {}
     later = []
-    for at, name, dtype, flags, dims in specs:
+    for at, name, dtypes, flags, dims in specs:
         array = args[at]
         if array is None and "?" in flags:
             continue
-        if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim != len(dims):
-            raise TypeError(f"{function}: {name} is {_describe(array)}, expected {np.dtype(dtype)} ({', '.join(dims)})")
+        if not isinstance(array, np.ndarray) or array.dtype not in dtypes or array.ndim != len(dims):
+            expected = " or ".join(str(np.dtype(dtype)) for dtype in dtypes)
+            raise TypeError(f"{function}: {name} is {_describe(array)}, expected {expected} ({', '.join(dims)})")
         if not array.flags.c_contiguous:
             raise ValueError(f"{function}: {name} is not C-contiguous; pass np.ascontiguousarray of it")
         if "=" in flags and not array.flags.writeable:
@@ -248,10 +265,10 @@ def _check_pointer(function: str, indptr: np.ndarray, begin: int, end: int | Non
                          f"the length of {stored}")
 
 
-def _check_rows(function: str, rows: np.ndarray) -> None:
-    """Places of random numbers: more bits would run into those of the column."""
-    if len(rows) and (int(rows.min()) < 0 or int(rows.max()) >= 2**40):
-        bad = int(np.flatnonzero((rows < 0) | (rows >= 2**40))[0])
+def _check_rows(function: str, rows: np.ndarray, begin: int, end: int | None) -> None:
+    """Places of random numbers that this call draws: more bits would run into those of the column."""
+    if np.bitwise_or.reduce(rows[begin:end]) >> 40:  # a negative number keeps its sign
+        bad = begin + int(np.flatnonzero((rows[begin:end] < 0) | (rows[begin:end] >= 2**40))[0])
         raise ValueError(f"{function}: rows[{bad}] is {rows[bad]}, expected 0 to 2^40 - 1")
 
 

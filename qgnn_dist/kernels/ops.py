@@ -21,6 +21,10 @@ LAYER_COLUMNS = 4096
 """Widest rows that `layer` and `fixed_layer` take; csrc/kernels.h has it too."""
 
 
+CHECKED_ROWS = 1 << 16
+"""That `check_csr` looks at at once: it needs no array of a graph's size."""
+
+
 def check_csr(indptr: np.ndarray, indices: np.ndarray, num_columns: int) -> None:
     """Refuse a row pointer or an index that a kernel would read out of bounds by.
 
@@ -33,9 +37,10 @@ def check_csr(indptr: np.ndarray, indices: np.ndarray, num_columns: int) -> None
             raise TypeError(f"check_csr: {name} is {got}, expected {np.dtype(dtype)} of one axis")
     if len(indptr) == 0 or indptr[0] != 0 or indptr[-1] != len(indices):
         raise ValueError(f"check_csr: row pointer is {indptr[:1]}…{indptr[-1:]}, expected 0…{len(indices)}")
-    falling = np.flatnonzero(np.diff(indptr) < 0)
-    if len(falling):
-        raise ValueError(f"check_csr: row pointer falls at row {falling[0]}")
+    for begin in range(0, len(indptr) - 1, CHECKED_ROWS):
+        falling = np.flatnonzero(np.diff(indptr[begin:begin + CHECKED_ROWS + 1]) < 0)
+        if len(falling):
+            raise ValueError(f"check_csr: row pointer falls at row {begin + falling[0]}")
     if len(indices) and (int(indices.min()) < 0 or int(indices.max()) >= num_columns):
         bad = int(np.flatnonzero((indices < 0) | (indices >= num_columns))[0])
         row = int(np.searchsorted(indptr, bad, side="right")) - 1
@@ -114,10 +119,10 @@ def add_news(sums: np.ndarray, degree: np.ndarray, step: float, bits: int, keep:
     r[rows] = r[rows] + news if keep else news
 
 
-@kernel(indptr="i8 N+1", indices="i4 E", payload="u1 M B", degree="i4 N", inv_sqrt_degree="f4 N", residual="f4 N C",
-        r="=f4 N C", h="f4 N C", before="?f4 N C", out="=f4 N C", believed="=?f4 N C", next_payload="=u1 N B",
-        moments="=?f8 N 3", dots="=?f8 N")
-def layer(indptr: np.ndarray, indices: np.ndarray, payload: np.ndarray, bits: int, step: float, degree: np.ndarray,
+@kernel(indptr="i8 N+1", indices="i4 E", payload="u1 M B", inv_sqrt_degree="f4 N", residual="f4 N C", r="=f4 N C",
+        h="f4 N C", before="?f4 N C", out="=f4 N C", believed="=?f4 N C", next_payload="=u1 N B", moments="=?f8 N 3",
+        dots="=?f8 N")
+def layer(indptr: np.ndarray, indices: np.ndarray, payload: np.ndarray, bits: int, step: float,
           inv_sqrt_degree: np.ndarray, residual: np.ndarray, r: np.ndarray, h: np.ndarray, before: np.ndarray | None,
           out: np.ndarray, gradient: bool, coefficient: float, a: float, b: float, c: float,
           believed: np.ndarray | None, next_step: float, next_payload: np.ndarray, moments: np.ndarray | None,
@@ -144,6 +149,7 @@ def layer(indptr: np.ndarray, indices: np.ndarray, payload: np.ndarray, bits: in
     if step != 0:
         sums = np.empty((len(h), columns), np.int32)
         aggregate_codes(indptr, indices, payload, bits, begin, end, sums)
+        degree = np.diff(indptr).astype(np.int32)
         add_news(sums, degree, step, bits, believed is not None, begin, end, r)
     propagated(r, h, inv_sqrt_degree, begin, end, now)
     if before is None:
@@ -164,44 +170,53 @@ def layer(indptr: np.ndarray, indices: np.ndarray, payload: np.ndarray, bits: in
         code_news(out, inv_sqrt_degree, believed, next_step, bits, begin, end, next_payload, moments)
 
 
-@kernel(indptr="i8 N+1", indices="i4 E", payload="u1 M B", degree="i4 N", inv_sqrt_degree="f4 N", residual="i1 N S",
-        r="=i2 N S", slot="?i4 N", far="=?f4 P C", h="f4 N C", before="?f4 N C", out="=f4 N C", believed="=?i2 N S",
+@kernel(indptr="i8 N+1", indices="i4 E", payload="u1 M B", inv_sqrt_degree="f4 N", residual="i1 N S", r="=u2 N S",
+        far_rows="?i4 P", far="=?f4 P C", h="f4 N C", before="?f4 N C", out="=f4 N C", believed="=?u1|u2 N S",
         next_payload="=u1 N B", moments="=?f8 N 3", dots="=?f8 N")
 def fixed_layer(indptr: np.ndarray, indices: np.ndarray, payload: np.ndarray, bits: int, step: float,
-                degree: np.ndarray, inv_sqrt_degree: np.ndarray, residual: np.ndarray, residual_step: float,
-                unit: float, r: np.ndarray, slot: np.ndarray | None, far: np.ndarray | None, h: np.ndarray,
+                inv_sqrt_degree: np.ndarray, residual: np.ndarray, residual_step: float, unit: float, middle: float,
+                r: np.ndarray, far_rows: np.ndarray | None, far: np.ndarray | None, h: np.ndarray,
                 before: np.ndarray | None, out: np.ndarray, gradient: bool, coefficient: float, a: float, b: float,
                 c: float, believed: np.ndarray | None, next_step: float, next_payload: np.ndarray,
                 moments: np.ndarray | None, dots: np.ndarray | None, begin: int, end: int) -> None:
     """`layer` over state in fixed point, with the same bits: steps are powers of two.
 
+    R and Ŷ are sums of codes in units of `unit`, from 0 on. With Ŷ = (believed − middle)·unit before this round's codes
+    are in, R = (r − degree·middle)·unit; a round of codes moves the middle by ½·(2^b − 1)·step/unit, and is all of it
+    where states are coded afresh. The caller sees to it that the numbers fit.
+
     Args:
-        r, believed: int16 (N, S), S = C rounded up to a multiple of 8, in units of `unit`; the caller sees to it that
-            they fit. residual: int8 (N, S), levels of `residual_step`, which stand for (level + ½)·step.
-        slot: place in `far` of the rows whose R does not fit, −1 elsewhere; far: float32 (P, C), their R.
-    Raises: ValueError: a slot without a row in `far`.
+        r: uint16 (N, S), S = C rounded up to a multiple of 8. believed: uint8 or uint16 (N, S).
+        residual: int8 (N, S), levels of `residual_step`, which stand for (level + ½)·step.
+        far_rows: int32 (P,), ascending, rows whose R does not fit; far: float32 (P, C), their R, instead of `r`.
+    Raises: ValueError: only one of `far_rows` and `far`.
     """
-    if slot is not None and slot[begin:end].max(initial=-1) >= (0 if far is None else len(far)):
-        raise ValueError(f"fixed_layer: slot has {slot[begin:end].max()}, expected at most "
-                         f"{-1 if far is None else len(far) - 1}, the last row of far")
-    columns = h.shape[1]
-    wide = r[:, :columns].astype(F4) * F4(unit)
-    kept = None if believed is None else believed[:, :columns].astype(F4) * F4(unit)
-    elsewhere = np.zeros(0, np.int64) if slot is None else begin + np.flatnonzero(slot[begin:end] >= 0)
-    if slot is not None and far is not None:
-        wide[elsewhere] = far[slot[elsewhere]]
-    layer(indptr, indices, payload, bits, step, degree, inv_sqrt_degree,
+    if (far_rows is None) != (far is None):
+        raise ValueError("fixed_layer: one of far_rows and far is None; expected both or none")
+    columns, degree = h.shape[1], np.diff(indptr)[:, None].astype(F4)
+    highest = F4(2**bits - 1) / F4(2 * unit)
+    now = F4(middle if believed is not None or step == 0 else 0) + F4(step) * highest
+    wide = (r[:, :columns].astype(F4) - degree * F4(middle)) * F4(unit)
+    kept = None if believed is None else (believed[:, :columns].astype(F4) - now) * F4(unit)
+    elsewhere = slot = np.zeros(0, np.int64)
+    if far_rows is not None and far is not None:
+        slot = np.flatnonzero((far_rows >= begin) & (far_rows < end))
+        elsewhere = far_rows[slot]
+        wide[elsewhere] = far[slot]
+    layer(indptr, indices, payload, bits, step, inv_sqrt_degree,
           (residual[:, :columns].astype(F4) + F4(0.5)) * F4(residual_step), wide, h, before, out, gradient, coefficient,
           a, b, c, kept, next_step, next_payload, moments, dots, begin, end)
-    if slot is not None and far is not None:
-        far[slot[elsewhere]] = wide[elsewhere]
-        wide[elsewhere] = r[elsewhere, :columns].astype(F4) * F4(unit)
-    r[begin:end, :columns] = (wide[begin:end] / F4(unit)).astype(np.int16)
+    here = np.arange(begin, end)
+    if far is not None:
+        far[slot] = wide[elsewhere]
+        here = np.setdiff1d(here, elsewhere)
+    r[here, :columns] = (wide[here] / F4(unit) + degree[here] * now).astype(np.uint16)
     if believed is not None and kept is not None:
-        believed[begin:end, :columns] = (kept[begin:end] / F4(unit)).astype(np.int16)
+        now = now + F4(next_step) * highest
+        believed[begin:end, :columns] = (kept[begin:end] / F4(unit) + now).astype(believed.dtype)
 
 
-@kernel(h="f4 N C", inv_sqrt_degree="f4 N", residual="=i1 N S", believed="=?i2 N S", payload="=u1 N B",
+@kernel(h="f4 N C", inv_sqrt_degree="f4 N", residual="=i1 N S", believed="=?u1|u2 N S", payload="=u1 N B",
         moments="=?f8 N 3")
 def fixed_start(h: np.ndarray, inv_sqrt_degree: np.ndarray, residual_step: float, residual_bits: int, unit: float,
                 step: float, bits: int, begin: int, end: int, residual: np.ndarray, believed: np.ndarray | None,
@@ -212,8 +227,9 @@ def fixed_start(h: np.ndarray, inv_sqrt_degree: np.ndarray, residual_step: float
     code_news(h, inv_sqrt_degree, kept, step, bits, begin, end, payload, moments)
     residual[rows, :columns] = _level(h[rows] / F4(residual_step), F4(2 ** (residual_bits - 1))).astype(np.int8)
     if believed is not None and kept is not None:
+        middle = F4(step) * F4(2**bits - 1) / F4(2 * unit)
         believed[rows] = 0
-        believed[rows, :columns] = (kept[rows] / F4(unit)).astype(np.int16)
+        believed[rows, :columns] = (kept[rows] / F4(unit) + middle).astype(believed.dtype)
 
 
 @kernel(indptr="i8 N+1", indices="i4 E", y="f4 M C", inv_sqrt_degree="f4 N", h0="f4 N C", h="f4 N C", before="?f4 N C",

@@ -131,6 +131,15 @@ class FeatureBlock:
     indptr: np.ndarray | None = None
     indices: np.ndarray | None = None
 
+    def rows(self, begin: int, end: int) -> FeatureBlock:
+        """Some of the rows, as views; a row pointer is made anew."""
+        if self.indptr is None or self.indices is None:
+            return dataclasses.replace(self, values=self.values[begin:end], scale=self.scale[begin:end])
+        low, high = int(self.indptr[begin]), int(self.indptr[end])
+        return dataclasses.replace(self, values=self.values[low:high], scale=self.scale[begin:end],
+                                   indices=self.indices[low:high],
+                                   indptr=np.ascontiguousarray(self.indptr[begin:end + 1] - low))
+
     def times(self, weights: np.ndarray, out: np.ndarray) -> np.ndarray:
         """Product with weights (F, H): int8 codes to int32 sums, exactly, or float32 to float32 in a fixed order."""
         if self.indptr is not None and self.indices is not None:

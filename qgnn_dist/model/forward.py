@@ -19,9 +19,9 @@ from ..comm.group import Group
 from ..propagation.affine import AffineMessenger
 from ..propagation.fused import FusedLayers
 from ..propagation.fused_float import FusedFloatLayers
-from ..propagation.messages import CodedMessenger, FloatMessenger, Messenger
+from ..propagation.messages import CodedMessenger, FloatMessenger, Messenger, value_moments
 from ..propagation.neighbourhood import Neighbourhood
-from ..propagation.smp import FrozenMultipliers, Propagation
+from ..propagation.smp import FrozenMultipliers
 from ..quant.grids import AffineGrid
 from ..quant.levels import NUM_LEVELS, level_of, octaves
 from ..quant.ranges import moments_of
@@ -128,7 +128,7 @@ class PackedForward:
             self._group.all_reduce_sum(histogram)
         self.level = level_of(histogram)
         self.gain = octaves(self.level, info.level)
-        propagation = Propagation(info.kind, info.layers, info.mu, info.eta, info.rounds)
+        propagation = info.propagation
         steps = [float(np.ldexp(np.float32(s), self.gain)) for s in info.message_steps]
         residual_step = np.ldexp(np.float32(info.residual_step), self.gain)
         if bits["residual"] < 32 and not info.grids:
@@ -151,7 +151,7 @@ class PackedForward:
         elif bits["residual"] < 32:
             residual = np.empty_like(h0)
             kernels.midrise(h0, np.float32(residual_step), bits["residual"], residual)
-        if bits["messages"] == 32 and self._observer is None:
+        if bits["messages"] == 32 and self._observer is None and FusedFloatLayers.can_run(propagation):
             float_layers = FusedFloatLayers(propagation, self._graph, self._exchange, self._direction)
             return float_layers.run(h0, residual, FrozenMultipliers(info.multipliers))
         messenger: Messenger
@@ -177,9 +177,7 @@ class PackedForward:
 
     def _record_rows(self, stage: str, x: np.ndarray) -> None:
         if self._record:
-            rows = np.empty((len(x), 3), np.float64)
-            kernels.row_moments(x, rows)
-            self.moments[stage] = [*moments_of(rows), float(x.size)]
+            self.moments[stage] = value_moments(x)
 
 
 def feature_gain(part: Part, model: PackedModel, group: Group | None) -> int:

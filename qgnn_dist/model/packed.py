@@ -3,12 +3,14 @@
 
 The file holds four tensors (`weight1`, `bias1`, `weight2`, `bias2`) and one metadata entry, `qgnn`, a JSON object of
 ModelInfo. Weights under 32 bits are unsigned codes (code + 2^(b−1)), packed row by row in the project's bit order
-(quant/packed.py); the others are float32. No time, path or run id: equal models give equal bytes.
+(quant/packed.py); the others are float32. No time, path or run id: equal models give equal bytes. The description ends
+with a checksum of itself and of the tensors; models of earlier programs have none.
 """
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import struct
 from collections.abc import Callable
@@ -22,17 +24,24 @@ from safetensors.numpy import load, save
 
 from .. import kernels
 from ..errors import InputError, ModelError
+from ..files.checksum import checksum_of
+from ..files.read import open_regular, parse_json, reason, shown
+from ..files.write import make_folder, write_atomically
+from ..propagation.elastic import Elastic
 from ..propagation.smp import Propagation
 from ..quant.grids import AFFINE_METHODS, AffineGrid, stage_names
 from ..quant.levels import NUM_LEVELS
 from ..quant.packed import row_bytes
 from ..quant.straight_through import weight_levels
 
-__all__ = ["FORMAT_VERSION", "ModelInfo", "PackedModel"]
+__all__ = ["ModelInfo", "PackedModel"]
 
-FORMAT_VERSION = 1
-METADATA_KEY = "qgnn"
-LARGEST_HEADER = 16 << 20
+PLAIN_VERSION, ELASTIC_VERSION = 1, 2
+"""The second is written for elastic models only, which the first does not know; all others keep their bytes."""
+METADATA_KEY, CHECKSUM = "qgnn", "checksum"
+LARGEST_HEADER = 4 << 20
+MOST_HIDDEN, MOST_LAYERS = 65536, 1000
+"""As of the settings of a run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +59,8 @@ class ModelInfo:
         level: how large D̃^-½·H⁰ was in training (quant/levels.py); −1 unknown. feature_level: the same of the stored
             feature values, where they are coded and not normalised; −1 where their scale does not matter.
         fingerprint: of the graph that it was trained on; reported, not demanded, at prediction.
+        elastic: λ₁, λ₂ and norm where `kind` is elastic, which takes neither mu nor eta; None, and not in the
+            file, where it is not.
     """
 
     num_features: int
@@ -76,7 +87,19 @@ class ModelInfo:
     graph: str
     fingerprint: str
     grids: dict[str, list[float]] = field(default_factory=dict)
-    format_version: int = FORMAT_VERSION
+    elastic: Elastic | None = None
+
+    @property
+    def propagation(self) -> Propagation:
+        """The layers that it was trained with."""
+        return Propagation(self.kind, self.layers, self.mu, self.eta, self.rounds, self.elastic)
+
+    def described(self) -> dict[str, Any]:
+        """All of it as plain values, as the file has them: with the format's version."""
+        values = dataclasses.asdict(self) | {"format_version": ELASTIC_VERSION if self.elastic else PLAIN_VERSION}
+        if self.elastic is None:
+            del values["elastic"]
+        return values
 
     def grid(self, stage: str) -> AffineGrid | None:
         """A stage's affine grid; None where it has none."""
@@ -105,29 +128,22 @@ class PackedModel:
         tensors = {"bias1": self.bias1, "bias2": self.bias2}
         for name, weight in (("weight1", self.weight1), ("weight2", self.weight2)):
             tensors[name] = weight if bits == 32 else _pack(weight, bits)
-        header = json.dumps(dataclasses.asdict(self.info), sort_keys=True, allow_nan=False)
-        return save(tensors, metadata={METADATA_KEY: header})
+        values = self.info.described()
+        values[CHECKSUM] = checksum_of(values, tensors)
+        return save(tensors, metadata={METADATA_KEY: json.dumps(values, sort_keys=True, allow_nan=False)})
 
     def save(self, path: str | Path, overwrite: bool = False) -> int:
         """Write atomically (temp + fsync + rename) and return the file's size in bytes.
 
         Raises:
-            InputError: the file exists and `overwrite` is not set.
+            InputError: the file exists and `overwrite` is not set. OutputError: the disk.
         """
         target = Path(path)
         if target.exists() and not overwrite:
             raise InputError("output exists; add --overwrite to replace it", file=str(target))
         data = self.to_bytes()
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temp = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        try:
-            with open(temp, "wb") as out:
-                out.write(data)
-                out.flush()
-                os.fsync(out.fileno())
-            os.replace(temp, target)
-        finally:
-            temp.unlink(missing_ok=True)
+        make_folder(target.parent, "the file")
+        write_atomically(target, data)
         return len(data)
 
     @classmethod
@@ -137,33 +153,58 @@ class PackedModel:
         Raises:
             ModelError: missing, damaged, of another version, or with tensors that don't fit its own description.
         """
+        file = str(path)
         try:
-            data = Path(path).read_bytes()
+            with open_regular(path) as opened:
+                size = os.fstat(opened.fileno()).st_size
+                head = opened.read(min(size, LARGEST_HEADER + 8))
+                _check_size(_read_info(head, file)[0], size, head, file)
+                data = head + opened.read(size - len(head))
         except FileNotFoundError:
-            raise ModelError("model file not found", file=str(path)) from None
+            raise ModelError("model file not found", file=file) from None
         except OSError as error:
-            raise ModelError(f"cannot be read: {error.strerror}", file=str(path)) from None
-        return cls.from_bytes(data, str(path))
+            raise ModelError(f"cannot be read: {reason(error)}", file=file) from None
+        return cls.from_bytes(data, file)
 
     @classmethod
     def from_bytes(cls, data: bytes, file: str = "model") -> PackedModel:
         """The model in a file's bytes; errors as `load`, which name `file`."""
-        info = _read_info(data, file)
+        info, checksum = _read_info(data, file)
         try:
             tensors = load(data)
-        except (SafetensorError, ValueError) as error:
-            raise ModelError(f"damaged model file: {error}", file=file) from None
-        if set(tensors) != {"weight1", "bias1", "weight2", "bias2"}:
-            raise ModelError(f"tensors are {sorted(tensors)}, expected bias1, bias2, weight1, weight2", file=file)
-        bits, (f, h, c) = info.bits["weights"], (info.num_features, info.hidden, info.num_classes)
-        for name, rows, columns in (("weight1", f, h), ("weight2", h, c)):
-            shape, kind = ((rows, columns), "float32") if bits == 32 else ((rows, row_bytes(columns, bits)), "uint8")
+        except (SafetensorError, ValueError, KeyError, TypeError) as error:
+            raise ModelError(f"damaged model file: {reason(error)}", file=file) from None
+        expected = _tensors(info)
+        if set(tensors) != set(expected):
+            raise ModelError(f"tensors are {shown(sorted(tensors))}, expected {', '.join(expected)}", file=file)
+        for name, (shape, kind) in expected.items():
             _expect(tensors[name], name, shape, kind, file)
-            if bits < 32:
+        if checksum is not None and checksum != checksum_of(info.described(), tensors):
+            raise ModelError("does not fit its own checksum; it was changed or damaged, export the run again",
+                             file=file)
+        bits = info.bits["weights"]
+        if bits < 32:
+            for name, columns in (("weight1", info.hidden), ("weight2", info.num_classes)):
                 tensors[name] = _unpack(tensors[name], bits, columns)
-        _expect(tensors["bias1"], "bias1", (h,), "float32", file)
-        _expect(tensors["bias2"], "bias2", (c,), "float32", file)
         return cls(info, tensors["weight1"], tensors["bias1"], tensors["weight2"], tensors["bias2"])
+
+
+def _tensors(info: ModelInfo) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Name → shape and type of what a file of this description holds."""
+    bits, (f, h, c) = info.bits["weights"], (info.num_features, info.hidden, info.num_classes)
+
+    def weight(rows: int, columns: int) -> tuple[tuple[int, ...], str]:
+        return ((rows, columns), "float32") if bits == 32 else ((rows, row_bytes(columns, bits)), "uint8")
+
+    return {"bias1": ((h,), "float32"), "bias2": ((c,), "float32"), "weight1": weight(f, h), "weight2": weight(h, c)}
+
+
+def _check_size(info: ModelInfo, size: int, head: bytes, file: str) -> None:
+    """Refuse a file that is larger than its description says, before all of it is read."""
+    (header,) = struct.unpack_from("<Q", head)
+    expected = 8 + header + sum(math.prod(shape) * np.dtype(kind).itemsize for shape, kind in _tensors(info).values())
+    if size > expected:
+        raise ModelError(f"damaged model file: it has {size} bytes, its description says {expected}", file=file)
 
 
 def _pack(codes: np.ndarray, bits: int) -> np.ndarray:
@@ -178,7 +219,8 @@ def _unpack(payload: np.ndarray, bits: int, columns: int) -> np.ndarray:
     low, _ = weight_levels(bits)
     out = np.empty((len(payload), columns), np.uint8)
     kernels.unpack(np.ascontiguousarray(payload), bits, out)
-    return (out.astype(np.int16) + low).astype(np.int8)
+    out += np.uint8(low % 256)  # modulo 256, as a signed byte counts
+    return out.view(np.int8)
 
 
 def _expect(tensor: np.ndarray, name: str, shape: tuple[int, ...], kind: str, file: str) -> None:
@@ -187,44 +229,58 @@ def _expect(tensor: np.ndarray, name: str, shape: tuple[int, ...], kind: str, fi
                          file=file)
 
 
-def _read_info(data: bytes, file: str) -> ModelInfo:
-    """The description, checked before anything is allocated by its sizes."""
+def _read_info(data: bytes, file: str) -> tuple[ModelInfo, str | None]:
+    """The description, checked before anything is allocated by its sizes, and its checksum."""
     try:
         (size,) = struct.unpack_from("<Q", data)
         if not 0 < size <= min(LARGEST_HEADER, len(data) - 8):
             raise ModelError("not a packed model: its header length is out of range", file=file)
-        values: dict[str, Any] = json.loads(json.loads(data[8:8 + size])["__metadata__"][METADATA_KEY])
-    except (struct.error, ValueError, KeyError, TypeError):
+        values: dict[str, Any] = parse_json(parse_json(data[8:8 + size])["__metadata__"][METADATA_KEY].encode())
+    except (struct.error, KeyError, TypeError, AttributeError):
         raise ModelError("not a packed model: no readable description", file=file) from None
+    except ValueError as error:
+        raise ModelError(f"not a packed model: its description {reason(error)}", file=file) from None
     if not isinstance(values, dict):
         raise ModelError("not a packed model: its description is no object", file=file)
-    if values.get("format_version") != FORMAT_VERSION:
-        raise ModelError(f"model format {values.get('format_version')}, this program reads {FORMAT_VERSION}; "
+    version, checksum = values.pop("format_version", None), values.pop(CHECKSUM, None)
+    if version not in (PLAIN_VERSION, ELASTIC_VERSION):
+        raise ModelError(f"model format {shown(version)}, this program reads {PLAIN_VERSION} and {ELASTIC_VERSION}; "
                          "export the run again with this version", file=file)
-    wanted = {f.name: f for f in dataclasses.fields(ModelInfo)}
-    if set(values) != set(wanted):
-        odd = sorted(set(values) ^ set(wanted))
-        raise ModelError(f"description lacks or adds {', '.join(odd)}", file=file)
+    if checksum is not None and not isinstance(checksum, str):
+        raise ModelError(f"description: checksum is {shown(checksum)}, expected 64 hex digits", file=file)
+    wanted = {f.name for f in dataclasses.fields(ModelInfo)} - ({"elastic"} if version == PLAIN_VERSION else set())
+    if set(values) != wanted:
+        odd = sorted(set(values) ^ wanted)
+        raise ModelError(f"description lacks or adds {shown(', '.join(odd))}", file=file)
     _check_values(values, file)
-    return ModelInfo(**values)
+    if version == ELASTIC_VERSION:
+        values["elastic"] = Elastic(**values["elastic"])
+    return ModelInfo(**values), checksum
 
 
 def _check_values(values: dict[str, Any], file: str) -> None:
     """Types and ranges of a description from outside."""
     def demand(good: bool, name: str) -> None:
         if not good:
-            raise ModelError(f"description: {name}={values[name]!r} is out of range", file=file)
+            raise ModelError(f"description: {name}={shown(repr(values[name]))} is out of range", file=file)
 
     def number(x: Any) -> bool:
         return isinstance(x, (int, float)) and not isinstance(x, bool) and abs(x) < 1e30
 
-    for name in ("num_features", "hidden", "num_classes", "layers"):
-        demand(type(values[name]) is int and 0 < values[name] < 2**31, name)
+    for name, most in (("num_features", 2**31 - 1), ("hidden", MOST_HIDDEN), ("num_classes", 2**31 - 1),
+                       ("layers", MOST_LAYERS)):
+        demand(type(values[name]) is int and 0 < values[name] <= most, name)
     bits = values["bits"]
     demand(isinstance(bits, dict) and set(bits) == {"weights", "features", "hidden", "messages", "residual"}
-           and all(b in (1, 2, 4, 8, 32) for b in bits.values())
+           and all(type(b) is int and b in (1, 2, 4, 8, 32) for b in bits.values())
            and all(bits[s] != 1 for s in ("weights", "features", "hidden")), "bits")
-    demand(values["kind"] in ("smp", "appnp", "none"), "kind")
+    if "elastic" in values:
+        demand(values["kind"] == "elastic", "kind")
+        own = values["elastic"]
+        demand(isinstance(own, dict) and set(own) == {"lambda1", "lambda2", "norm"} and own["norm"] in ("l21", "l1")
+               and all(number(own[name]) and own[name] >= 0 for name in ("lambda1", "lambda2")), "elastic")
+    else:
+        demand(values["kind"] in ("smp", "appnp", "none"), "kind")
     demand(values["rounds"] in ("merged", "two"), "rounds")
     demand(values["coding"] in ("innovation", "direct"), "coding")
     demand(values["feature_norm"] in ("row", "l2", "none"), "feature_norm")

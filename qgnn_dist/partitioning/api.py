@@ -16,6 +16,7 @@ import numpy as np
 
 from ..data.graph import Graph, SparseFeatures
 from ..errors import InputError
+from ..files.write import check_room, disk_errors
 from ..memory import MemoryWatch, available_bytes
 from ..quant.packed import row_bytes
 from ..store.describe import summarise
@@ -29,7 +30,6 @@ from .clean import CleanGraph, check_arrays, clean, fingerprint
 from .features import CodedFeatures, check_feature_bits
 from .like import check_like, known_owners
 from .order import ORDERS, choose_order
-from .scratch import check_room, disk_errors
 
 __all__ = ["METHODS", "partition_graph"]
 
@@ -71,7 +71,7 @@ def partition_graph(graph: Graph, *, parts: int, out: str | Path, method: str = 
         run_builders: runs `build_part` for all parts, e.g. on Ray actors; None builds them one after the other here.
         builders: how many of them `run_builders` runs side by side at most; they share the memory.
     Returns: the manifest without its file list.
-    Raises: InputError; nothing is left behind then, and an older store stays as it was.
+    Raises: InputError, and OutputError: the disk. Nothing is left behind then, and an older store stays as it was.
     """
     target = _check_request(graph, parts, out, method, order, seed, overwrite)
     limits = _balance(method, graph, balance, edge_balance)
@@ -95,12 +95,12 @@ def partition_graph(graph: Graph, *, parts: int, out: str | Path, method: str = 
         seconds[name], laps[name] = round(time.perf_counter() - start, 3), watch.lap()
 
     try:
-        with new_store(target) as building:
+        with disk_errors(target.parent, 0, str(out), "the store"), new_store(target) as building:
             scratch, keys = building.folder, max(memory // 16, LEAST_KEYS)
             needed = _first_room(graph, parts, keys)
-            check_room(scratch, needed, str(out))
+            check_room(scratch, needed, str(out), "the store")
             known = needed if graph.edge_rows is not None else 0
-            with disk_errors(scratch, known, str(out)), stage("read", "reading and sorting the edges"):
+            with disk_errors(scratch, known, str(out), "the store"), stage("read", "reading and sorting the edges"):
                 cleaned = clean(graph, scratch, keys)
             asked = balance is not None or edge_balance is not None
             chosen, reason = _choose(method, cleaned, parts, memory_gb, asked)
@@ -115,8 +115,8 @@ def partition_graph(graph: Graph, *, parts: int, out: str | Path, method: str = 
             with stage("order", "ordering the nodes" + (f" by {order}" if order != "auto" else "")):
                 nodes, sorted_by, why = choose_order(order, cleaned.indptr, cleaned.indices, seed, memory_gb)
             needed = disk_bytes(graph, len(cleaned.indices), parts)
-            check_room(scratch, needed, str(out))
-            with disk_errors(scratch, needed, str(out)):
+            check_room(scratch, needed, str(out), "the store")
+            with disk_errors(scratch, needed, str(out), "the store"):
                 with stage("build", "building the parts"):
                     run = run_builders or (lambda build, folder, wanted: [build(folder, part) for part in wanted])
                     spool(_at_rest(graph, features_bits, scratch), cleaned, owners, parts, nodes, scratch,
@@ -136,8 +136,6 @@ def partition_graph(graph: Graph, *, parts: int, out: str | Path, method: str = 
                     "peak": {**watch.peaks(), "memory_gb": memory_gb, "anon_bytes_by_stage": laps,
                              "builder_anon_bytes": built}}
                 building.commit(manifest)
-    except OSError as error:
-        raise InputError(f"cannot write the store: {error.strerror or error}", file=str(out)) from error
     finally:
         watch.close()
     return summarise(manifest)
@@ -231,7 +229,7 @@ def _manifest(graph: Graph, cleaned: CleanGraph, entries: list[dict[str, Any]]) 
     if graph.features is not None:
         kind = "sparse" if isinstance(graph.features, SparseFeatures) else "dense"
     return {
-        "name": graph.name,
+        "name": graph.name.encode("utf-8", "replace").decode(),  # files may have names that are no Unicode
         "fingerprint": fingerprint(cleaned, graph),
         "num_nodes": cleaned.num_nodes,
         "num_edges": cleaned.num_edges,

@@ -19,12 +19,13 @@ import pyarrow as pa
 
 from ..data.graph import NO_SPLIT, SPLITS, Graph, SparseFeatures, row_entries
 from ..errors import InputError, StoreError
+from ..files.write import disk_errors
 from ..memory import MemoryWatch
 from ..store.columns import checksum, open_batches, write_batches, write_columns
 from ..store.manifest import part_folder
 from ..store.reader import FEATURE_BLOCK_ROWS
 from .clean import INDICES, CleanGraph
-from .scratch import append, disk_errors, map_array, save_array, write_values
+from .scratch import append, map_array, save_array, write_values
 
 __all__ = ["build_part", "disk_bytes", "edges_at_once", "remove_spool", "spool"]
 
@@ -101,7 +102,7 @@ def build_part(scratch: str, part: int) -> dict[str, Any]:
     every (row, peer) of which one sends to the other.
 
     Raises:
-        StoreError: this host does not see the folder. InputError: the disk.
+        StoreError: this host does not see the folder. OutputError: the disk.
     """
     source, folder = Path(scratch), Path(scratch) / part_folder(part)
     if not (source / "about.json").exists():
@@ -110,7 +111,7 @@ def build_part(scratch: str, part: int) -> dict[str, Any]:
     about = json.loads((source / "about.json").read_text())
     watch = MemoryWatch()
     try:
-        with disk_errors(source, about["needed_bytes"], about["out"]):
+        with disk_errors(source, about["needed_bytes"], about["out"], "the store"):
             folder.mkdir()
             return _build(source, folder, part, about) | {"peak_anon_bytes": watch.peaks()["peak_anon_bytes"]}
     finally:

@@ -1,21 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of a store under construction: written by ordinary writes, read by memory maps, and what a full disk says.
+"""Files of a store under construction: written by ordinary writes, read by memory maps.
 
 A write to a memory map of a file that the disk cannot hold ends the process; an ordinary one raises OSError.
 """
 from __future__ import annotations
 
-import errno
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
-from ..errors import InputError
-
-__all__ = ["append", "check_room", "disk_errors", "map_array", "save_array", "write_values"]
+__all__ = ["append", "map_array", "save_array", "write_values"]
 
 
 def append(path: Path, array: np.ndarray) -> None:
@@ -43,41 +38,3 @@ def write_values(path: Path, shape: tuple[int, ...], dtype: np.dtype, blocks: It
         np.lib.format.write_array_header_1_0(out, header)
         for block in blocks:
             out.write(np.ascontiguousarray(block, dtype).data)
-
-
-def check_room(folder: Path, needed: int, out: str) -> None:
-    """Refuse to begin what the disk cannot hold.
-
-    Args:
-        folder: on that disk. needed: bytes that will be written beside what lies there. out: the store, for the error.
-    Raises:
-        InputError: fewer are free.
-    """
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise InputError(f"building the store takes about {_size(needed)} of disk, {_size(free)} are free; free some, "
-                         "or choose an --out on a larger disk", file=out)
-
-
-@contextmanager
-def disk_errors(folder: Path, needed: int, out: str) -> Iterator[None]:
-    """Say what the disk said and, where it is full, how much of it is free at that moment.
-
-    Args:
-        folder: of the store under construction. needed: bytes that building takes, 0 if nobody knows. out: as above.
-    Raises:
-        InputError: for any OSError of the block.
-    """
-    try:
-        yield
-    except OSError as error:
-        room = ""
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            takes = f", building the store takes about {_size(needed)}" if needed else ""
-            room = (f" ({_size(shutil.disk_usage(folder).free)} are free{takes}); free some, or choose an --out on a "
-                    "larger disk")
-        raise InputError(f"cannot write the store: {error.strerror or error}{room}", file=out) from error
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.2f} MB"

@@ -8,6 +8,7 @@ Legend: n local rows, H halo rows, F features, h hidden width, C classes, P pack
 """
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,14 +27,16 @@ from .traffic import gradient_row_bytes
 
 __all__ = ["BASE_BYTES", "RAY_BASE_BYTES", "Need", "multipliers_act", "prediction_need", "training_need", "worst_steps"]
 
-BASE_BYTES, RAY_BASE_BYTES = 255 << 20, 275 << 20
+BASE_BYTES, RAY_BASE_BYTES = 236 << 20, 255 << 20
 """Anonymous memory of a worker of a tiny graph: in the command's own process, and as a Ray actor; a prediction, which
 wakes less of torch, takes PREDICT_LESS. Measured on Linux x86-64, CPU build of torch 2.13."""
-PREDICT_LESS = 58 << 20
+PREDICT_LESS = 60 << 20
 WRITTEN_ROWS = 1 << 20
 """Rows of a Parquet row group, which the writer encodes at once."""
 _WORD_BYTES = 16
 """Of a class name beside its row in Arrow, roughly."""
+_INCIDENCE_BYTES, _NORM_BYTES = 40, 37
+"""Of an edge: propagation.incidence.Incidence, and moments, norms and factors of a projection."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +86,15 @@ def training_need(part: PartSize, size: GraphSize, config: RunConfig, *, base: i
         # Parameters, gradients, both moments of Adam; codes, their gradient and what autograd keeps of them.
         "weights, optimiser": 40 * weight_count(size, config.model.hidden),
     }
-    phases = _affine_phases(part, size, config) if config.quant.method in AFFINE_METHODS else \
-        _training_phases(part, size, config, bits)
-    return _largest(held, phases, part, size)
+    if config.propagation.kind == "elastic":
+        held["edges, by nodes"] = _INCIDENCE_BYTES * (part.edges // 2)
+        phases = _elastic_phases(part, size, config, bits)
+    elif config.quant.method in AFFINE_METHODS:
+        phases = _affine_phases(part, size, config)
+    else:
+        phases = _training_phases(part, size, config, bits)
+    need = _largest(held, phases, part, size)
+    return dataclasses.replace(need, mapped=need.mapped + 8 * n)  # source_index, the key of what is drawn
 
 
 def prediction_need(part: PartSize, size: GraphSize, info: ModelInfo, *, base: int = 0, scores: bool = False) -> Need:
@@ -101,17 +110,19 @@ def prediction_need(part: PartSize, size: GraphSize, info: ModelInfo, *, base: i
     two = info.kind == "smp" and (info.rounds == "two" or any(info.multipliers))
     # read_block: codes of BLOCK_ROWS rows, and floats of as many where they are not float32 at rest.
     block = {"perceptron rows": min(n, BLOCK_ROWS) * int(size.stored) * 6}
-    # PredictWorker._write: order, classes and confidence twice, node ids, names; what Parquet encodes at once.
-    rows = min(n, WRITTEN_ROWS)
-    written = 32 * n + (_WORD_BYTES + 4) * n * (info.class_names is not None) + 24 * rows
-    written += 4 * classes * (n + rows) if scores else 0
+    # PredictWorker._write: order, classes and confidence; of a row group they and ids, names, scores in its order, and
+    # what Parquet encodes.
+    a_row = 40 + (_WORD_BYTES + 4) * (info.class_names is not None) + 8 * classes * scores
+    written = 16 * n + a_row * min(n, WRITTEN_ROWS)
     layers = _layers(part, classes, bits["messages"], [] if info.grids else info.message_steps,
                      innovation=info.coding == "innovation", two=two, before=info.rounds == "two", record=False,
                      live=False)
+    if info.elastic is not None:
+        layers = _elastic_layers(part, classes, bits["messages"], part.edges // 2 * (8 * classes + _NORM_BYTES))
+        held["edges, by nodes"] = _INCIDENCE_BYTES * (part.edges // 2)
     phases = {"features": {"states": 4 * n * classes, **block}, "layers": layers,
               "writing": {"states": 4 * n * classes, "rows to write": written}}
-    need = _largest(held, phases, part, size)
-    return Need(need.items, need.phase, need.mapped + 8 * n, need.at_rest)  # node ids
+    return _largest(held, phases, part, size)
 
 
 def multipliers_act(config: RunConfig) -> bool:
@@ -140,7 +151,7 @@ def _training_phases(part: PartSize, size: GraphSize, config: RunConfig,
     innovation = config.messages.coding == "innovation"
     steps = worst_steps(config)
     phases = {
-        "loading": {"perceptron rows": reading, "node data": 8 * n},  # np.diff of the row pointer
+        "loading": {"perceptron rows": reading, "node data": 8 * n},  # the sorted source_index of an ordered part
         # H⁰; of some columns at a time them, a copy, and two buffers of float messages; with two rounds P and the
         # state before.
         "calibration": {"states": state + 4 * n * some * (3 + 2 * two_rounds + (some < classes)),
@@ -194,11 +205,12 @@ def _layers(part: PartSize, classes: int, bits: int, steps: Sequence[float], *, 
         # H⁰ or its coded form, the state, P, and a state before where one is looked back at: FusedFloatLayers.run.
         states = state * (2 + two + before)
     elif (fixed := fixed_point(steps, bits, innovation=innovation)) is None or fixed.most_neighbours < degree:
-        # H, the state before; R, Ŷ and the H⁰ term in float32 (_FloatStorage); AffineMessenger has sums of codes too.
-        states = state * ((2 if two else 1) + 2 + innovation + (2 if not steps else 0))
+        # H, the state before; R, Ŷ and the H⁰ term in float32 (_FloatStorage); AffineMessenger has sums of codes too,
+        # and degrees.
+        states = state * ((2 if two else 1) + 2 + innovation + (2 if not steps else 0)) + (4 * n if not steps else 0)
     else:
-        # H, the state before; R and Ŷ in 16 bits, the H⁰ term in 8 (_FixedStorage).
-        states = state * (2 if two else 1) + n * padded * (2 + 2 * innovation + 1)
+        # H, the state before; R in 16 bits, Ŷ in 8 or 16, the H⁰ term in 8 (_FixedStorage).
+        states = state * (2 if two else 1) + n * padded * (2 + fixed.believed_bytes * innovation + 1)
     return {"states": states + 2 * n * frame, "halo rows": 2 * part.halo * frame,
             "moments": (24 * n if record else 0) + (8 * n if live else 0)}
 
@@ -213,6 +225,28 @@ def _affine_phases(part: PartSize, size: GraphSize, config: RunConfig) -> dict[s
                          "halo rows": 8 * part.halo * size.classes, "send buffers": 8 * part.sends * size.classes}}
 
 
+def _elastic_phases(part: PartSize, size: GraphSize, config: RunConfig,
+                    bits: dict[str, int]) -> dict[str, dict[str, int]]:
+    """Of a run whose projections move every edge, the most there can be: what is kept for the backward is a value and
+    an index of each that they move."""
+    n, classes, edges, p = part.rows, size.classes, part.edges // 2, config.propagation
+    kept = p.layers * edges * (4 * classes + 12 if p.elastic_norm == "l21" else classes)
+    layers = _elastic_layers(part, classes, bits["messages"], kept + edges * (8 * classes + _NORM_BYTES))
+    affine = _affine_phases(part, size, config)["training"] if config.quant.method in AFFINE_METHODS else {}
+    plain = _training_phases(part, size, config, bits)
+    return {**{name: plain[name] for name in ("loading", "loss of the evaluation")},
+            "forward": {**affine, **layers, "moments": 24 * n},
+            # Gradients of F, F̄, Y, the H⁰ term and of all edges; their differences, and the rows outside the ball.
+            "backward": {**affine, "states": 36 * n * classes, "edges, by classes": kept + 16 * edges * classes}}
+
+
+def _elastic_layers(part: PartSize, classes: int, bits: int, edges: int) -> dict[str, int]:
+    """One forward of run_elastic: H⁰ and its coded form, F, Y, P, the pull of edges and a difference; a messenger's
+    sums, and float rows or Ŷ, sums of codes and packed ones. Args: edges: bytes of what belongs to edges."""
+    states = 4 * part.rows * classes * (7 + (2 if bits == 32 else 3))
+    return {"states": states + part.rows * row_bytes(classes, bits) * (bits < 32), "edges, by classes": edges}
+
+
 def _stored(part: PartSize, size: GraphSize) -> int:
     """Feature values of a part."""
     return int(part.rows * size.stored)
@@ -221,8 +255,9 @@ def _stored(part: PartSize, size: GraphSize) -> int:
 def _largest(held: dict[str, int], phases: dict[str, dict[str, int]], part: PartSize, size: GraphSize) -> Need:
     phase = max(phases, key=lambda name: sum(phases[name].values()))
     items = {name: held.get(name, 0) + phases[phase].get(name, 0) for name in {**held, **phases[phase]}}
-    # Part.indptr int64, indices int32, degree int32, source_index int64, rows to send int32; sparse features' indices.
-    mapped = 8 * (part.rows + 1) + 4 * part.edges + 12 * part.rows + 4 * part.sends
+    # Part.indptr int64, indices int32, rows to send int32; sparse features' indices. All else of the store's nodes is
+    # read once and left to the page cache.
+    mapped = 8 * (part.rows + 1) + 4 * part.edges + 4 * part.sends
     if size.sparse:
         mapped += 4 * _stored(part, size) + 8 * part.rows
     at_rest = _stored(part, size) * 4

@@ -15,12 +15,14 @@ from ..data.graph import SPLITS, Graph, SparseFeatures
 from ..errors import InputError
 from ..memory import byte_size
 from ..model.packed import ModelInfo
+from ..propagation.elastic import refuse_parts
+from ..propagation.smp import Propagation
 from ..store.reader import Store
 from .alternatives import sampled, sign
 from .cut import Cut, cut_of_graph, cut_of_numbers, cut_of_store
 from .memory import BASE_BYTES, RAY_BASE_BYTES, Need, multipliers_act, prediction_need, training_need, worst_steps
 from .rates import Rates, cache_file, load_rates, save_rates
-from .seconds import LINK_USE, ROUND_S, SERVER_S, Hosts, epoch_seconds, predict_seconds
+from .seconds import ELASTIC_SLOWER, LINK_USE, ROUND_S, SERVER_S, Hosts, epoch_seconds, predict_seconds
 from .shapes import GraphSize
 from .traffic import traffic
 
@@ -60,6 +62,9 @@ def make_plan(cut: Cut, hosts: Hosts, config: RunConfig, rates: Rates, rates_fro
         `failed` where it does not fit, so that the command ends with 1.
     """
     number = parts or hosts.count * hosts.workers
+    if config.propagation.kind == "elastic":
+        refuse_parts(number)
+        parts = 1
     if parts is not None:
         hosts = dataclasses.replace(hosts, workers=math.ceil(parts / hosts.count))
     if number > cut.size.nodes:
@@ -84,7 +89,7 @@ def make_plan(cut: Cut, hosts: Hosts, config: RunConfig, rates: Rates, rates_fro
         "widths": rows, "suffice": suffice,
         "alternatives": [_own_float(cut, number, hosts, config, rates), sign(cut, number, config, hosts),
                          sampled(cut, number, config, hosts)],
-        "assumptions": _assumptions(cut, hosts, rates, rates_from),
+        "assumptions": _assumptions(cut, hosts, rates, rates_from, config),
     }
     return {**result, "advice": [] if now.fits else _advice(cut, number, hosts, config, rates, now, suffice, parts)}
 
@@ -181,7 +186,7 @@ def _model(size: GraphSize, config: RunConfig) -> ModelInfo:
         kind=p.kind, layers=p.layers, mu=p.mu, eta=p.eta, rounds=p.rounds,
         multipliers=[-0.1] * p.layers if multipliers_act(config) else [], message_steps=worst_steps(config),
         weight_steps=[1.0, 1.0], hidden_step=1.0, residual_step=1.0, level=-1, feature_level=-1, class_names=None,
-        graph="", fingerprint="")
+        graph="", fingerprint="", elastic=Propagation.of(config).elastic)
 
 
 def _at(config: RunConfig, messages: int, gradients: int) -> RunConfig:
@@ -252,6 +257,9 @@ def _advice(cut: Cut, number: int, hosts: Hosts, config: RunConfig, rates: Rates
 
     if suffice["least_hosts"] is not None:
         lines.append(f"{suffice['least_hosts']} hosts of this kind suffice")
+    elif config.propagation.kind == "elastic":
+        lines.append("propagation.kind=elastic takes one host: more memory there, or fewer layers, or smp or appnp, "
+                     "which take many")
     elif parts is not None:
         lines.append(f"more parts: the store's {parts} do not fit on any number of hosts; `qgnn partition --parts`")
     if hosts.workers > 1:
@@ -274,7 +282,8 @@ def _advice(cut: Cut, number: int, hosts: Hosts, config: RunConfig, rates: Rates
     return lines
 
 
-def _assumptions(cut: Cut, hosts: Hosts, rates: Rates, rates_from: str) -> list[str]:
+def _assumptions(cut: Cut, hosts: Hosts, rates: Rates, rates_from: str, config: RunConfig) -> list[str]:
+    elastic = ", ".join(f"{factor:g} ({what})" for what, factor in ELASTIC_SLOWER.items())
     return [
         f"cut: {cut.how}",
         f"rates: {rates_from}; {rates.machine}, {rates.threads} threads, more cores speed it up with "
@@ -286,7 +295,10 @@ def _assumptions(cut: Cut, hosts: Hosts, rates: Rates, rates_from: str) -> list[
         "mapped in memory, features are read once and kept as 16-bit codes (float32 at 32 bits)",
         "seconds of a backward with gradients under 32 bits are those of float ones, but for the wire",
         "an epoch evaluates all nodes; predictions are without start, reading from a cold disk, and writing",
-    ]
+    ] + [
+        f"elastic layers take as long as appnp's times {elastic}, on one thread, as on synthetic:arxiv; their memory "
+        "is that of a projection that moves every edge",
+    ] * (config.propagation.kind == "elastic")
 
 
 def check_hosts(count: int, ram_gb: float, cores: int, link_gbps: float, workers: int) -> Hosts:

@@ -106,7 +106,7 @@ class _LiveMultipliers:
 def _graph(rows: int, degree: int) -> Neighbourhood:
     rng = np.random.default_rng(0)
     return Neighbourhood(np.arange(rows + 1, dtype=np.int64) * degree,
-                         rng.integers(0, rows, rows * degree, dtype=np.int32), np.full(rows, degree, np.int32),
+                         rng.integers(0, rows, rows * degree, dtype=np.int32),
                          np.full(rows, (degree + 1) ** -0.5, np.float32), 0, 0)
 
 

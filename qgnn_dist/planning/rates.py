@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..files.read import read_json, reason
+from ..files.write import make_folder, write_atomically
 from ..quant.packed import row_bytes
 
 __all__ = ["LayerRate", "PerceptronRate", "Rates", "cache_file", "load_rates", "save_rates"]
@@ -131,11 +133,9 @@ def cache_file() -> Path:
 
 def save_rates(rates: Rates, file: Path) -> None:
     """Write a calibration; the folder is made where it is missing."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temp = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    temp.write_text(json.dumps({"format_version": FORMAT_VERSION, **dataclasses.asdict(rates)}, indent=1) + "\n",
-                    encoding="utf-8")
-    os.replace(temp, file)
+    make_folder(file.parent, "the calibration")
+    text = json.dumps({"format_version": FORMAT_VERSION, **dataclasses.asdict(rates)}, indent=1) + "\n"
+    write_atomically(file, text.encode())
 
 
 def load_rates(file: Path) -> Rates:
@@ -144,17 +144,14 @@ def load_rates(file: Path) -> Rates:
     Raises: InputError: no such file, or it is damaged or of another version.
     """
     try:
-        if file.stat().st_size > LARGEST_FILE:
-            raise ValueError(f"{file.stat().st_size} bytes, expected at most {LARGEST_FILE}")
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = read_json(file, LARGEST_FILE)
         if not isinstance(found, dict) or found.pop("format_version", None) != FORMAT_VERSION:
             raise ValueError(f"not of version {FORMAT_VERSION}")
         return _checked(found)
     except FileNotFoundError:
         raise InputError("no such calibration; --calibrate makes one", file=str(file)) from None
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        words = str(error) or type(error).__name__
-        raise InputError(f"not a calibration ({words[:120]}); make a new one with --calibrate",
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        raise InputError(f"not a calibration ({reason(error)}); make a new one with --calibrate",
                          file=str(file)) from None
 
 
@@ -175,10 +172,10 @@ def _checked(found: dict[str, Any]) -> Rates:
         raise ValueError(f"ragged is {str(rates.ragged)[:60]}")
     for kind in KINDS:
         for bits in (1, 2, 4, 8, 32) if kind != "gradient" else (32,):
-            grid = {(r.columns, r.rows) for r in layers if r.kind == kind and r.bits == bits}
+            grid = [(r.columns, r.rows) for r in layers if r.kind == kind and r.bits == bits]
             widths, sizes = {c for c, _ in grid}, {n for _, n in grid}
-            if len(grid) != 4 or len(widths) != 2 or len(sizes) != 2 or min(sizes) < 1:
-                raise ValueError(f"layers of {bits} bits ({kind}) are missing")
+            if len(grid) != 4 or len(set(grid)) != 4 or len(widths) != 2 or len(sizes) != 2 or min(sizes) < 1:
+                raise ValueError(f"layers of {bits} bits ({kind}) are missing, or there twice")
     wanted = {(kind, bits) for kind in ("forward", "backward", "packed") for bits in (2, 4, 8, 32)}
     if not wanted <= {(r.kind, r.bits) for r in perceptron} or rates.threads < 1 or rates.serial > 1:
         raise ValueError("rates of the perceptron are missing, or the threads are odd")

@@ -18,7 +18,7 @@ from .rates import Rates
 from .shapes import PartSize, row_work
 from .traffic import gradient_row_bytes, sent_rounds
 
-__all__ = ["LINK_USE", "ROUND_S", "Hosts", "Seconds", "epoch_seconds", "predict_seconds"]
+__all__ = ["ELASTIC_SLOWER", "LINK_USE", "ROUND_S", "Hosts", "Seconds", "epoch_seconds", "predict_seconds"]
 
 LINK_USE = 0.85
 """Share of a link's rate that payloads reach: 0.83 to 0.94 measured with 16 MB messages on 1 Gbit/s."""
@@ -26,6 +26,9 @@ ROUND_S = 1e-3
 """Latency of a round over Ethernet, beside its bytes."""
 CORE_BYTES = 1 << 19
 """Of messages that lie around a row and are still in its core's own memory when a neighbour is fetched."""
+ELASTIC_SLOWER = {"training": 15.0, "gradient": 20.0, "frozen": 10.0}
+"""Elastic layers take as many times as long as appnp's of one thread, on any number: measured on synthetic:arxiv,
+40 classes, three of four edges outside the ball."""
 SERVER_S, LOCAL_SERVER_S = 1.5e-3, 2e-4
 """Round trip to the multiplier server as a Ray actor, and in this process."""
 EPOCH_S, LOCAL_EPOCH_S = 8e-3, 2e-3
@@ -134,6 +137,9 @@ class _Worker:
         rate = self.rates.layer(kind, bits, classes, part.rows + part.halo, near)
         start = self._slower * rate.start_ns * part.rows
         work = self._slower * (rate.row_ns * part.rows + rate.edge_ns * part.edges)
+        if self.config.propagation.kind == "elastic":  # most of it is NumPy's, of one thread
+            slower = ELASTIC_SLOWER[kind] * self.rates.speedup(self.hosts.cores)
+            start, work = start * slower, work * slower
         if self.number == 1:
             return Seconds(layers=start + rounds * work, exposed=rounds * server_s)
         # Bytes of both directions travel at once; the larger decides.

@@ -23,7 +23,7 @@ from .smp import Multipliers, Propagation
 
 __all__ = ["FusedLayers", "fixed_point"]
 
-LARGEST = 2**15 - 1
+LARGEST, LARGEST_BYTE = 2**16 - 1, 2**8 - 1
 FAR_SHARE = 0.5
 """Fixed point is given up where more rows than this share would keep R in float32."""
 
@@ -69,8 +69,8 @@ class FusedLayers:
 
     @staticmethod
     def can_run(spec: Propagation, columns: int) -> bool:
-        """Whether there are rounds at all, of a width that the kernel knows."""
-        return spec.kind != "none" and spec.layers > 0 and columns <= kernels.LAYER_COLUMNS
+        """Whether there are rounds at all, of a kind and width that the kernel knows."""
+        return spec.kind in ("smp", "appnp") and spec.layers > 0 and columns <= kernels.LAYER_COLUMNS
 
     def run(self, h0: np.ndarray) -> np.ndarray:
         """H^K of the local rows, float32 (n, C); `h0`, float32 (n, C), is used up."""
@@ -87,7 +87,9 @@ class FusedLayers:
             step, layer, second = self._steps[number], *self._place(number)
             self._note(number, step, rows, h0.size)
             if step != 0.0:
-                self._exchange.begin(now, bits, columns, self._direction, layer, number)
+                later = self._next_sent(number)
+                self._exchange.begin(now, bits, columns, self._direction, layer, number,
+                                     following=None if later is None else (then, self._place(later)[0], later))
             # λ is asked for while rows are on the wire: the answer to the layer before may be on its way, too.
             current = self._round(number, layer, second)
             following = 0.0 if current.last else self._steps[number + 1]
@@ -101,6 +103,7 @@ class FusedLayers:
                                   dots if compares else None, begin, end)
                 if interior and step != 0.0:
                     self._exchange.finish()
+            storage.end_round(step)
             if dots is not None and (self._merged or second) and layer < self._spec.layers - 1:
                 self._multipliers.post(layer, float(dots.sum()))
             if following != 0.0:
@@ -123,6 +126,11 @@ class FusedLayers:
         """A round's layer, and whether it is the layer's second."""
         return (number, False) if self._merged else (number // 2, number % 2 == 1)
 
+    def _next_sent(self, number: int) -> int | None:
+        """The next round that is sure to be sent, None for none: a λ to come can make the last of two needless."""
+        sure = self._spec.num_rounds - (0 if self._merged else 1)
+        return next((later for later in range(number + 1, sure) if self._steps[later] != 0.0), None)
+
     def _round(self, number: int, layer: int, second: bool) -> _Round:
         last = number == self._spec.num_rounds - 1
         if self._merged or second:
@@ -136,7 +144,7 @@ class FusedLayers:
         fixed = fixed_point(self._steps, c.bits, innovation=c.innovation)
         coded = c.residual_bits <= 8 and _is_power_of_two(c.residual_step)
         if fixed is not None and coded:
-            far = np.flatnonzero(c.graph.degree > fixed.most_neighbours)
+            far = c.graph.rows_above(fixed.most_neighbours)
             if len(far) <= FAR_SHARE * len(h0):
                 return _FixedStorage(c, h0, fixed, far)
         return _FloatStorage(c, h0)
@@ -148,20 +156,27 @@ class FusedLayers:
 
 @dataclass(frozen=True)
 class FixedPoint:
-    """Attributes: unit, what 1 means; most_neighbours, of rows whose sums of it fit 16 bits."""
+    """How codes are added up as whole numbers.
+
+    Attributes:
+        unit: what 1 means, the least step. most_neighbours: of rows whose sums R fit 16 bits.
+        believed_bytes: what a number of Ŷ takes, 1 or 2.
+    """
 
     unit: float
     most_neighbours: int
+    believed_bytes: int
 
 
 def fixed_point(steps: Sequence[float], bits: int, *, innovation: bool) -> FixedPoint | None:
     """How believed states and their sums are whole numbers of 16 bits; None where they aren't, or don't fit.
 
-    A code moves a state by an odd multiple of half its step, at most (2^b − 1)/2 steps, so that the half of the least
-    step counts all of them where steps are powers of two, and the sum over rounds bounds them.
+    Codes 0 to 2^b − 1 are added as they come, times their step, and what stands for 0 is taken off when the sum is
+    read. Where steps are powers of two the least one counts all of them, and the sum over rounds bounds them. Ten
+    rounds of 2 bits fit a byte however fast their steps fall (`quant.step_floor` 0.75: to 195).
 
     >>> fixed_point([1.0, 0.5, 0.0, 0.25], 2, innovation=True)
-    FixedPoint(unit=0.125, most_neighbours=1560)
+    FixedPoint(unit=0.25, most_neighbours=3120, believed_bytes=1)
     """
     sent = [step for step in steps if step != 0.0]
     if not sent or not all(_is_power_of_two(step) for step in sent):
@@ -170,7 +185,7 @@ def fixed_point(steps: Sequence[float], bits: int, *, innovation: bool) -> Fixed
     largest = (2**bits - 1) * (sum(shares) if innovation else max(shares))
     if largest > LARGEST:
         return None
-    return FixedPoint(min(sent) / 2, int(LARGEST // largest))
+    return FixedPoint(min(sent), int(LARGEST // largest), 1 if largest <= LARGEST_BYTE else 2)
 
 
 def _is_power_of_two(step: float) -> bool:
@@ -187,6 +202,9 @@ class _Storage(Protocol):
               current: _Round, following: float, following_payload: np.ndarray, moments: np.ndarray | None,
               dots: np.ndarray | None, begin: int, end: int) -> None:
         """See kernels.layer."""
+
+    def end_round(self, step: float) -> None:
+        """All rows have what the round of `step` brought."""
 
 
 class _FloatStorage:
@@ -209,25 +227,27 @@ class _FloatStorage:
               current: _Round, following: float, following_payload: np.ndarray, moments: np.ndarray | None,
               dots: np.ndarray | None, begin: int, end: int) -> None:
         c, g = self._coding, self._coding.graph
-        kernels.layer(g.indptr, g.indices, payload, c.bits, step, g.degree, g.inv_sqrt_degree, self._residual, self._r,
-                      h, before, out, current.gradient, current.coefficient, *c.weights, self._believed, following,
+        kernels.layer(g.indptr, g.indices, payload, c.bits, step, g.inv_sqrt_degree, self._residual, self._r, h, before,
+                      out, current.gradient, current.coefficient, *c.weights, self._believed, following,
                       following_payload, moments, dots, begin, end)
+
+    def end_round(self, step: float) -> None:
+        """Nothing: float32 has a sign."""
 
 
 class _FixedStorage:
-    """In 16 bits, the H⁰ term in 8; in float32 R of rows with many neighbours, `far`."""
+    """R in 16 bits, Ŷ in 8 or 16, the H⁰ term in 8; in float32 R of rows with many neighbours, `far`."""
 
     def __init__(self, coding: _Coding, h0: np.ndarray, fixed: FixedPoint, far: np.ndarray) -> None:
-        self._coding, self._unit = coding, fixed.unit
+        self._coding, self._unit, self._middle = coding, fixed.unit, 0.0
         shape = (len(h0), -(-h0.shape[1] // 8) * 8)
-        self._r = np.zeros(shape, np.int16)
-        self._believed = np.empty(shape, np.int16) if coding.innovation else None
+        self._r = np.zeros(shape, np.uint16)
+        self._believed = None
+        if coding.innovation:
+            self._believed = np.empty(shape, np.uint8 if fixed.believed_bytes == 1 else np.uint16)
         self._residual = np.empty(shape, np.int8)
-        self._slot = self._far = None
-        if len(far):
-            self._slot = np.full(len(h0), -1, np.int32)
-            self._slot[far] = np.arange(len(far), dtype=np.int32)
-            self._far = np.zeros((len(far), h0.shape[1]), np.float32)
+        self._far_rows = far if len(far) else None
+        self._far = np.zeros((len(far), h0.shape[1]), np.float32) if len(far) else None
 
     def start(self, h0: np.ndarray, payload: np.ndarray, moments: np.ndarray | None) -> None:
         c = self._coding
@@ -238,7 +258,12 @@ class _FixedStorage:
               current: _Round, following: float, following_payload: np.ndarray, moments: np.ndarray | None,
               dots: np.ndarray | None, begin: int, end: int) -> None:
         c, g = self._coding, self._coding.graph
-        kernels.fixed_layer(g.indptr, g.indices, payload, c.bits, step, g.degree, g.inv_sqrt_degree, self._residual,
-                            c.residual_step, self._unit, self._r, self._slot, self._far, h, before, out,
-                            current.gradient, current.coefficient, *c.weights, self._believed, following,
+        kernels.fixed_layer(g.indptr, g.indices, payload, c.bits, step, g.inv_sqrt_degree, self._residual,
+                            c.residual_step, self._unit, self._middle, self._r, self._far_rows, self._far, h, before,
+                            out, current.gradient, current.coefficient, *c.weights, self._believed, following,
                             following_payload, moments, dots, begin, end)
+
+    def end_round(self, step: float) -> None:
+        """Moves what stands for 0 by the half of the highest code."""
+        kept = self._middle if self._coding.innovation or step == 0.0 else 0.0
+        self._middle = kept + (2**self._coding.bits - 1) / 2 * step / self._unit

@@ -15,7 +15,7 @@ from ..comm.exchange import Exchange
 from ..comm.trace import COMPUTE, span
 from ..comm.wire import frame_row_bytes
 from ..quant.ranges import combine_moments, moments_of
-from .messages import GradientCoding
+from .messages import FloatMessenger, GradientCoding
 from .neighbourhood import Neighbourhood
 from .smp import FrozenMultipliers, Multipliers, Propagation
 
@@ -51,6 +51,11 @@ class FusedFloatLayers:
         self._record, self._innovation, self._coding = record, innovation, coding
         self.moments: dict[str, list[float]] = {}
 
+    @staticmethod
+    def can_run(spec: Propagation) -> bool:
+        """Whether the kernel knows the kind."""
+        return spec.kind != "elastic"
+
     def run(self, state: np.ndarray, residual: np.ndarray, multipliers: Multipliers) -> np.ndarray:
         """H^K of the local rows, see Propagation.run; `state` is used up, unless it is `residual` too."""
         if state is residual:
@@ -73,11 +78,15 @@ class FusedFloatLayers:
                 return other
             if self._record and isinstance(rows, _FloatRows):
                 self._note(number, rows.now[:n], rows.then[:n] if number and self._innovation else None)
-            self._exchange.begin(rows.now.view(np.uint8), rows.bits, columns, self._direction, layer, number)
+            following = None if last else self._place(number + 1)
+            # The last of two rounds is not sure to come: a λ that is still to come can make it needless.
+            sure = following is not None and not (two and number == spec.num_rounds - 2)
+            self._exchange.begin(rows.now.view(np.uint8), rows.bits, columns, self._direction, layer, number,
+                                 following=(rows.then.view(np.uint8), following[0], number + 1)
+                                 if sure and following is not None else None)
             # Asked for while rows are on the wire: the answer to the layer before may still be on its way, too.
             value = multipliers.value(layer) if closes else 0.0
             current = _Round(layer == 0 and not second, second, float(np.float32(2.0 * eta * value)), weights)
-            following = None if last else self._place(number + 1)
             h, before = (other, state) if second else (state, other if live and not two else None)
             for interior in (True, False):
                 begin, end = (g.num_boundary, n) if interior else (0, g.num_boundary)
@@ -111,6 +120,11 @@ def float_moments(spec: Propagation, graph: Neighbourhood, exchange: Exchange, s
 
     Some columns after the others: without multipliers none needs another one. The buffers to send are given back.
     """
+    if not FusedFloatLayers.can_run(spec):  # elastic's projections look at all columns of an edge
+        messenger = FloatMessenger(graph, exchange, state.shape[1], "forward", record=True, innovation=innovation)
+        spec.run(graph, state, state, messenger, FrozenMultipliers([]))
+        exchange.release()
+        return messenger.moments
     found: dict[str, list[list[float]]] = {}
     for first in range(0, state.shape[1], MOMENT_COLUMNS):
         some = np.ascontiguousarray(state[:, first:first + MOMENT_COLUMNS])

@@ -19,7 +19,15 @@ from ..quant.packed import row_bytes
 from ..quant.ranges import moments_of
 from .neighbourhood import Neighbourhood
 
-__all__ = ["CodedMessenger", "FloatMessenger", "GradientCoding", "GradientMessenger", "Messenger"]
+__all__ = [
+    "CodedMessenger",
+    "FloatMessenger",
+    "GradientCoding",
+    "GradientMessenger",
+    "Messenger",
+    "gradient_messenger",
+    "value_moments",
+]
 
 STAGE_GRADIENTS = 4
 """Stage number of the random-number key; dropout has 1 and 2, degree_quant 3."""
@@ -70,9 +78,7 @@ class FloatMessenger:
 
     def _record(self, y: np.ndarray, before: np.ndarray) -> None:
         news = y - before
-        rows = np.empty((len(news), 3), np.float64)
-        kernels.row_moments(news, rows)
-        self.moments[f"news/{self._round}"] = [*moments_of(rows), float(news.size)]
+        self.moments[f"news/{self._round}"] = value_moments(news)
         if self._keep:
             self.news[f"news/{self._round}"] = news
         if self._innovation:
@@ -179,3 +185,18 @@ class GradientMessenger:
         kernels.aggregate_scaled(g.indptr, g.indices, self._payload, coding.bits, 0, g.num_boundary, self._sums)
         self._round, self._layer = self._round + 1, layer
         return self._sums
+
+
+def gradient_messenger(graph: Neighbourhood, exchange: Exchange, columns: int, coding: GradientCoding | None
+                       ) -> FloatMessenger | GradientMessenger:
+    """Of one backward, round by round. coding: None for float rows."""
+    if coding is None:
+        return FloatMessenger(graph, exchange, columns, "backward")
+    return GradientMessenger(graph, exchange, columns, coding)
+
+
+def value_moments(x: np.ndarray) -> list[float]:
+    """The four moments of float32 (N, C) values, added in double, row by row in the kernel's order."""
+    rows = np.empty((len(x), 3), np.float64)
+    kernels.row_moments(np.ascontiguousarray(x), rows)
+    return [*moments_of(rows), float(x.size)]

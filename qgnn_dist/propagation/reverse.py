@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The backward of a propagation whose messages clip: every round transposed, the last one first.
+"""The backward of a propagation whose messages clip, or that is elastic: every round transposed, the last one first.
 
 Where every message passes its gradient, the backward is the forward's own operator (smp.Propagation) and keeps nothing.
 Clipped elements break that symmetry: at reverse round k the gradient of what round k delivered comes back through
 Aᵀ = A, stops at the elements that round k clipped, and goes to the round's bounds there. What each round clipped is
-kept from the forward, so memory grows with depth here. The multipliers λ are constants.
+kept from the forward, so memory grows with depth here. The multipliers λ are constants. Elastic layers project, and are
+not symmetric either; what each projection did is kept.
 
 Legend: n local rows, C columns; H state, P = Â·H, Q what a round delivers of D̃^-½·H, R = A·Q.
 """
@@ -16,6 +17,7 @@ import numpy as np
 
 from .. import kernels
 from .affine import Clipped
+from .elastic import Elastic, Projected
 from .messages import Messenger
 from .neighbourhood import Neighbourhood
 from .smp import Propagation
@@ -29,15 +31,17 @@ class Reverse:
     Args:
         messenger: carries gradients (FloatMessenger or GradientMessenger).
         multipliers: λ_0 … of the forward. clipped: of every round of the forward, in its order; empty where every
-            element passes its gradient.
+            element passes its gradient. projected: of every layer of an elastic forward; used up by `run`.
     After `run`: `residual`, float32 (n, C), is the gradient of the H⁰ term of all layers; `delivered[k]`, float32
     (n, C), that of Q of round k, before any clipping, and only where `clipped` is there.
     """
 
     def __init__(self, propagation: Propagation, graph: Neighbourhood, messenger: Messenger,
-                 multipliers: Sequence[float], clipped: Sequence[Clipped]) -> None:
+                 multipliers: Sequence[float], clipped: Sequence[Clipped],
+                 projected: list[Projected] | None = None) -> None:
         self._propagation, self._graph, self._messenger = propagation, graph, messenger
         self._multipliers, self._clipped = list(multipliers), list(clipped)
+        self._projected = projected if projected is not None else []
         self.residual = np.zeros((0, 0), np.float32)
         self.delivered: dict[int, np.ndarray] = {}
 
@@ -47,6 +51,8 @@ class Reverse:
         p = self._propagation
         if p.kind == "none":
             return grad.copy()
+        if p.elastic is not None:
+            return self._elastic(p.elastic, grad)
         return self._two(grad) if p.kind == "smp" and p.rounds == "two" else self._merged(grad)
 
     def _two(self, grad: np.ndarray) -> np.ndarray:
@@ -71,6 +77,22 @@ class Reverse:
             if k > 0:
                 to_p, of_p = to_p - pull, pull
             grad = to_state - pull + self._around(to_p, k, k)
+        return grad
+
+    def _elastic(self, spec: Elastic, grad: np.ndarray) -> np.ndarray:
+        """F = Y − γΔ̃ᵀΠ(Z + βΔ̃F̄) with F̄ = Y − γΔ̃ᵀZ, of the layers from the last one; see elastic.py."""
+        incidence = self._graph.incidence
+        gamma, beta = np.float32(spec.gamma), np.float32(spec.beta)
+        of_z = np.zeros((incidence.num_edges, grad.shape[1]), np.float32)
+        rows, edges = np.empty_like(grad), np.empty_like(of_z)
+        for k in reversed(range(self._propagation.layers)):
+            of_z -= np.multiply(gamma, incidence.differences(grad, edges), out=edges)
+            self._projected.pop().pull(of_z)  # now of Z̄, and so of Z before the layer but for F̄'s share
+            of_mean = beta * incidence.gathered(of_z, rows)  # of F̄
+            of_z -= np.multiply(gamma, incidence.differences(of_mean, edges), out=edges)
+            of_y = grad + of_mean
+            self.residual += gamma * of_y
+            grad = self._around(np.float32(spec.lambda2 * spec.gamma) * of_y, k, k)
         return grad
 
     def _force(self, layer: int) -> np.float32:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Smoothness-aware message propagation and its special case APPNP.
+"""Smoothness-aware message propagation and its special case APPNP; the other kinds are called from here, too.
 
 Legend: n local rows, C columns; H state, P = Â·H, Δ the change of a layer's gradient step, G = L̃·Δ; with merged rounds
 D_k = H^k − H^{k−1} is what a layer changed, and its neighbours' part stands in G for Δ's.
@@ -15,6 +15,7 @@ import numpy as np
 from .. import kernels
 from ..comm.pool import MultiplierClient, Reply
 from ..config import RunConfig
+from .elastic import Elastic, Projected, run_elastic
 from .messages import Messenger
 from .neighbourhood import Neighbourhood
 
@@ -101,6 +102,8 @@ class Propagation:
     """K layers over one part's rows; the same numbers on every worker.
 
     With λ ≡ 0 and η = 1/(1+μ) this is APPNP (Gasteiger et al., ICLR 2019) with teleport 1/(1+μ).
+
+    Attributes: elastic: the settings of that kind, which takes neither mu nor eta; None for all others.
     """
 
     kind: str
@@ -108,12 +111,14 @@ class Propagation:
     mu: float
     eta: float
     rounds: str
+    elastic: Elastic | None = None
 
     @classmethod
     def of(cls, config: RunConfig) -> Propagation:
         """As configured."""
         p = config.propagation
-        return cls(p.kind, p.layers, p.mu, p.eta, p.rounds)
+        elastic = Elastic(p.lambda1, p.lambda2, p.elastic_norm) if p.kind == "elastic" else None
+        return cls(p.kind, p.layers, p.mu, p.eta, p.rounds, elastic)
 
     @property
     def num_rounds(self) -> int:
@@ -128,10 +133,11 @@ class Propagation:
         return self.kind == "smp" and self.rounds == "two"
 
     def run(self, graph: Neighbourhood, h0: np.ndarray, residual: np.ndarray, messenger: Messenger,
-            multipliers: Multipliers, *, all_rounds: bool = False, observe: Observe | None = None) -> np.ndarray:
+            multipliers: Multipliers, *, all_rounds: bool = False, observe: Observe | None = None,
+            keep: list[Projected] | None = None) -> np.ndarray:
         """H^K of the local rows.
 
-        The operator is linear and symmetric where messages are float, so the same call on a gradient
+        The operator of smp and appnp is linear and symmetric where messages are float, so the same call on a gradient
         (h0 = residual = ∂L/∂H^K) with the forward's λ gives ∂L/∂H⁰: nothing of the forward's layers is kept.
 
         Args:
@@ -139,12 +145,16 @@ class Propagation:
                 form where `quant.residual` is under 32 bits).
             multipliers: the source of λ; every worker must see the same values.
             all_rounds: run the last round even where λ makes it needless (calibration wants its range).
-            observe: called in every layer; it may look at the arrays and keep copies, no more.
+            observe: called in every layer; it may look at the arrays and keep copies, no more. For elastic its H½ is
+                the state after the layer.
+            keep: see elastic.run_elastic; the other kinds need nothing for their backward.
         Returns:
             float32 (n, C), a new array.
         """
         if self.kind == "none":
             return h0.copy()
+        if self.elastic is not None:
+            return run_elastic(self.elastic, self.layers, graph, h0, residual, messenger, observe=observe, keep=keep)
         layers = _Layers(self, graph, residual, messenger, observe, h0)
         return layers.two(multipliers, all_rounds) if self.two_rounds else layers.merged(multipliers)
 

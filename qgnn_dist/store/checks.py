@@ -16,9 +16,12 @@ from ..errors import StoreError
 if TYPE_CHECKING:
     from .reader import PeerPlan
 
-__all__ = ["check_order", "check_peers", "check_range", "check_row_pointer"]
+__all__ = ["check_degrees", "check_finite", "check_order", "check_peers", "check_range", "check_row_pointer"]
 
+BLOCK_VALUES = 1 << 20
 AGAIN = "; partition the graph again"
+BLOCK_ROWS = 1 << 16
+"""Rows compared at once, so that a check needs no array of a part's size."""
 
 
 def check_row_pointer(indptr: np.ndarray, count: int, file: Path) -> None:
@@ -26,9 +29,18 @@ def check_row_pointer(indptr: np.ndarray, count: int, file: Path) -> None:
     if indptr[0] != 0 or indptr[-1] != count:
         raise StoreError(f"row pointer runs from {indptr[0]} to {indptr[-1]}, expected 0 to {count}{AGAIN}",
                          file=str(file))
-    falls = np.flatnonzero(indptr[1:] < indptr[:-1])
-    if len(falls):
-        raise StoreError(f"row pointer falls after row {falls[0]}{AGAIN}", file=str(file))
+    for begin in range(0, len(indptr) - 1, BLOCK_ROWS):
+        some = indptr[begin:begin + BLOCK_ROWS + 1]
+        falls = np.flatnonzero(some[1:] < some[:-1])
+        if len(falls):
+            raise StoreError(f"row pointer falls after row {begin + falls[0]}{AGAIN}", file=str(file))
+
+
+def check_degrees(indptr: np.ndarray, degree: np.ndarray, file: Path) -> None:
+    """They are the rows' lengths."""
+    for begin in range(0, len(degree), BLOCK_ROWS):
+        if not np.array_equal(np.diff(indptr[begin:begin + BLOCK_ROWS + 1]), degree[begin:begin + BLOCK_ROWS]):
+            raise StoreError(f"degrees differ from the rows' lengths{AGAIN}", file=str(file))
 
 
 def check_range(values: np.ndarray, low: int, high: int, what: str, file: Path) -> None:
@@ -36,6 +48,15 @@ def check_range(values: np.ndarray, low: int, high: int, what: str, file: Path) 
     if len(values) and (int(values.min()) < low or int(values.max()) >= high):
         at = int(np.argmax((values < low) | (values >= high)))
         raise StoreError(f"{what} {at} is {values[at]}, expected {low} to {high - 1}{AGAIN}", file=str(file))
+
+
+def check_finite(values: np.ndarray, what: str, file: Path) -> None:
+    """Every value is a number, a block at a time."""
+    for begin in range(0, len(values), BLOCK_VALUES):
+        finite = np.isfinite(values[begin:begin + BLOCK_VALUES])
+        if not finite.all():
+            at = begin + int(np.argmin(finite))
+            raise StoreError(f"{what} {at} is {values[at]}, expected a finite number{AGAIN}", file=str(file))
 
 
 def check_order(source_index: np.ndarray, num_boundary: int, num_nodes: int, rising: bool, file: Path) -> None:
@@ -47,11 +68,12 @@ def check_order(source_index: np.ndarray, num_boundary: int, num_nodes: int, ris
         if len(twice):
             raise StoreError(f"source_index holds {ascending[twice[0]]} twice{AGAIN}", file=str(file))
         return
-    steps = np.diff(source_index) <= 0
-    if 0 < num_boundary < len(source_index):
-        steps[num_boundary - 1] = False
-    if steps.any():
-        raise StoreError(f"source_index does not rise after row {int(np.argmax(steps))}{AGAIN}", file=str(file))
+    for first, last in ((0, num_boundary), (num_boundary, len(source_index))):
+        for begin in range(first, last, BLOCK_ROWS):
+            some = source_index[begin:min(begin + BLOCK_ROWS + 1, last)]
+            falls = np.flatnonzero(some[1:] <= some[:-1])
+            if len(falls):
+                raise StoreError(f"source_index does not rise after row {begin + falls[0]}{AGAIN}", file=str(file))
 
 
 def check_peers(peers: Sequence[PeerPlan], part: int, num_parts: int, num_boundary: int, num_halo: int, num_sends: int,

@@ -11,7 +11,7 @@ __all__ = ["describe_store", "summarise"]
 
 def summarise(manifest: dict[str, Any]) -> dict[str, Any]:
     """What people ask of a store: all of its manifest but the files, of which it counts those of the features."""
-    parts = [{"part": i, **{k: v for k, v in entry.items() if not isinstance(v, dict)}}
+    parts = [{**{k: v for k, v in entry.items() if not isinstance(v, dict)}, "part": i}
              for i, entry in enumerate(manifest["parts"])]
     features = sum(file["bytes"] for entry in manifest["parts"] for name, file in entry["files"].items()
                    if name.startswith("feature"))

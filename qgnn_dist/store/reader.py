@@ -15,10 +15,21 @@ import pyarrow as pa
 
 from ..data.graph import NO_SPLIT, TEST, SparseFeatures
 from ..errors import StoreError
+from ..files.read import shown
 from ..quant.columns import ColumnGrids
 from ..quant.packed import row_bytes
-from .checks import check_order, check_peers, check_range, check_row_pointer
-from .columns import check_values, checksum, open_batches, read_batch, read_columns
+from .checks import check_degrees, check_finite, check_order, check_peers, check_range, check_row_pointer
+from .columns import (
+    as_numpy,
+    check_plain,
+    check_values,
+    checksum,
+    forget_pages,
+    map_file,
+    open_batches,
+    read_batch,
+    read_columns,
+)
 from .manifest import SOURCE_ORDER, part_folder, read_manifest
 
 __all__ = ["FEATURE_BLOCK_ROWS", "Part", "PeerPlan", "Store"]
@@ -116,11 +127,17 @@ class Part:
         self.folder = store.path / part_folder(index)
         self.num_local, self.num_boundary, self.num_halo = entry["rows"], entry["boundary"], entry["halo"]
         self.feature_kind, self.num_features = store.feature_kind, store.num_features
-        self.feature_bits = store.feature_bits
+        self.feature_bits, self._num_nodes = store.feature_bits, store.num_nodes
         names = ["source_index", "node_id", "degree"]
         names += ["label"] * store.has_labels + ["split"] * store.has_split
-        nodes = read_columns(self.folder / "nodes.arrow", names)
+        mapped = map_file(self.folder / "nodes.arrow")
+        nodes = read_columns(self.folder / "nodes.arrow", names, mapped)
         self.node_ids: pa.Array = nodes["node_id"]
+        if not (pa.types.is_integer(self.node_ids.type) or pa.types.is_string(self.node_ids.type)
+                or pa.types.is_large_string(self.node_ids.type)) or len(self.node_ids) != self.num_local:
+            raise StoreError(f"node_id is {shown(str(self.node_ids.type))} with {len(self.node_ids)} values, expected "
+                             f"integers or text, {self.num_local}; partition the graph again",
+                             file=str(self.folder / "nodes.arrow"))
         check_values(self.node_ids, self.folder / "nodes.arrow")
         self.source_index = self._array("nodes.arrow", nodes["source_index"], np.int64, self.num_local)
         self.degree = self._array("nodes.arrow", nodes["degree"], np.int32, self.num_local)
@@ -128,13 +145,18 @@ class Part:
         self.split = self._array("nodes.arrow", nodes["split"], np.int8, self.num_local) if store.has_split else None
         self.indptr = self._column("rows.arrow", "indptr", np.int64, self.num_local + 1)
         self.indices = self._column("neighbours.arrow", "index", np.int32, entry["directed_edges"])
+        if self.feature_kind == "dense":
+            check_plain(self.folder / "features.arrow")  # once, as the file is mapped anew for every block
         self._check(store)
         self.peers = self._read_peers(store)
+        forget_pages(mapped)  # the checks have read all of it; who needs labels, ids or source indices comes back
 
     @cached_property
     def halo_source_index(self) -> np.ndarray:
         """int64 (H,): the source index of every halo slot, within a peer in the order of its rows."""
-        return self._column("halo.arrow", "source_index", np.int64, self.num_halo)
+        index = self._column("halo.arrow", "source_index", np.int64, self.num_halo)
+        check_range(index, 0, self._num_nodes, "source_index", self.folder / "halo.arrow")
+        return index
 
     def features_dense(self, begin: int, end: int) -> np.ndarray:
         """Rows begin..end as float32 (n, F), C-contiguous; a view where one float32 block holds them, made anew of
@@ -146,8 +168,13 @@ class Part:
             first = number * FEATURE_BLOCK_ROWS
             column = read_batch(reader, number, file).column("x")
             low, high = max(begin - first, 0), min(end - first, len(column))
-            flat = column.flatten().to_numpy(zero_copy_only=True)
-            piece = flat[low * size:high * size].reshape(-1, size)
+            flat = column.flatten()
+            if column.null_count or flat.null_count or len(flat) != len(column) * size:
+                raise StoreError(f"rows from {first} on hold nulls; partition the graph again", file=str(file))
+            piece = as_numpy(flat)[low * size:high * size].reshape(-1, size)
+            if grids is None and not np.isfinite(piece).all():
+                raise StoreError(f"rows from {first + low} on hold NaN or infinity; partition the graph again",
+                                 file=str(file))
             pieces.append(piece if grids is None else grids.unpack(piece))
         rows = pieces[0] if len(pieces) == 1 else np.concatenate(
             pieces or [np.empty((0, self.num_features), np.float32)])
@@ -168,7 +195,7 @@ class Part:
         if self.feature_bits is not None:
             kinds, words, width = [pa.uint8()], "uint8", row_bytes(self.num_features, self.feature_bits)
         if reader.schema not in [pa.schema([("x", pa.list_(kind, width))]) for kind in kinds]:
-            raise StoreError(f"columns are {str(reader.schema)[:80]!r}, expected x: {words} [{width}]; partition the "
+            raise StoreError(f"columns are {shown(str(reader.schema))}, expected x: {words} [{width}]; partition the "
                              "graph again", file=str(file))
         return reader
 
@@ -192,16 +219,17 @@ class Part:
         indices = self._column("features.arrow", "index", np.int32, count)
         values = self._column("features.arrow", "value", np.float32, count)
         check_range(indices, 0, self.num_features, "feature index", self.folder / "features.arrow")
+        check_finite(values, "feature value", self.folder / "features.arrow")
         return SparseFeatures(indptr, indices, values, (self.num_local, self.num_features))
 
     def _check(self, store: Store) -> None:
         """Refuse what would be read out of bounds, or in another order than the other parts expect."""
         nodes = self.folder / "nodes.arrow"
+        self._column("halo.arrow", "source_index", np.int64, self.num_halo)  # what allows for H rows of buffers
         check_order(self.source_index, self.num_boundary, store.num_nodes, store.order == SOURCE_ORDER, nodes)
         check_row_pointer(self.indptr, len(self.indices), self.folder / "rows.arrow")
         check_range(self.indices, 0, self.num_local + self.num_halo, "neighbour", self.folder / "neighbours.arrow")
-        if not np.array_equal(np.diff(self.indptr), self.degree):
-            raise StoreError("degrees differ from the rows' lengths; partition the graph again", file=str(nodes))
+        check_degrees(self.indptr, self.degree, nodes)
         if self.labels is not None:
             check_range(self.labels, -1, store.num_classes, "label", nodes)
         if self.split is not None:
@@ -229,4 +257,4 @@ class Part:
         if column.type != pa.from_numpy_dtype(dtype) or len(column) != count or column.null_count:
             raise StoreError(f"a column is {column.type} with {len(column)} values and {column.null_count} nulls, "
                              f"expected {np.dtype(dtype)} with {count}", file=str(self.folder / file))
-        return column.to_numpy(zero_copy_only=True)
+        return as_numpy(column)

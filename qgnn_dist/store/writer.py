@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from .manifest import MANIFEST, part_folder, read_manifest
+from .manifest import CHECKSUM, MANIFEST, manifest_checksum, part_folder, read_manifest
 
 __all__ = ["new_store"]
 
@@ -29,11 +29,13 @@ class NewStore:
         self.target, self.folder = target, folder
 
     def commit(self, manifest: dict[str, Any]) -> None:
-        """Write the manifest, check what was built as a reader would, and rename the folder into place.
+        """Write the manifest, with a checksum of its own, check what was built as a reader would, and rename the folder
+        into place.
 
         Raises:
             StoreError: this host does not see what the builders wrote. OSError: the disk.
         """
+        manifest[CHECKSUM] = manifest_checksum(manifest)
         with open(self.folder / MANIFEST, "w", encoding="utf-8") as out:
             json.dump(manifest, out, indent=1)
             out.write("\n")

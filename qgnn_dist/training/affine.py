@@ -19,7 +19,8 @@ from ..comm.group import Group
 from ..config import RunConfig
 from ..model.perceptron import AffineHidden, Perceptron
 from ..propagation.affine import AffineMessenger, Clipped
-from ..propagation.messages import FloatMessenger, GradientCoding, GradientMessenger, Messenger
+from ..propagation.elastic import Projected
+from ..propagation.messages import GradientCoding, gradient_messenger
 from ..propagation.neighbourhood import Neighbourhood
 from ..propagation.reverse import Reverse
 from ..propagation.smp import Propagation
@@ -123,18 +124,17 @@ class AffineTraining:
 
     def backward(self, grad: np.ndarray, multipliers: list[float], ranges: Mapping[str, Range],
                  grids: Mapping[str, AffineGrid],
-                 coding: GradientCoding | None = None) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+                 coding: GradientCoding | None = None,
+                 projected: list[Projected] | None = None) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
         """Through the layers of the last training forward.
 
-        Args: coding: of the gradient messages; None: float rows.
+        Args: coding: of the gradient messages; None: float rows. projected: of an elastic forward, used up.
         Returns:
             ∂L/∂H⁰, float32 (n, C), and this worker's share of the gradients of a_l and a_u of all stages (add them
             where `StageRanges` has the parameters; hidden's comes by autograd).
         """
-        messenger: Messenger = (
-            FloatMessenger(self._graph, self._exchange, grad.shape[1], "backward") if coding is None
-            else GradientMessenger(self._graph, self._exchange, grad.shape[1], coding))
-        reverse = Reverse(self._propagation, self._graph, messenger, multipliers, self._forward.rounds)
+        messenger = gradient_messenger(self._graph, self._exchange, grad.shape[1], coding)
+        reverse = Reverse(self._propagation, self._graph, messenger, multipliers, self._forward.rounds, projected)
         first = reverse.run(grad)
         low, high = np.zeros(len(self._stages.names)), np.zeros(len(self._stages.names))
 

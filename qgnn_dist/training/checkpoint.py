@@ -1,14 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A checkpoint: everything that a run needs to go on, in one safetensors file (JSON metadata, nothing pickled).
 
-The metadata carry a SHA-256 of all else, so that a file that was damaged anywhere is known before it is used.
+The metadata carry a checksum of all else, so that a file that was damaged anywhere is known before it is used.
 """
 from __future__ import annotations
 
-import hashlib
 import json
-import math
-import os
 import struct
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,12 +16,15 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from ..errors import InputError
+from ..files.checksum import checksum_of
+from ..files.read import parse_json, read_bytes, reason, shown
+from ..quant.ranges import Range
 
-__all__ = ["Checkpoint", "Progress", "write_atomically"]
+__all__ = ["Checkpoint", "Progress"]
 
 VERSION = 2
 """Version 1 had no checksum and one file a run, RUN/checkpoint.safetensors; it is read."""
-LARGEST_HEADER = 64 << 20
+LARGEST_HEADER, LARGEST_FILE = 16 << 20, 8 << 30
 
 
 @dataclass
@@ -47,6 +47,22 @@ class Progress:
     finished: bool = False
     calibration_bytes: dict[str, int] = field(default_factory=dict)
 
+    def offer(self, epoch: int, accuracy: dict[str, float], metric: dict[str, float], loss: float) -> bool:
+        """Take an evaluated epoch as the best one where it is: by the validation metric, then the lower loss, then the
+        earlier.
+
+        Args: accuracy, metric: by split. loss: of validation, finite.
+        """
+        if (metric["valid"], -loss) <= (self.best_value, -self.best_loss):
+            return False
+        self.best_epoch, self.best_value, self.best_loss = epoch, metric["valid"], loss
+        self.best_accuracy, self.best_metric = accuracy, metric
+        return True
+
+    def out_of_patience(self, patience: int) -> bool:
+        """Whether the best epoch lies `patience` epochs back; never where that is 0."""
+        return 0 < patience <= self.epoch - self.best_epoch
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -66,7 +82,7 @@ class Checkpoint:
         """The file's bytes."""
         header = {"version": VERSION, "identity": self.identity, "progress": asdict(self.progress),
                   "server": self.server}
-        header["sha256"] = _digest(header, self.tensors)
+        header["checksum"] = checksum_of(header, self.tensors)
         return save(self.tensors, metadata={"qgnn": json.dumps(header, sort_keys=True)})
 
     @classmethod
@@ -76,58 +92,44 @@ class Checkpoint:
         Raises: InputError: the file is damaged or of another version; it names the fault.
         """
         try:
-            data = file.read_bytes()
+            data = read_bytes(file, LARGEST_FILE)
             (size,) = struct.unpack_from("<Q", data)
             if not 0 < size <= min(LARGEST_HEADER, len(data) - 8):
                 raise ValueError(f"header of {size} bytes in a file of {len(data)}")
-            header = json.loads(json.loads(data[8:8 + size])["__metadata__"]["qgnn"])
+            header = parse_json(parse_json(data[8:8 + size])["__metadata__"]["qgnn"].encode())
             if header["version"] not in (1, VERSION):
-                raise InputError(f"checkpoint version {header['version']}, this program reads 1 to {VERSION}; use the "
-                                 "version of qgnn-dist that wrote it", file=str(file))
+                raise InputError(f"checkpoint version {shown(header['version'])}, this program reads 1 to {VERSION}; "
+                                 "use the version of qgnn-dist that wrote it", file=str(file))
             tensors = load(data)
-            stated = header.pop("sha256", None)
-            if header["version"] == VERSION and stated != _digest(header, tensors):
+            stated = header.pop("checksum", None)
+            if header["version"] == VERSION and stated != checksum_of(header, tensors):
                 raise ValueError("its checksum is not that of its content")
-            found = cls(tensors, header["identity"], Progress(**header["progress"]), header["server"])
-            found._check()
-        except InputError:
-            raise
-        except (OSError, ValueError, KeyError, TypeError, RecursionError, struct.error, SafetensorError) as error:
-            raise InputError(f"damaged checkpoint: {error or type(error).__name__}; start again with --overwrite",
+            progress = Progress(**header["progress"])
+            _check(progress, header["identity"], header["server"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error, SafetensorError) as error:
+            raise InputError(f"damaged checkpoint: {reason(error)}; start again with --overwrite",
                              file=str(file)) from None
-        return found
-
-    def _check(self) -> None:
-        """What a well-formed file may still hold wrong: numbers that poison all that follows."""
-        if not isinstance(self.identity, dict) or not isinstance(self.server, dict):
-            raise ValueError("identity and server are not objects")
-        epoch, best = self.progress.epoch, self.progress.best_epoch
-        if not (isinstance(epoch, int) and isinstance(best, int) and 0 <= best <= epoch):
-            raise ValueError(f"epoch {epoch}, best epoch {best}")
-        for name, value in self.tensors.items():
-            if value.dtype.kind == "f" and not math.isfinite(float(np.abs(value).max(initial=0))):
-                raise ValueError(f"{name} is not finite")
+        return cls(tensors, header["identity"], progress, header["server"])
 
 
-def _digest(header: dict[str, Any], tensors: dict[str, np.ndarray]) -> str:
-    """SHA-256 of the header without its own checksum, and of every tensor's name, type, shape and bytes."""
-    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
-    for name in sorted(tensors):
-        value = np.ascontiguousarray(tensors[name])
-        digest.update(f"\n{name} {value.dtype.str} {value.shape}\n".encode())
-        digest.update(value.tobytes())
-    return digest.hexdigest()
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Temp file beside it, fsync, rename: the file is the old one or the new one, never half of it."""
-    temp = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temp, "wb") as out:
-            out.write(data)
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(temp, path)
-    except OSError:
-        temp.unlink(missing_ok=True)
-        raise
+def _check(progress: Progress, identity: Any, server: Any) -> None:
+    """Types of a header from outside; ValueError names the field."""
+    for name, kind in (("epoch", int), ("best_epoch", int), ("best_value", (int, float)), ("best_loss", (int, float)),
+                       ("best_accuracy", dict), ("best_metric", dict), ("finished", bool), ("calibration_bytes", dict)):
+        value = getattr(progress, name)
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise ValueError(f"progress: {name} is {shown(value)}")
+    for figures in (progress.best_accuracy, progress.best_metric, progress.calibration_bytes):
+        if not all(isinstance(v, (int, float)) and abs(v) < 2**62 for v in figures.values()):
+            raise ValueError(f"progress: figures are {shown(figures)}")
+    if not 0 <= progress.best_epoch <= progress.epoch < 2**31:
+        raise ValueError(f"progress: epoch {shown(progress.epoch)}, the best one {shown(progress.best_epoch)}")
+    if not isinstance(identity, dict) or not isinstance(identity.get("fingerprint"), str) or not isinstance(
+            identity.get("features"), dict) or not isinstance(identity["features"].get("norm"), str) or not isinstance(
+            identity.get("parts"), int):
+        raise ValueError(f"identity is {shown(identity)}")
+    if not isinstance(server, dict) or not isinstance(server.get("ranges"), dict):
+        raise ValueError(f"server is {shown(server)}")
+    for name, values in server["ranges"].items():
+        if not all(isinstance(v, (int, float)) for v in asdict(Range(**values)).values()):
+            raise ValueError(f"server: range {shown(name)} is {shown(values)}")

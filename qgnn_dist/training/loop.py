@@ -21,20 +21,23 @@ import numpy as np
 from .. import __version__, kernels
 from ..comm.pool import WorkerPool
 from ..config import RunConfig
-from ..errors import InputError, QgnnError
+from ..errors import DivergedError, InputError
+from ..files.read import shown
+from ..files.write import write_atomically
 from ..model.features import FeatureStatistics, choose_norm
 from ..model.packed import PackedModel
 from ..planning.admission import check_training
+from ..propagation.elastic import refuse_parts
 from ..quant.grids import AFFINE_METHODS
 from ..store.manifest import SOURCE_ORDER
 from ..store.reader import Store
-from .checkpoint import Checkpoint, Progress, write_atomically
+from .checkpoint import Checkpoint, Progress
 from .metrics import figures, valid_loss
 from .run_folder import CheckpointWriter, RunFolder
 from .slow import Place, SlowWorkers
 from .stop import StoppedError, StopSignals
 
-__all__ = ["check_trainable", "device_can_train", "prepare_run", "run_training"]
+__all__ = ["check_trainable", "device_can_train", "prepare_run", "run_training", "versions"]
 
 _LOG = logging.getLogger(__name__)
 SUMMARY_VERSION = 1
@@ -51,8 +54,8 @@ def check_trainable(store: Store, config: RunConfig) -> None:
 
     Raises:
         InputError: features, labels or splits are absent, the metric does not fit the classes, the method of
-            quantisation does not train on several parts or on the device, or gradients are coded and rows too wide for
-            that.
+            quantisation or the kind of propagation does not train on several parts or on the device, or gradients are
+            coded and rows too wide for that.
     """
     lacking = [what for what, there in (("features", store.num_features > 0), ("labels", store.has_labels),
                                         ("splits", store.has_split)) if not there]
@@ -62,6 +65,11 @@ def check_trainable(store: Store, config: RunConfig) -> None:
     if config.train.metric == "roc_auc" and store.num_classes != 2:
         raise InputError(f"train.metric=roc_auc: expected 2 classes, the store has {store.num_classes}",
                          file=str(store.path))
+    if config.propagation.kind == "elastic":
+        refuse_parts(store.num_parts, str(store.path))
+        if config.cluster.device == "cuda":
+            raise InputError("cluster.device=cuda: propagation.kind=elastic trains on the CPU only; expected smp, "
+                             "appnp or none, or set cluster.device=cpu")
     if config.cluster.device == "cuda" and not device_can_train(config):
         raise InputError(f"cluster.device=cuda: quant.method={config.quant.method} trains on the CPU only; expected "
                          "recipe, lsq or minmax, or set cluster.device=cpu")
@@ -76,8 +84,8 @@ def check_trainable(store: Store, config: RunConfig) -> None:
 
 
 def device_can_train(config: RunConfig) -> bool:
-    """Whether these settings train elsewhere than on the host: only there are there the paper's affine grids."""
-    return config.quant.method not in AFFINE_METHODS
+    """Whether these settings train elsewhere than on the host: only there are the paper's affine grids, and elastic."""
+    return config.quant.method not in AFFINE_METHODS and config.propagation.kind != "elastic"
 
 
 def prepare_run(out: str | Path, store: Store, config: RunConfig, *, resume: bool,
@@ -92,7 +100,7 @@ def prepare_run(out: str | Path, store: Store, config: RunConfig, *, resume: boo
         return run, None
     if resume:
         if run.summary_path.exists():
-            summary = json.loads(run.summary_path.read_text(encoding="utf-8"))
+            summary = run.read_summary()
             _check_identity(summary["identity"], _identity(store, config), run)
             return run, summary
         found = run.load_checkpoint()
@@ -133,8 +141,7 @@ def run_training(pool: WorkerPool, server_call: ServerCall, store: Store, config
     norm = choose_norm(statistics, store.num_features) if norm == "auto" else norm
     features = {"norm": norm, "signed": statistics.negative > 0}
     pool.call("setup", features["norm"], features["signed"], nodes["train"], timeout_s=config.timeouts.start_s)
-    run.path.mkdir(parents=True, exist_ok=True)
-    write_atomically(run.path / "config.toml", config.to_toml().encode())
+    run.begin(config.to_toml())
     identity = {**_identity(store, config), "features": features}
     found = run.load_checkpoint() if resume else None
     if found is not None:
@@ -153,7 +160,8 @@ def run_training(pool: WorkerPool, server_call: ServerCall, store: Store, config
                 record.setdefault("slow_workers", []).append(text)
             records.append(record)
             run.append_metrics(record)
-            progress.finished = progress.epoch >= config.train.epochs or _out_of_patience(progress, config)
+            progress.finished = progress.epoch >= config.train.epochs or progress.out_of_patience(
+                config.train.patience)
             if progress.finished or stop.received or progress.epoch % config.train.checkpoint_every == 0:
                 tensors = pool.call_one(0, "state", timeout_s=limit_s)
                 writer.save(Checkpoint(tensors, identity, dataclasses.replace(progress), server_call("state")))
@@ -163,7 +171,7 @@ def run_training(pool: WorkerPool, server_call: ServerCall, store: Store, config
                 writer.flush()
                 raise StoppedError(f"stopped by {stop.received} after epoch {progress.epoch}, with a checkpoint; go on "
                                    "with --resume", file=str(run.path))
-    summary = _summary(pool, config, store, identity, progress, records, time.perf_counter() - started)
+    summary = _summary(pool, config, store, identity, progress, records, run, time.perf_counter() - started)
     write_atomically(run.summary_path, (json.dumps(summary, indent=2) + "\n").encode())
     return summary
 
@@ -177,7 +185,7 @@ def _run_epoch(pool: WorkerPool, config: RunConfig, progress: Progress) -> dict[
     loss = math.fsum(r["loss"] for r in results)
     if not math.isfinite(loss):
         bad = [rank for rank, r in enumerate(results) if not math.isfinite(r["loss"])]
-        raise QgnnError(f"the loss is {loss} at epoch {epoch} (rank {bad}); lower train.lr, or propagation.eta")
+        raise DivergedError(f"the loss is {loss} at epoch {epoch} (rank {bad}); lower train.lr, or propagation.eta")
     record: dict[str, Any] = {"epoch": epoch, "loss": loss}
     if evaluate:
         accuracies, chosen = figures([r["evaluation"] for r in results], config.train.metric)
@@ -185,9 +193,7 @@ def _run_epoch(pool: WorkerPool, config: RunConfig, progress: Progress) -> dict[
         if config.train.metric != "accuracy":
             record[config.train.metric] = chosen
         valid = record["valid_loss"] = valid_loss(r["evaluation"] for r in results)
-        if (chosen["valid"], -valid) > (progress.best_value, -progress.best_loss):
-            progress.best_epoch, progress.best_value, progress.best_loss = epoch, chosen["valid"], valid
-            progress.best_accuracy, progress.best_metric = accuracies, chosen
+        if progress.offer(epoch, accuracies, chosen, valid):
             pool.call("keep_best", timeout_s=config.timeouts.checkpoint_s)
     for key in ("multipliers", "residuals", "clamps"):
         record[key] = results[0][key]
@@ -203,10 +209,6 @@ def _run_epoch(pool: WorkerPool, config: RunConfig, progress: Progress) -> dict[
 def _add_wire(sent: list[dict[str, int]]) -> dict[str, int]:
     """Bytes that all workers sent, by kind."""
     return {kind: sum(s.get(kind, 0) for s in sent) for kind in WIRE_KINDS}
-
-
-def _out_of_patience(progress: Progress, config: RunConfig) -> bool:
-    return 0 < config.train.patience <= progress.epoch - progress.best_epoch
 
 
 def _restore(pool: WorkerPool, server_call: ServerCall, found: Checkpoint) -> Progress:
@@ -231,12 +233,12 @@ def _check_identity(there: dict[str, Any], here: dict[str, Any], run: RunFolder)
                       ("feature_bits", "features of another width"),
                       ("config", "other settings")):
         if there.get(key) != here[key]:
-            raise InputError(f"cannot resume: the run was started with {name} ({key}: {there.get(key)}, now "
-                             f"{here[key]}); use the same ones, or --overwrite", file=str(run.path))
+            raise InputError(f"cannot resume: the run was started with {name} ({key}: {shown(there.get(key), 300)}, "
+                             f"now {here[key]}); use the same ones, or --overwrite", file=str(run.path))
 
 
 def _summary(pool: WorkerPool, config: RunConfig, store: Store, identity: dict[str, Any], progress: Progress,
-             records: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
+             records: list[dict[str, Any]], run: RunFolder, seconds: float) -> dict[str, Any]:
     times = [r["epoch_s"] for r in records]
     wire = {kind: float(np.mean([r["wire_bytes"][kind] for r in records])) for kind in WIRE_KINDS}
     memory = pool.call("memory", timeout_s=config.timeouts.start_s)
@@ -263,7 +265,8 @@ def _summary(pool: WorkerPool, config: RunConfig, store: Store, identity: dict[s
         "fingerprint": store.fingerprint,
         "identity": identity,
         "config": config.to_dict(),
-        "versions": _versions(),
+        "restarts": run.read_restarts(),
+        "versions": versions(),
     }
 
 
@@ -281,7 +284,8 @@ def _warnings(config: RunConfig, records: list[dict[str, Any]]) -> list[str]:
     return found
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of this package and of what it computes with."""
     names = ("torch", "ray", "pyarrow", "numpy", "safetensors")
     return {"qgnn-dist": __version__, "python": platform.python_version(), "kernels": kernels.isa(),
             **{name: metadata.version(name) for name in names}}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-__all__ = ["accuracy", "cross_entropy", "figures", "loss_gradient", "macro_f1", "roc_auc", "valid_loss"]
+__all__ = ["accuracy", "cross_entropy", "evaluation", "figures", "loss_gradient", "macro_f1", "roc_auc", "valid_loss"]
 
 LOSS_ROWS = 4096
 """Rows that the loss is computed of at a time."""
@@ -39,6 +39,25 @@ def roc_auc(margins: np.ndarray, labels: np.ndarray) -> float:
     mean_rank = np.cumsum(counts) - (counts - 1) / 2
     total = float(mean_rank[inverse][positive].sum())
     return (total - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative)
+
+
+def evaluation(scores: np.ndarray, classes: np.ndarray, labels: np.ndarray, rows: Mapping[str, np.ndarray],
+               num_classes: int, metric: str) -> dict[str, Any]:
+    """One worker's counts, as `figures` and `valid_loss` take them.
+
+    Args:
+        scores: float32 (n, C). classes: int (n,), what they say. labels: int64 (n,). rows: split → its labelled rows.
+    Returns: `confusion`, split → int64 (C, C); `valid_loss`, sum and count; for roc_auc `margins`, split → scores of
+        class 1 less those of class 0, and labels.
+    """
+    confusion = {name: np.bincount(labels[some] * num_classes + classes[some], minlength=num_classes**2).reshape(
+        num_classes, num_classes) for name, some in rows.items()}
+    valid = rows["valid"]
+    result: dict[str, Any] = {"confusion": confusion, "valid_loss": cross_entropy(scores[valid], labels[valid])}
+    if metric == "roc_auc":
+        margin = scores[:, 1] - scores[:, 0]
+        result["margins"] = {name: (margin[some], labels[some]) for name, some in rows.items()}
+    return result
 
 
 def figures(evaluations: Sequence[dict[str, Any]], metric: str) -> tuple[dict[str, float], dict[str, float]]:

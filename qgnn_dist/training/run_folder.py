@@ -12,12 +12,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ..errors import DeadlineError, InputError, QgnnError
-from .checkpoint import Checkpoint, write_atomically
+from ..errors import DeadlineError, InputError, OutputError, QgnnError
+from ..files.read import parse_json, read_bytes, read_json, reason
+from ..files.write import disk_errors, make_folder, write_atomically
+from .checkpoint import Checkpoint
 
 __all__ = ["CheckpointWriter", "RunFolder"]
 
 _LOG = logging.getLogger(__name__)
+LARGEST_SUMMARY, LARGEST_LINES = 16 << 20, 128 << 20
 _NAME = re.compile(r"epoch-(\d{6,})\.safetensors")
 
 
@@ -41,6 +44,11 @@ class RunFolder:
     def metrics_path(self) -> Path:
         """One JSON object a line, one line an epoch."""
         return self.path / "metrics.jsonl"
+
+    @property
+    def restarts_path(self) -> Path:
+        """One JSON object a line, one line for each failure that the run went on after."""
+        return self.path / "restarts.jsonl"
 
     def checkpoint_files(self) -> list[Path]:
         """All checkpoints, the newest first; that of an older version's run comes last."""
@@ -70,15 +78,37 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove what an earlier run left: summary, metrics and checkpoints."""
-        for old in (self.summary_path, self.metrics_path, *self.checkpoint_files()):
+        for old in (self.summary_path, self.metrics_path, self.restarts_path, *self.checkpoint_files()):
             old.unlink(missing_ok=True)
+
+    def begin(self, config: str) -> None:
+        """Make the folder with its settings; where that fails, nothing is left.
+
+        Raises: OutputError: the disk.
+        """
+        made = not self.path.exists()
+        make_folder(self.path, "the run")
+        try:
+            write_atomically(self.path / "config.toml", config.encode())
+        except OutputError:
+            if made:
+                self.path.rmdir()
+            raise
+
+    def read_summary(self) -> dict[str, Any]:
+        """The summary of a finished run. Raises: InputError: damaged."""
+        try:
+            summary = read_json(self.summary_path, LARGEST_SUMMARY)
+            if not isinstance(summary, dict) or not isinstance(summary.get("identity"), dict):
+                raise ValueError("it has no identity")
+        except (OSError, ValueError) as error:
+            raise InputError(f"damaged summary: {reason(error)}; start again with --overwrite",
+                             file=str(self.summary_path)) from None
+        return summary
 
     def start_metrics(self, epochs: int) -> list[dict[str, Any]]:
         """Cut metrics.jsonl back to its first `epochs` lines and return them: a resumed run writes the rest again."""
-        kept: list[dict[str, Any]] = []
-        if self.metrics_path.exists():
-            for line in self.metrics_path.read_text(encoding="utf-8").splitlines()[:epochs]:
-                kept.append(json.loads(line))
+        kept = _lines(self.metrics_path, epochs)
         if len(kept) < epochs:
             _LOG.warning("%s has %d of the %d epochs before this one; the summary's times are of those it has",
                          self.metrics_path, len(kept), epochs)
@@ -87,12 +117,45 @@ class RunFolder:
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Add one epoch's line and hand it to the system."""
-        with open(self.metrics_path, "a", encoding="utf-8") as out:
-            out.write(json.dumps(record) + "\n")
+        _append(self.metrics_path, record)
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All epochs' lines."""
-        return [json.loads(line) for line in self.metrics_path.read_text(encoding="utf-8").splitlines()]
+        return _lines(self.metrics_path)
+
+    def append_restart(self, record: dict[str, Any]) -> None:
+        """Add the line of a failure that the run goes on after."""
+        _append(self.restarts_path, record)
+
+    def read_restarts(self) -> list[dict[str, Any]]:
+        """All such lines."""
+        return _lines(self.restarts_path)
+
+    def epochs_done(self) -> int:
+        """Epochs that have their line."""
+        return len(self.read_metrics())
+
+
+def _append(path: Path, record: dict[str, Any]) -> None:
+    line = json.dumps(record) + "\n"
+    with disk_errors(path.parent, len(line), str(path), "a line"), open(path, "a", encoding="utf-8") as out:
+        out.write(line)
+
+
+def _lines(path: Path, most: int | None = None) -> list[dict[str, Any]]:
+    """The first `most` objects of a file of lines, or all; InputError: damaged. None where there is no file."""
+    records: list[dict[str, Any]] = []
+    if not path.exists():
+        return records
+    try:
+        for line in read_bytes(path, LARGEST_LINES).splitlines()[:most]:
+            records.append(parse_json(line))
+            if not isinstance(records[-1], dict):
+                raise ValueError("no object")
+    except (OSError, ValueError) as error:
+        raise InputError(f"damaged: {reason(error)} (line {len(records) + 1}); start again with --overwrite",
+                         file=str(path)) from None
+    return records
 
 
 class CheckpointWriter:
@@ -116,7 +179,7 @@ class CheckpointWriter:
                  trace: TracebackType | None) -> None:
         try:
             self.flush()
-        except (OSError, QgnnError) as failed:
+        except QgnnError as failed:
             if error is None:
                 raise
             _LOG.warning("the last checkpoint was not written: %s", failed)
@@ -135,7 +198,7 @@ class CheckpointWriter:
     def flush(self) -> None:
         """Return when the last checkpoint is on disk.
 
-        Raises: OSError: it could not be written (with the file's name). DeadlineError: not in time.
+        Raises: OutputError: it could not be written. DeadlineError: not in time.
         """
         if self._pending is None:
             return
@@ -147,7 +210,7 @@ class CheckpointWriter:
                                 "raise timeouts.checkpoint_s", file=str(file)) from None
 
     def _write(self, checkpoint: Checkpoint, file: Path) -> None:
-        self._run.checkpoints.mkdir(exist_ok=True)
+        make_folder(self._run.checkpoints, "the checkpoints")
         if self._run.metrics_path.exists():  # the epochs that a checkpoint stands for are on disk before it
             with open(self._run.metrics_path, "rb") as metrics:
                 os.fsync(metrics.fileno())

@@ -7,6 +7,7 @@ rounds of messages and in one all-reduce of the weights' gradients. Legend: n lo
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 
 from .. import kernels
+from ..comm import faults
 from ..comm.device import choose_device
 from ..comm.exchange import Exchange
 from ..comm.pool import TimedClient
@@ -29,11 +31,20 @@ from ..model.packed import ModelInfo, PackedModel
 from ..model.perceptron import DropoutKey, FeatureMatrix, Perceptron
 from ..model.row_blocks import RowBlocks
 from ..planning.admission import room
+from ..propagation.affine import AffineMessenger
+from ..propagation.elastic import Projected
 from ..propagation.fused import FusedLayers
 from ..propagation.fused_float import FusedFloatLayers, float_moments
-from ..propagation.messages import CodedMessenger, FloatMessenger, GradientCoding
+from ..propagation.messages import (
+    CodedMessenger,
+    FloatMessenger,
+    GradientCoding,
+    gradient_messenger,
+    value_moments,
+)
 from ..propagation.multiplier import MultiplierRule
 from ..propagation.neighbourhood import Neighbourhood
+from ..propagation.reverse import Reverse
 from ..propagation.smp import FrozenMultipliers, LiveMultipliers, Multipliers, Propagation
 from ..quant.grids import as_lists
 from ..quant.ranges import (
@@ -42,12 +53,12 @@ from ..quant.ranges import (
     evaluation_ranges,
     hidden_step,
     message_steps,
-    moments_of,
     residual_step,
 )
 from ..store.reader import Store
 from .affine import AffineTraining
-from .metrics import cross_entropy, loss_gradient
+from .metrics import evaluation, loss_gradient
+from .state import load_tensors, reduce_gradients, tensors_of
 
 if TYPE_CHECKING:
     from ..comm.pool import WorkerContext
@@ -72,9 +83,11 @@ class TrainWorker:
         self._store_path = store
         self._ranges: dict[str, Range] = {}
         self._multipliers: list[float] = []
+        self._projected: list[Projected] = []  # of the last training forward, where it is elastic
         self._evaluated: PackedModel | None = None
         self._best: PackedModel | None = None
         self._memory = MemoryWatch()
+        self._epoch = CALIBRATION_EPOCH
 
     def room(self) -> dict[str, Any]:
         """See planning.admission.room; called before `load`."""
@@ -121,6 +134,10 @@ class TrainWorker:
         self._propagation = Propagation.of(config)
         self._exchange = Exchange(part.peers, part.num_local, part.num_halo, self._context.group,
                                   self._context.run_id, config.timeouts.exchange_s)
+        if faults.ENVIRONMENT in os.environ:
+            fault, rank = faults.Fault.of(os.environ[faults.ENVIRONMENT]), self._context.rank
+            self._exchange.on_round = lambda direction, layer, round: fault.look(rank, self._epoch, direction, layer,
+                                                                                 round)
         self._device: DeviceTraining | None = None
         if self._place is not None:
             self._device = DeviceTraining(self._place, self._context, config, self._network, self._block, part,
@@ -152,7 +169,7 @@ class TrainWorker:
             state, figures = self._blocks.forward(key, None)
             self._follow(CALIBRATION_EPOCH, {
                 **float_moments(self._propagation, self._graph, self._exchange, state, innovation=innovation),
-                "residual": _moments(state), "hidden": figures})
+                "residual": value_moments(state), "hidden": figures})
         if self._config.quant.method == "lsq":
             levels = 2 ** int(self._config.quant.hidden or 32) - 1
             with torch.no_grad():
@@ -166,6 +183,7 @@ class TrainWorker:
         seconds and bytes sent; `wait_s`, the seconds of `train_s` in which it waited, by what for; what the
         multipliers did.
         """
+        self._epoch = epoch
         start, before, waited = time.perf_counter(), self._wire(), self._waits()
         loss, report = self._step(epoch)
         result: dict[str, Any] = {"loss": loss, "train_s": time.perf_counter() - start, **report}
@@ -182,10 +200,7 @@ class TrainWorker:
 
     def state(self) -> dict[str, np.ndarray]:
         """Everything of this worker that a checkpoint needs; equal on all workers at an epoch's end."""
-        tensors = {f"network.{name}": value.numpy().copy() for name, value in self._network.state_dict().items()}
-        for name, parameter in self._network.named_parameters():
-            for key, value in self._optimizer.state.get(parameter, {}).items():
-                tensors[f"adam.{name}.{key}"] = np.asarray(value).copy()
+        tensors = tensors_of(self._network, self._optimizer)
         tensors["multipliers"] = np.array(self._multipliers, np.float64)
         if self._best is not None:
             tensors["best"] = np.frombuffer(self._best.to_bytes(), np.uint8)
@@ -193,14 +208,8 @@ class TrainWorker:
 
     def load_state(self, tensors: dict[str, np.ndarray], ranges: dict[str, dict[str, float]],
                    best: PackedModel | None) -> None:
-        """Go on from `state()` of an earlier process and the server's running ranges."""
-        self._network.load_state_dict(
-            {k.partition(".")[2]: torch.from_numpy(v.copy()) for k, v in tensors.items() if k.startswith("network.")})
-        for name, parameter in self._network.named_parameters():
-            prefix = f"adam.{name}."
-            found = {k[len(prefix):]: torch.from_numpy(v.copy()) for k, v in tensors.items() if k.startswith(prefix)}
-            if found:
-                self._optimizer.state[parameter] = found
+        """Go on from `state()` of an earlier process and the server's running ranges; InputError for other tensors."""
+        load_tensors(tensors, self._network, self._optimizer)
         self._multipliers = [float(v) for v in tensors["multipliers"]]
         self._ranges = {name: Range(**values) for name, values in ranges.items()}
         self._best = best
@@ -233,7 +242,7 @@ class TrainWorker:
         """Scores of the packed model as it is now, as evaluation and prediction compute them."""
         forward = PackedForward(self._graph, self._exchange, self._context.group, "evaluation")
         return {"source_index": np.asarray(self._part.source_index),
-                "scores": forward.run(self._frozen_model(), self._read_coded)}
+                "scores": forward.run(self._frozen_model(), self._block.rows)}
 
     def trace(self, on: bool) -> list[Span]:
         """Collect where rounds spend their time from now on, or no longer; returns what was collected before."""
@@ -263,7 +272,7 @@ class TrainWorker:
         rows = self._split_rows["train"]
         loss, grad = device.loss(out, rows, self._labels[rows], self._num_train)
         device.backward(grad, self._multipliers, self._gradient_coding(epoch))
-        self._reduce_gradients()
+        reduce_gradients(self._network, self._context.group, self._epoch)
         self._optimizer.step()
         return loss, self._follow(epoch, {**moments, "hidden": figures})
 
@@ -288,8 +297,11 @@ class TrainWorker:
             figures = affine.moments({"hidden": hidden.numpy()})["hidden"]
         else:
             state, figures = self._blocks.forward(key, self._hidden_step(self._ranges))
-        multipliers = self._live_multipliers(epoch, _moments(state)[0])
+        residual = value_moments(state)
+        multipliers = self._live_multipliers(epoch, residual[0])
         out, moments = self._propagate(state, multipliers, self._ranges, record=True, protected=protected)
+        if affine is None and self._config.quant.residual != 32:
+            moments["residual"] = residual
         del state
         if isinstance(multipliers, LiveMultipliers):
             self._multipliers = multipliers.values
@@ -298,14 +310,12 @@ class TrainWorker:
         del out
         if affine is not None:
             grad, factors = affine.backward(grad, self._multipliers, self._ranges, affine.grids(self._ranges),
-                                            self._gradient_coding(epoch))
+                                            self._gradient_coding(epoch), self._projected)
             affine.add_gradients(factors)
             h0.backward(torch.from_numpy(grad))
         else:
-            layers = FusedFloatLayers(self._propagation, self._graph, self._exchange, "backward",
-                                      coding=self._gradient_coding(epoch))
-            self._blocks.backward(layers.run(grad, grad, FrozenMultipliers(self._multipliers)))
-        self._reduce_gradients()
+            self._blocks.backward(self._propagate_back(grad, self._gradient_coding(epoch)))
+        reduce_gradients(self._network, self._context.group, self._epoch)
         self._optimizer.step()
         return loss, self._follow(epoch, {**moments, "hidden": figures})
 
@@ -319,36 +329,46 @@ class TrainWorker:
         innovation = self._config.messages.coding == "innovation"
         bits, residual_bits = int(quant.messages or 32), int(quant.residual or 32)
         moments: dict[str, list[float]] = {}
+        messenger: AffineMessenger | CodedMessenger | FloatMessenger | None = None
+        residual = state
         if self._affine is not None:
-            moments["residual"] = self._moments_of("residual", state)
+            moments["residual"] = self._affine.moments({"residual": state})["residual"]
             grids = self._affine.grids(ranges)
             residual = self._affine.residual(state, grids, train=record)
             if bits < 32:
-                affine = self._affine.messenger(columns, grids, train=record, protected=protected)
-                out = self._propagation.run(self._graph, state, residual, affine, multipliers)
-                return out, {**moments, **affine.moments}
+                messenger = self._affine.messenger(columns, grids, train=record, protected=protected)
+        else:
+            step = 1.0
+            if residual_bits < 32:
+                step = residual_step(ranges["residual"], residual_bits, quant.method)
+            if bits < 32 and FusedLayers.can_run(self._propagation, columns):
+                layers = FusedLayers(self._propagation, self._graph, self._exchange, "forward", bits=bits,
+                                     steps=self._message_steps(ranges), innovation=innovation,
+                                     residual_bits=residual_bits, residual_step=step, multipliers=multipliers,
+                                     record=record)
+                return layers.run(state), {**moments, **layers.moments}
+            if residual_bits < 32:
+                residual = np.empty_like(state)
+                kernels.midrise(state, np.float32(step), residual_bits, residual)
+            if bits < 32:
+                messenger = CodedMessenger(self._graph, self._exchange, columns, "forward", bits=bits,
+                                           steps=self._message_steps(ranges), innovation=innovation, record=record)
+        if messenger is None and FusedFloatLayers.can_run(self._propagation):
             float_layers = FusedFloatLayers(self._propagation, self._graph, self._exchange, "forward")
             return float_layers.run(state, residual, multipliers), moments
-        step = 1.0
-        if residual_bits < 32:
-            moments["residual"] = _moments(state)
-            step = residual_step(ranges["residual"], residual_bits, quant.method)
-        if bits < 32 and FusedLayers.can_run(self._propagation, columns):
-            layers = FusedLayers(self._propagation, self._graph, self._exchange, "forward", bits=bits,
-                                 steps=self._message_steps(ranges), innovation=innovation, residual_bits=residual_bits,
-                                 residual_step=step, multipliers=multipliers, record=record)
-            return layers.run(state), {**moments, **layers.moments}
-        residual = state
-        if residual_bits < 32:
-            residual = np.empty_like(state)
-            kernels.midrise(state, np.float32(step), residual_bits, residual)
-        float_layers = FusedFloatLayers(self._propagation, self._graph, self._exchange, "forward")
-        if bits == 32:
-            return float_layers.run(state, residual, multipliers), moments
-        messenger = CodedMessenger(self._graph, self._exchange, columns, "forward", bits=bits,
-                                   steps=self._message_steps(ranges), innovation=innovation, record=record)
-        out = self._propagation.run(self._graph, state, residual, messenger, multipliers)
+        messenger = messenger or FloatMessenger(self._graph, self._exchange, columns, "forward")
+        out = self._propagation.run(self._graph, state, residual, messenger, multipliers,
+                                    keep=self._projected if record else None)
         return out, {**moments, **messenger.moments}
+
+    def _propagate_back(self, grad: np.ndarray, coding: GradientCoding | None) -> np.ndarray:
+        """∂L/∂H⁰ of the last training forward, where nothing was clipped; `grad` is used up."""
+        if FusedFloatLayers.can_run(self._propagation):
+            layers = FusedFloatLayers(self._propagation, self._graph, self._exchange, "backward", coding=coding)
+            return layers.run(grad, grad, FrozenMultipliers(self._multipliers))
+        messenger = gradient_messenger(self._graph, self._exchange, grad.shape[1], coding)
+        reverse = Reverse(self._propagation, self._graph, messenger, [], [], self._projected)
+        return reverse.run(grad) + reverse.residual
 
     def _evaluate(self, epoch: int) -> dict[str, Any]:
         """Run the packed model itself, as prediction will, and compare with the labels."""
@@ -356,35 +376,15 @@ class TrainWorker:
         model = self._frozen_model()
         forward = PackedForward(self._graph, self._exchange, self._context.group, "evaluation",
                                 record=config.quant.method == "recipe")
-        scores = forward.run(model, self._read_coded)
+        scores = forward.run(model, self._block.rows)
         if forward.moments:
             self._follow(epoch, {EVALUATION + name: moments for name, moments in forward.moments.items()})
         self._evaluated = dataclasses.replace(
             model, info=dataclasses.replace(model.info, level=forward.level))
         classes = np.empty(len(scores), np.int32)
         kernels.softmax(scores, classes, np.empty(len(scores), np.float32), None)
-        num = self._store.num_classes
-        confusion = {}
-        for name, rows in self._split_rows.items():
-            cells = self._labels[rows] * num + classes[rows]
-            confusion[name] = np.bincount(cells, minlength=num * num).reshape(num, num)
-        valid = self._split_rows["valid"]
-        result: dict[str, Any] = {"confusion": confusion,
-                                  "valid_loss": cross_entropy(scores[valid], self._labels[valid])}
-        if self._config.train.metric == "roc_auc":
-            margin = scores[:, 1] - scores[:, 0]
-            result["margins"] = {name: (margin[rows], self._labels[rows]) for name, rows in self._split_rows.items()}
-        return result
-
-    def _read_coded(self, begin: int, end: int) -> Any:
-        """Rows of the features that are in memory already."""
-        block = self._block
-        if block.indptr is None or block.indices is None:
-            return dataclasses.replace(block, values=block.values[begin:end], scale=block.scale[begin:end])
-        low, high = int(block.indptr[begin]), int(block.indptr[end])
-        return dataclasses.replace(block, values=block.values[low:high], scale=block.scale[begin:end],
-                                   indices=block.indices[low:high],
-                                   indptr=np.ascontiguousarray(block.indptr[begin:end + 1] - low))
+        return evaluation(scores, classes, self._labels, self._split_rows, self._store.num_classes,
+                          config.train.metric)
 
     def _frozen_model(self) -> PackedModel:
         """The network as it is now, frozen with the ranges so far and the last training forward's multipliers."""
@@ -409,8 +409,7 @@ class TrainWorker:
             multipliers=self._multipliers if p.kind == "smp" else [],
             message_steps=messages, weight_steps=weights.pop("weight_steps"), hidden_step=hidden,
             residual_step=residual, level=-1, feature_level=self._feature_level, class_names=store.class_names,
-            graph=store.name,
-            fingerprint=store.fingerprint, grids=as_lists(grids))
+            graph=store.name, fingerprint=store.fingerprint, grids=as_lists(grids), elastic=self._propagation.elastic)
         return PackedModel(info, **weights)
 
     def _packed_ranges(self) -> dict[str, Range]:
@@ -431,9 +430,6 @@ class TrainWorker:
         if quant.method == "lsq":
             return float(self._network.hidden_step.detach().abs())
         return hidden_step(ranges["hidden"], int(quant.hidden or 32), quant.method)
-
-    def _moments_of(self, stage: str, x: np.ndarray) -> list[float]:
-        return self._affine.moments({stage: x})[stage] if self._affine is not None else _moments(x)
 
     def _dropout(self, epoch: int) -> DropoutKey:
         return DropoutKey(self._config.seed, epoch, np.ascontiguousarray(self._part.source_index),
@@ -460,18 +456,6 @@ class TrainWorker:
         self._ranges = {name: Range(*figures) for name, figures in reply["ranges"].items()}
         return {key: reply[key] for key in ("multipliers", "residuals", "clamps")}
 
-    def _reduce_gradients(self) -> None:
-        """Sum every parameter's gradient over the workers, in one message."""
-        if self._context.group is None:
-            return
-        grads = [p.grad for p in self._network.parameters() if p.grad is not None]
-        flat = np.concatenate([g.numpy().ravel() for g in grads])
-        self._context.group.all_reduce_sum(flat)
-        at = 0
-        for g in grads:
-            g.copy_(torch.from_numpy(flat[at:at + g.numel()]).view_as(g))
-            at += g.numel()
-
     def _waits(self) -> dict[str, float]:
         """Seconds so far in which this worker waited for its peers' messages, in all-reduces and for the server."""
         group, server = self._context.group, self._server
@@ -484,10 +468,3 @@ class TrainWorker:
 
     def _sent_since(self, before: dict[str, int]) -> dict[str, int]:
         return {kind: count - before[kind] for kind, count in self._wire().items()}
-
-
-def _moments(x: np.ndarray) -> list[float]:
-    """[Σx², Σ|x|, max|x|, count] of all values, added in double."""
-    rows = np.empty((len(x), 3), np.float64)
-    kernels.row_moments(np.ascontiguousarray(x), rows)
-    return [*moments_of(rows), float(x.size)]

@@ -143,6 +143,10 @@ def test_from_graph_to_parquet_and_back_as_json(tmp_path: Path) -> None:
     result = json.loads(predicted.stdout)
     assert set(result["seconds"]) >= {"load", "mlp", "propagate", "exchange", "write"}
     assert result["accuracy"] == summary["accuracy"], "the packed model is the one that training evaluated"
+    shown = _run("predict", store, "--model", model, "--out", out, "--scores", "--overwrite")
+    nodes, right = (result["accuracy_by_degree"]["test"][key][0] for key in ("nodes", "right"))
+    assert f"0: {100 * right / nodes:.2f} % of {nodes}" in shown.stdout, "isolated nodes"
+    assert f"test {100 * result['ece']['test']:.2f} %" in shown.stdout
     table = pq.read_table(out / "part-00000.parquet")
     assert table.num_rows == result["rows"] == 300
     assert [str(table.schema.field(n).type) for n in ("node_id", "class", "confidence")] == ["int64", "int32", "float"]

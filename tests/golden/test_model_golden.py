@@ -14,14 +14,16 @@ import pytest
 
 from qgnn_dist.errors import InputError, ModelError
 from qgnn_dist.model.packed import ModelInfo, PackedModel
+from qgnn_dist.propagation.elastic import Elastic
 from qgnn_dist.quant.grids import AffineGrid
 
 SHA256 = {
-    2: "6e741fb1130d5ac11b6a558b218bfaf881e392f4252c4db534a1a8d36c11f6b2",
-    4: "4227148d1f4866cd2727a6429f49cbbe9dd212f8b96ff4732c822a3d636dfe44",
-    8: "d60748ae87ccace6cfea03307142c99b9e5abfb0c1feb2a5c28bcb12555d2367",
-    32: "140c21bc023886c82b02e207f77ad0a0e3a7b110bba612af8ea96f1556e215d5",
-    "affine": "5e216cc2c940a9348a585f8a4b8d73d4318f5bd4e40a885767d1133c45058358",
+    2: "c2d402b72523d5515450cc3739da9b59a656237edbaa710e0d46b825be3784a2",
+    4: "2b6fc697821d8b42e748be21c6e1cd98507dd62f8d168a7d5e605fa2295840ab",
+    8: "133644b511a37bbe7efd1123b3a6a621d92dc4d988ccef538cacda0ce3020f8a",
+    32: "64fe815cdbeb3a6430f4755a5ab502ae49ae365d4d1a7ff5b51483294c2aa01a",
+    "elastic": "f5739900d5f29633b0d61cc907ab878fe5cf4f8bc7637c691c102d74ba841964",
+    "affine": "01052e104c63003a4d8c0bdda0b138a4e1fd4e2e9fff05485a2b60cf89471919",
 }
 
 
@@ -78,6 +80,8 @@ def _with_header(data: bytes, **changes: object) -> bytes:
     header = json.loads(data[8:8 + size])
     info = json.loads(header["__metadata__"]["qgnn"])
     info.update(changes)
+    if info["checksum"] is None:
+        del info["checksum"]
     header["__metadata__"]["qgnn"] = json.dumps(info)
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
@@ -88,6 +92,10 @@ def _with_header(data: bytes, **changes: object) -> bytes:
     ({"format_version": 9}, "model format 9"),
     ({"num_features": 6}, "tensor weight1 is uint8 (5, 2), its description says uint8 (6, 2)"),
     ({"hidden": -1}, "hidden=-1 is out of range"),
+    ({"layers": 10**6}, "layers=1000000 is out of range"),
+    ({"mu": float("nan")}, "its description holds NaN"),
+    ({"graph": "\ud800"}, "not a packed model"),
+    ({"bits": {"weights": True}}, "bits="),
     ({"bits": {"weights": 3}}, "bits="),
     ({"message_steps": [0.5]}, "message_steps="),
     ({"message_steps": [0.5, -0.25]}, "message_steps="),
@@ -108,6 +116,24 @@ def test_descriptions_from_outside_are_checked(changes: dict[str, object], text:
         PackedModel.load(file)
     assert text in str(caught.value)
     assert str(file) in str(caught.value)
+
+
+def test_changed_bytes_are_seen_by_the_checksum() -> None:
+    data = _model().to_bytes()
+    changed = bytearray(data)
+    changed[-1] ^= 1
+    with pytest.raises(ModelError, match="does not fit its own checksum"):
+        PackedModel.from_bytes(bytes(changed))
+    for change in ({"eta": 0.11}, {"class_names": ["a", "b", "d"]}, {"checksum": "0" * 64}):
+        with pytest.raises(ModelError, match="does not fit its own checksum"):
+            PackedModel.from_bytes(_with_header(data, **change))
+    with pytest.raises(ModelError, match="checksum is 7"):
+        PackedModel.from_bytes(_with_header(data, checksum=7))
+
+
+def test_models_of_earlier_programs_have_no_checksum() -> None:
+    again = PackedModel.from_bytes(_with_header(_model().to_bytes(), checksum=None))
+    assert again.info == _model().info
 
 
 def _affine_model() -> PackedModel:
@@ -147,6 +173,36 @@ def test_a_method_with_affine_grids_must_have_them() -> None:
         PackedModel.from_bytes(_with_header(_affine_model().to_bytes(), grids={}))
     with pytest.raises(ModelError, match="grids="):
         PackedModel.from_bytes(_with_header(_affine_model().to_bytes(), method="recipe"))
+
+
+def _elastic_model(bits: int = 2) -> PackedModel:
+    model = _model(bits)
+    return dataclasses.replace(model, info=dataclasses.replace(
+        model.info, kind="elastic", multipliers=[], elastic=Elastic(3.0, 0.5, "l21")))
+
+
+def test_elastic_models_are_of_version_2(tmp_path: Path) -> None:
+    model = _elastic_model()
+    data = model.to_bytes()
+    assert hashlib.sha256(data).hexdigest() == SHA256["elastic"]
+    assert b'format_version\\": 2' in data
+    assert b'format_version\\": 1' in _model().to_bytes()
+    model.save(tmp_path / "m")
+    assert PackedModel.load(tmp_path / "m").info == model.info
+
+
+@pytest.mark.parametrize(("changes", "text"), [
+    ({"kind": "smp"}, "kind="), ({"elastic": None}, "elastic="), ({"elastic": {"lambda1": 3.0}}, "elastic="),
+    ({"elastic": {"lambda1": -1.0, "lambda2": 3.0, "norm": "l21"}}, "elastic="),
+    ({"elastic": {"lambda1": 1.0, "lambda2": "3", "norm": "l21"}}, "elastic="),
+    ({"elastic": {"lambda1": 1.0, "lambda2": 3.0, "norm": "l2"}}, "elastic="),
+    ({"elastic": {"lambda1": 1.0, "lambda2": float("nan"), "norm": "l1"}}, "holds NaN"),
+    ({"format_version": 1}, "lacks or adds elastic")])
+def test_elastic_settings_from_outside_are_checked(changes: dict[str, Any], text: str) -> None:
+    with pytest.raises(ModelError, match=text):
+        PackedModel.from_bytes(_with_header(_elastic_model().to_bytes(), **changes))
+    with pytest.raises(ModelError, match="lacks or adds elastic"):
+        PackedModel.from_bytes(_with_header(_model().to_bytes(), format_version=2))
 
 
 def test_damaged_files_are_refused(tmp_path: Path) -> None:

@@ -12,9 +12,11 @@ import pyarrow as pa
 import pytest
 
 from qgnn_dist.data.graph import Graph
-from qgnn_dist.errors import InputError, StoreError
+from qgnn_dist.errors import InputError, OutputError, StoreError
 from qgnn_dist.partitioning.api import partition_graph
+from qgnn_dist.store.manifest import manifest_checksum
 from qgnn_dist.store.reader import Store
+from tests.helpers import edit_manifest
 
 FINGERPRINT = "f1ef8aa8fb14ccc725c457b2edf63566fac30ef493e69e2966c508f20e0932cb"
 CONTENT = {
@@ -54,6 +56,7 @@ def store(tmp_path: Path) -> Path:
 
 def test_manifest_and_bytes(store: Path) -> None:
     manifest = json.loads((store / "manifest.json").read_text())
+    assert manifest.pop("checksum") == manifest_checksum(manifest)
     del manifest["peak"]
     assert set(manifest.pop("seconds")) == {"read", "cut", "order", "build"}
     parts = manifest.pop("parts")
@@ -99,11 +102,7 @@ def test_equal_inputs_give_equal_files(store: Path, tmp_path: Path) -> None:
 
 
 def _edit(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
-    def apply(store: Path) -> None:
-        manifest = json.loads((store / "manifest.json").read_text())
-        change(manifest)
-        (store / "manifest.json").write_text(json.dumps(manifest))
-    return apply
+    return lambda store: edit_manifest(store, change)
 
 
 @pytest.mark.parametrize(("damage", "text"), [
@@ -151,7 +150,7 @@ def test_failed_builds_leave_nothing_and_keep_the_old(store: Path, monkeypatch: 
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("qgnn_dist.partitioning.build.write_columns", fail)
-    with pytest.raises(InputError, match="No space left on device"):
+    with pytest.raises(OutputError, match="No space left on device"):
         partition_graph(tiny(), parts=2, out=store, overwrite=True)
     assert {p: p.read_bytes() for p in store.rglob("*") if p.is_file()} == before
     assert [p.name for p in store.parent.iterdir()] == ["s"]

@@ -20,7 +20,8 @@ from tests.helpers import by_source, make_store, settings, small_graph, train_po
 from tests.parity.test_predict_bits import bits_of, predictions, trained_model
 
 SCHEMES = [("messages.coding=direct", "propagation.rounds=two"), ("messages.coding=innovation",),
-           ("messages.coding=direct", "propagation.kind=appnp"), ("propagation.kind=none",)]
+           ("messages.coding=direct", "propagation.kind=appnp"), ("propagation.kind=none",),
+           ("messages.coding=direct", "propagation.kind=elastic", "propagation.lambda1=0.5")]
 
 
 @pytest.mark.parametrize("method", AFFINE_METHODS)

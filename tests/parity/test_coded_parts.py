@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,11 +19,11 @@ def _first_epoch_codes(monkeypatch: pytest.MonkeyPatch, store, config, bits: int
     seen: dict[tuple[int, int], tuple[np.ndarray, int]] = {}
     begin = Exchange.begin
 
-    def record(self: Exchange, buffer: np.ndarray, width: int, columns: int, direction: str, layer: int,
-               round: int) -> None:
+    def record(self: Exchange, buffer: np.ndarray, width: int, columns: int, direction: str, layer: int, round: int,
+               **named: Any) -> None:
         if direction == "forward" and width == bits:
             seen[id(self), round] = buffer[:self._num_local].copy(), columns
-        begin(self, buffer, width, columns, direction, layer, round)
+        begin(self, buffer, width, columns, direction, layer, round, **named)
 
     monkeypatch.setattr(Exchange, "begin", record)
     with train_pool(store, config) as pool:

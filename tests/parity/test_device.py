@@ -96,7 +96,7 @@ def test_sums_past_float32s_whole_numbers_are_exact(device: torch.device) -> Non
     indptr = np.concatenate([[0], [n - 1], n - 1 + np.arange(1, n)]).astype(np.int64)
     indices = np.concatenate([np.arange(1, n), np.zeros(n - 1)]).astype(np.int32)
     degree = np.diff(indptr).astype(np.int32)
-    graph = Neighbourhood(indptr, indices, degree, (1 / np.sqrt(degree + 1.0)).astype(np.float32), 0, 0)
+    graph = Neighbourhood(indptr, indices, (1 / np.sqrt(degree + 1.0)).astype(np.float32), 0, 0)
     on = codes.DeviceGraph.of(graph, device)
     assert on.count_type(2) == torch.float32
     assert on.count_type(8) == torch.float64

@@ -151,9 +151,9 @@ def test_errors_are_against_the_float_twin(tmp_path: Path, parts: int) -> None:
     assert result["overall"]["worst_difference"] == pytest.approx(np.abs(watch.states[-1] - twins[-1]).max(), rel=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["smp", "appnp", "none"])
+@pytest.mark.parametrize("kind", ["smp", "appnp", "elastic", "none"])
 def test_a_float_model_is_its_own_twin(tmp_path: Path, kind: str) -> None:
-    store = make_store(small_graph(nodes=150), tmp_path / "s", 2)
+    store = make_store(small_graph(nodes=150), tmp_path / "s", 1 if kind == "elastic" else 2)
     result = diagnose(store, untrained_model(store, bits=32, kind=kind), "m", exchange_s=60)
     assert [entry["error"] for entry in result["layers"]] == [0.0] * (1 if kind == "none" else 5)
     assert result["overall"] == {"nodes": 150, "agreement": 1.0, "worst_difference": 0.0}

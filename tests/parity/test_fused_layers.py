@@ -11,7 +11,9 @@ import pytest
 
 from qgnn_dist import kernels
 from qgnn_dist.comm.exchange import Exchange
+from qgnn_dist.config import load_config
 from qgnn_dist.diagnosis.report import diagnose
+from qgnn_dist.planning.memory import worst_steps
 from qgnn_dist.propagation.fused import FusedLayers, fixed_point
 from qgnn_dist.propagation.messages import CodedMessenger
 from qgnn_dist.propagation.neighbourhood import Neighbourhood
@@ -21,7 +23,10 @@ from tests.helpers import make_store, small_graph, untrained_model
 from tests.parity.test_kernels_levels import _everywhere, _graph
 from tests.parity.test_predict_bits import bits_of, predictions
 
-STEP, NEXT, UNIT, RESIDUAL_STEP = 0.25, 0.125, 2.0**-5, 0.5
+STEP, NEXT, UNIT, RESIDUAL_STEP = 0.25, 0.125, 2.0**-4, 0.5
+STORAGES = {"float": np.float32, "fixed": np.uint16, "far": np.uint16, "fixed, a byte": np.uint8,
+            "far, a byte": np.uint8}
+"""Where R is, and the numbers of Ŷ; what fits a byte are codes of 1 and 2 bits."""
 CASES = ["plain", "constrained", "first", "corrected", "in place", "direct", "unsent", "odd step"]
 
 
@@ -38,24 +43,37 @@ class _Case:
         self.payload = rng.integers(0, 256, (buffer, row_bytes(columns, bits))).astype(np.uint8)
         self.h, self.before = (rng.normal(size=(n, columns)).astype(np.float32) for _ in range(2))
         self.stride = -(-columns // 8) * 8
-        self.r, self.known = (rng.integers(-200, 200, (n, self.stride)).astype(np.int16) for _ in range(2))
-        self.levels = rng.integers(-128, 128, (n, self.stride)).astype(np.int8)
-        full = 200 + self.degree.astype(np.int64) * round((2**bits - 1) * STEP / 2 / UNIT) > 2**15 - 1
-        self.slots = {"fixed": full, "far": full | (np.arange(n) % 3 == 0)}
-        self.slots = {name: np.where(rows, np.cumsum(rows) - 1, -1).astype(np.int32)
-                      for name, rows in self.slots.items()}
-        self.far = rng.normal(size=(n, columns)).astype(np.float32)
         self.weights = (0.05, 0.9, 0.1)
         self.step = 0.0 if case == "unsent" else STEP
         self.following = 0.0 if case == "unsent" else 0.1 if case == "odd step" else NEXT
+        # What codes so far have added up to, with room for those to come: whole numbers of UNIT, 0 is in the middle.
+        code = 2**bits - 1
+        self.middle, share = 7.5, (code * STEP / 2 / UNIT if self.step else 0.0)
+        self.middle_now = (self.middle if case != "direct" or not self.step else 0.0) + share
+        self.r = rng.integers(0, 400, (n, self.stride)).astype(np.uint16)
+        self.known = rng.integers(0, 200 if bits < 8 else 256, (n, self.stride)).astype(np.uint16)
+        self.levels = rng.integers(-128, 128, (n, self.stride)).astype(np.int8)
+        full = 400 + self.degree.astype(np.int64) * round(code * STEP / UNIT) > 2**16 - 1
+        self.far_rows = {name: np.flatnonzero(rows).astype(np.int32) for name, rows in {
+            "fixed": full, "far": full | (np.arange(n) % 3 == 0)}.items()}
+        self.far = rng.normal(size=(n, columns)).astype(np.float32)
         self.innovation, self.gradient = case != "direct", case != "corrected"
         self.coefficient = -0.3 if case in ("constrained", "first", "corrected") else 0.0
         self.looks_back = case in ("constrained", "corrected")
         self.begin, self.end = 3, n - 2
 
-    def floats(self, whole: np.ndarray) -> np.ndarray:
-        """Values of fixed point."""
-        return whole[:, :self.columns].astype(np.float32) * np.float32(UNIT)
+    def floats(self, whole: np.ndarray, zero: Any) -> np.ndarray:
+        """Values of fixed point; `zero`: what stands for 0."""
+        return ((whole[:, :self.columns] - np.asarray(zero)) * UNIT).astype(np.float32)
+
+    def believed(self, whole: np.ndarray, *, after: bool) -> np.ndarray:
+        """Ŷ before or after the next codes are in it."""
+        code = (2**self.bits - 1) * self.following / 2 / UNIT if after else 0.0
+        return self.floats(whole, self.middle_now + code)
+
+    def sums(self, whole: np.ndarray, middle: float) -> np.ndarray:
+        """R."""
+        return self.floats(whole, self.degree[:, None] * middle)
 
     @property
     def residual(self) -> np.ndarray:
@@ -71,30 +89,34 @@ class _Case:
         """One pass."""
         out = self.results()
         fixed = storage != "float"
-        out["r"] = self.r.copy() if fixed else self.floats(self.r)
-        known = self.known.copy() if fixed else self.floats(self.known)
-        far = self.far.copy()
+        known = self.known.astype(STORAGES[storage]) if fixed else self.believed(self.known, after=False)
         last = out["out"] if self.case in ("constrained", "corrected") else None
-        head = (self.indptr, self.indices, self.payload, self.bits, self.step, self.degree, self.d)
+        head = (self.indptr, self.indices, self.payload, self.bits, self.step, self.d)
         tail = (out["h"], last, out["out"], self.gradient, self.coefficient, *self.weights,
                 known if self.innovation else None, self.following, out["next"], out["moments"],
                 out["dots"] if self.looks_back else None, self.begin, self.end)
         if fixed:
-            slot = self.slots[storage]
-            rows = slot >= 0
-            kernels.fixed_layer(*head, self.levels, RESIDUAL_STEP, UNIT, out["r"], slot if rows.any() else None,
-                                far if rows.any() else None, *tail)
-            known, out["r"] = self.floats(known), self.floats(out["r"])
-            np.testing.assert_array_equal(out["r"][rows], self.floats(self.r)[rows])
-            out["r"][rows] = far[slot[rows]]
+            rows, whole = self.far_rows[storage.split(",")[0]], self.r.copy()
+            far = self.far[rows] if len(rows) else None
+            kernels.fixed_layer(*head, self.levels, RESIDUAL_STEP, UNIT, self.middle, whole,
+                                rows if len(rows) else None, far, *tail)
+            np.testing.assert_array_equal(whole[rows], self.r[rows])
+            wrote = np.zeros(self.n, bool)
+            wrote[self.begin:self.end] = True
+            known = np.where(wrote[:, None] & (self.following != 0), self.believed(known, after=True),
+                             self.believed(known, after=False))
+            out["r"] = np.where(wrote[:, None], self.sums(whole, self.middle_now), self.sums(whole, self.middle))
+            if far is not None:
+                out["r"][rows] = far
         else:
+            out["r"] = self.sums(self.r, self.middle)
             kernels.layer(*head, self.residual, out["r"], *tail)
-        return {**out, "known": known}
+        return {**out, "known": known if self.innovation else self.believed(self.known, after=False)}
 
     def in_turn(self, r: np.ndarray) -> dict[str, np.ndarray]:
         """The kernels that do one thing each."""
         out, begin, end = self.results(), self.begin, self.end
-        n, h, known = self.n, self.h, self.floats(self.known)
+        n, h, known = self.n, self.h, self.believed(self.known, after=False)
         sums, p, held, half = (np.zeros((n, self.columns), t) for t in (np.int32, *[np.float32] * 3))
         kernels.propagated(r, self.before, self.d, begin, end, held)
         if self.step:
@@ -119,18 +141,18 @@ class _Case:
         return {**out, "r": r, "known": known}
 
 
-@pytest.mark.parametrize("bits", [1, 2, 4, 8])
 @pytest.mark.parametrize("columns", [1, 2, 7, 16, 33, 40, 64, 130, 512])
-@pytest.mark.parametrize(("storage", "case"), [
-    (storage, case) for storage in ("float", "fixed", "far") for case in CASES
-    if storage == "float" or case != "odd step"])  # fixed point has steps that are powers of two
+@pytest.mark.parametrize(("storage", "case", "bits"), [
+    (storage, case, bits) for storage in STORAGES for case in CASES for bits in (1, 2, 4, 8)
+    if (storage == "float" or case != "odd step")  # fixed point has steps that are powers of two
+    and (bits <= 2 or not storage.endswith("byte"))])
 def test_one_pass_is_the_kernels_in_turn(storage: str, bits: int, columns: int, case: str) -> None:
     this = _Case(columns, bits, case)
     got = _everywhere(lambda: this.run(storage))
-    r = this.floats(this.r)
+    r = this.sums(this.r, this.middle)
     if storage != "float":
-        slot = this.slots[storage]
-        r[slot >= 0] = this.far[slot[slot >= 0]]
+        rows = this.far_rows[storage.split(",")[0]]
+        r[rows] = this.far[rows]
     start, want = r.copy(), this.in_turn(r)
     rows, outside = slice(this.begin, this.end), [*range(this.begin), *range(this.end, this.n)]
     np.testing.assert_array_equal(got["r"][rows], want["r"][rows])
@@ -140,17 +162,18 @@ def test_one_pass_is_the_kernels_in_turn(storage: str, bits: int, columns: int, 
     assert (got["out"][rows] != this.h[rows]).any()
 
 
-@pytest.mark.parametrize("bits", [1, 2, 4, 8])
 @pytest.mark.parametrize("columns", [1, 7, 16, 40, 130])
-@pytest.mark.parametrize("innovation", [True, False])
-def test_a_start_is_the_kernels_in_turn(bits: int, columns: int, innovation: bool) -> None:
+@pytest.mark.parametrize(("known_type", "bits"), [
+    (kind, bits) for kind in (np.uint8, np.uint16, None) for bits in (1, 2, 4, 8) if kind is not np.uint8 or bits < 8])
+def test_a_start_is_the_kernels_in_turn(bits: int, columns: int, known_type: type | None) -> None:
+    innovation, middle = known_type is not None, (2**bits - 1) * STEP / 2 / UNIT
     rng = np.random.default_rng(columns)
     n, stride = 50, -(-columns // 8) * 8
     h, d = rng.normal(size=(n, columns)).astype(np.float32), rng.random(n).astype(np.float32)
     h[3, 0] = np.nan
 
     def whole() -> dict[str, np.ndarray]:
-        out = {"residual": np.full((n, stride), 7, np.int8), "known": np.full((n, stride), 9, np.int16),
+        out = {"residual": np.full((n, stride), 7, np.int8), "known": np.full((n, stride), 9, known_type or np.uint16),
                "next": np.full((n, row_bytes(columns, bits)), 77, np.uint8), "moments": np.zeros((n, 3))}
         kernels.fixed_start(h, d, RESIDUAL_STEP / 8, 4, UNIT, STEP, bits, 2, n - 1, out["residual"],
                             out["known"] if innovation else None, out["next"], out["moments"])
@@ -166,7 +189,7 @@ def test_a_start_is_the_kernels_in_turn(bits: int, columns: int, innovation: boo
     np.testing.assert_array_equal(got["moments"], moments)
     np.testing.assert_array_equal((got["residual"][rows].astype(np.float32) + 0.5) * RESIDUAL_STEP / 8, residual[rows])
     if innovation:
-        np.testing.assert_array_equal(got["known"][rows] * np.float32(UNIT), known[rows])
+        np.testing.assert_array_equal((got["known"][rows] - middle) * UNIT, known[rows])
     assert (got["residual"][:2] == 7).all()
     assert (got["residual"][n - 1:] == 7).all()
 
@@ -177,15 +200,15 @@ def test_too_wide_a_row_is_refused() -> None:
     assert not FusedLayers.can_run(Propagation("appnp", 1, 9.0, 0.1, "merged"), columns)
     if kernels.isa() != "reference":
         with pytest.raises(ValueError, match="layer: h has 4097 columns, expected at most 4096"):
-            kernels.layer(np.zeros(2, np.int64), np.zeros(0, np.int32), payload, 2, 1.0, np.zeros(1, np.int32),
-                          np.ones(1, np.float32), wide, wide.copy(), wide, None, wide.copy(), True, 0.0, 0.0, 0.9, 0.1,
-                          None, 0.0, payload.copy(), None, None, 0, 1)
+            kernels.layer(np.zeros(2, np.int64), np.zeros(0, np.int32), payload, 2, 1.0, np.ones(1, np.float32), wide,
+                          wide.copy(), wide, None, wide.copy(), True, 0.0, 0.0, 0.9, 0.1, None, 0.0, payload.copy(),
+                          None, None, 0, 1)
 
 
-@pytest.mark.parametrize(("step", "unit"), [(0.3, 0.125), (0.125, 0.125), (0.25, 0.1), (2.0**14, 2.0**-3)])
+@pytest.mark.parametrize(("step", "unit"), [(0.3, 0.125), (0.0625, 0.125), (0.25, 0.1), (2.0**12, 2.0**-3)])
 def test_fixed_point_has_steps_that_are_powers_of_two(step: float, unit: float) -> None:
     if kernels.isa() != "reference":
-        with pytest.raises(ValueError, match=f"fixed_start: step is {step:f}, expected a power of two from 2 to 32768"):
+        with pytest.raises(ValueError, match=f"fixed_start: step is {step:f}, expected a power of two from 1 to 16384"):
             kernels.fixed_start(np.zeros((1, 4), np.float32), np.ones(1, np.float32), 0.5, 8, unit, step, 2, 0, 1,
                                 np.zeros((1, 8), np.int8), None, np.zeros((1, 1), np.uint8), None)
 
@@ -199,9 +222,8 @@ def test_a_row_of_millions_of_neighbours(bits: int) -> None:
     h, r = np.zeros((1, 8 // bits), np.float32), np.zeros((1, 8 // bits), np.float32)
     for level in ("scalar", "avx2") if kernels.isa() == "avx2" else ("scalar",):
         with kernels.using_isa(level):
-            kernels.layer(indptr, indices, payload, bits, 1.0, np.array([degree], np.int32), np.ones(1, np.float32),
-                          h.copy(), r, h, None, h, True, 0.0, 0.0, 1.0, 0.0, None, 0.0, np.zeros((1, 1), np.uint8),
-                          None, None, 0, 1)
+            kernels.layer(indptr, indices, payload, bits, 1.0, np.ones(1, np.float32), h.copy(), r, h, None, h, True,
+                          0.0, 0.0, 1.0, 0.0, None, 0.0, np.zeros((1, 1), np.uint8), None, None, 0, 1)
         assert (r == np.float32(0.5 * (2**bits - 1) * degree)).all()
 
 
@@ -223,8 +245,8 @@ def test_long_rows_are_shared_out(bits: int, threads: int) -> None:
     def whole() -> dict[str, np.ndarray]:
         sums, r = np.empty((n, columns), np.int32), np.zeros((n, columns), np.float32)
         kernels.aggregate_codes(indptr, indices, payload, bits, 0, n, sums)
-        kernels.layer(indptr, indices, payload, bits, 2.0, degree, d, h, r, h, None, h.copy(), True, 0.0, 0.0, 1.0, 0.0,
-                      None, 0.0, np.zeros_like(payload)[:n], None, None, 1, n)
+        kernels.layer(indptr, indices, payload, bits, 2.0, d, h, r, h, None, h.copy(), True, 0.0, 0.0, 1.0, 0.0, None,
+                      0.0, np.zeros_like(payload)[:n], None, None, 1, n)
         return {"sums": sums, "r": r}
 
     before = kernels.threads()
@@ -242,11 +264,15 @@ def test_fixed_point_holds_what_it_says() -> None:
     steps = [1.0] * 10 + [2.0**-4] * 3
     fixed = fixed_point(steps, 4, innovation=True)
     assert fixed is not None
-    most = sum(round((2**4 - 1) * step / 2 / fixed.unit) for step in steps)
-    assert most * fixed.most_neighbours <= 2**15 - 1 < most * (fixed.most_neighbours + 1)
-    assert fixed_point([1.0] * 130 + [2.0**-4], 4, innovation=True) is not None
-    assert fixed_point([1.0] * 137 + [2.0**-4], 4, innovation=True) is None
-    assert fixed_point([1.0] * 137 + [2.0**-4], 4, innovation=False) is not None
+    most = sum(round((2**4 - 1) * step / fixed.unit) for step in steps)
+    assert most * fixed.most_neighbours <= 2**16 - 1 < most * (fixed.most_neighbours + 1)
+    assert fixed_point([1.0] * 270 + [2.0**-4], 4, innovation=True) is not None
+    assert fixed_point([1.0] * 274 + [2.0**-4], 4, innovation=True) is None
+    assert fixed_point([1.0] * 274 + [2.0**-4], 4, innovation=False) is not None
+    for steps, number in (([1.0] * 85, 1), ([1.0] * 86, 2), ([1.0] * 86 + [0.0], 2), (worst_steps(load_config()), 1)):
+        narrow = fixed_point(steps, 2, innovation=True)
+        assert narrow is not None
+        assert narrow.believed_bytes == number
     assert fixed_point([1.0, 0.75], 2, innovation=True) is None
     assert fixed_point([], 2, innovation=True) is None
 

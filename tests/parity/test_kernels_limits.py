@@ -27,12 +27,12 @@ def _pointer(*values: int) -> np.ndarray:
     return np.array(values, np.int64)
 
 
-def _fixed(stride: int, slot: int | None, far: np.ndarray | None) -> None:
+def _fixed(stride: int, far_rows: list[int] | None, far: np.ndarray | None, known_type: Any = np.uint8) -> None:
     """One row of 4 columns without neighbours."""
-    h, r, residual = _z(1, 4), _z(1, stride, dtype=np.int16), _z(1, stride, dtype=np.int8)
-    places = None if slot is None else np.full(1, slot, np.int32)
-    kernels.fixed_layer(_pointer(0, 0), _z(0, dtype=np.int32), _z(1, 1, dtype=np.uint8), 2, 2.0, _z(1, dtype=np.int32),
-                        _z(1), residual, 1.0, 1.0, r, places, far, h, None, h, True, 0.0, 0.0, 0.9, 0.1, r.copy(), 2.0,
+    h, r, residual = _z(1, 4), _z(1, stride, dtype=np.uint16), _z(1, stride, dtype=np.int8)
+    rows = None if far_rows is None else np.array(far_rows, np.int32)
+    kernels.fixed_layer(_pointer(0, 0), _z(0, dtype=np.int32), _z(1, 1, dtype=np.uint8), 2, 2.0, _z(1), residual, 1.0,
+                        1.0, 0.0, r, rows, far, h, None, h, True, 0.0, 0.0, 0.9, 0.1, r.astype(known_type), 2.0,
                         _z(1, 1, dtype=np.uint8), None, None, 0, 1)
 
 
@@ -66,8 +66,8 @@ OUT_OF_BOUNDS: list[tuple[str, Callable[[], Any], str]] = [
     ("no such norm", lambda: kernels.normalise_dense(_z(1, 1), 3, _z(1, 1)), "normalise_dense: norm is 3"),
     ("registers past a row", lambda: _fixed(4, None, None), "fixed_layer: residual has shape (1, 4), expected 8"),
     ("registers past a scratch", lambda: _fixed(8192, None, None), "residual has shape (1, 8192), expected 8"),
-    ("a row past those in float32", lambda: _fixed(8, 2, _z(2, 4)), "fixed_layer: slot has 2, expected at most 1"),
-    ("no rows in float32", lambda: _fixed(8, 0, None), "fixed_layer: slot has 0, expected at most -1"),
+    ("a row past those in float32", lambda: _fixed(8, [0, 0, 0], _z(2, 4)), "far has shape (2, 4), expected 3 along"),
+    ("no rows in float32", lambda: _fixed(8, [0], None), "fixed_layer: one of far_rows and far is None; expected both"),
     ("registers of the start", lambda: kernels.fixed_start(
         _z(1, 4), _z(1), 1.0, 8, 1.0, 2.0, 2, 0, 1, _z(1, 4, dtype=np.int8), None, _z(1, 1, dtype=np.uint8), None),
      "fixed_start: residual has shape (1, 4), expected 8"),
@@ -86,6 +86,63 @@ def test_what_would_leave_a_buffer_is_refused(level: str, call: Callable[[], Any
     assert text in str(caught.value)
 
 
+def _read_only(array: np.ndarray) -> np.ndarray:
+    array.flags.writeable = False
+    return array
+
+
+WRONG_AFTER_RIGHT: dict[str, tuple[dict[int, Any], type[Exception], str]] = {
+    "bits": ({1: 4}, ValueError, "pack: out has shape (3, 2), expected 4 along axis 1"),
+    "dtype": ({0: _z(3, 7, dtype=np.int8)}, TypeError, "pack: codes is int8 (3, 7), expected uint8"),
+    "axes": ({0: _z(21, dtype=np.uint8)}, TypeError, "pack: codes is uint8 (21,), expected uint8 (N, C)"),
+    "rows": ({0: _z(4, 7, dtype=np.uint8)}, ValueError, "pack: out has shape (3, 2), expected 4 along axis 0"),
+    "order": ({0: _z(7, 3, dtype=np.uint8).T}, ValueError, "pack: codes is not C-contiguous"),
+    "read-only": ({2: _read_only(_z(3, 2, dtype=np.uint8))}, ValueError, "pack: out is read-only"),
+    "a list": ({0: [[0] * 7] * 3}, TypeError, "pack: codes is list, expected uint8"),
+    "no array": ({2: None}, TypeError, "pack: out is NoneType, expected uint8"),
+    "bits as a bool": ({1: True}, TypeError, "pack: bits is bool"),
+}
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("name", WRONG_AFTER_RIGHT)
+def test_a_wrong_call_is_refused_after_a_right_one(level: str, name: str) -> None:
+    """Layouts that were fine once are remembered: all that tells arrays apart has to count."""
+    changes, error, text = WRONG_AFTER_RIGHT[name]
+    right: list[Any] = [_z(3, 7, dtype=np.uint8), 2, _z(3, 2, dtype=np.uint8)]
+    with kernels.using_isa(level):
+        kernels.pack(*right)
+        with pytest.raises(error) as caught:
+            kernels.pack(*[changes.get(at, value) for at, value in enumerate(right)])
+    assert text in str(caught.value)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_places_of_random_numbers_are_checked_where_they_are_drawn(level: str) -> None:
+    h, ones, payload = _z(3, 4), np.ones(3, np.float32), _z(3, 2, dtype=np.uint8)
+    for bad in (-1, 2**40, -2**63):
+        places = _pointer(0, bad, 2**40 - 1)
+        with kernels.using_isa(level):
+            kernels.code_gradients(h, ones, 2, 0, 0, 0, 0, 0, places, 2, 3, payload)
+            with pytest.raises(ValueError, match=rf"code_gradients: rows\[1\] is {bad}, expected 0 to 2"):
+                kernels.code_gradients(h, ones, 2, 0, 0, 0, 0, 0, places, 0, 3, payload)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_gathered_rows_are_copied_whole_and_alone(level: str) -> None:
+    """Of every width around what is copied at a time, from the buffer's end too; nothing past the rows is written."""
+    rng = np.random.default_rng(0)
+    for width in [*range(36), 64, 160]:
+        for count in (0, 1, 2, 7, 40):
+            payload = rng.integers(0, 256, (9, width), dtype=np.uint8)
+            rows = rng.integers(0, 9, count).astype(np.int32)
+            block = np.full((count + 40, width), 255, np.uint8)
+            with kernels.using_isa(level):
+                kernels.gather_rows(payload, rows, block[:count])
+            np.testing.assert_array_equal(block[:count], payload[rows])
+            assert (block[count:] == 255).all()
+
+
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("overlap", ["whole", "first row", "last row", "last place", "second place", "none"])
 @pytest.mark.parametrize("name", ["layer", "fixed_layer", "layer_float"])
@@ -93,18 +150,19 @@ def test_a_round_is_not_written_where_it_is_read(level: str, overlap: str, name:
     """What is read and what is written in one block of memory, side by side at best."""
     block, at = np.zeros(64, np.uint8), {"whole": 0, "first row": 2, "last row": 6, "last place": 7, "second place": 1}
     payload, following = block[:8].reshape(4, 2), block[at.get(overlap, 8):][:8].reshape(4, 2)
-    h, pointer, degree, ones = _z(4, 2), _pointer(0, 0, 0, 0, 0), _z(4, dtype=np.int32), np.ones(4, np.float32)
-    head = (pointer, degree[:0], payload, 8, 2.0, degree, ones)
+    h, pointer, indices, ones = _z(4, 2), _pointer(0, 0, 0, 0, 0), _z(0, dtype=np.int32), np.ones(4, np.float32)
+    head = (pointer, indices, payload, 8, 2.0, ones)
     tail = (h, None, h.copy(), True, 0.0, 0.0, 0.9, 0.1, None, 2.0, following, None, None, 0, 4)
 
     def call() -> None:
         if name == "layer":
             kernels.layer(*head, h, h.copy(), *tail)
         elif name == "fixed_layer":
-            kernels.fixed_layer(*head, _z(4, 8, dtype=np.int8), 2.0, 1.0, _z(4, 8, dtype=np.int16), None, None, *tail)
+            kernels.fixed_layer(*head, _z(4, 8, dtype=np.int8), 2.0, 1.0, 0.0, _z(4, 8, dtype=np.uint16), None, None,
+                                *tail)
         else:
             y, next_y = block[:32], block[4 * at.get(overlap, 8):][:32]
-            kernels.layer_float(pointer, degree[:0], y.view(np.float32).reshape(4, 2), ones, h, h, None, h.copy(), None,
+            kernels.layer_float(pointer, indices, y.view(np.float32).reshape(4, 2), ones, h, h, None, h.copy(), None,
                                 False, False, 0.0, 0.0, 0.9, 0.1, next_y.view(np.float32).reshape(4, 2), None, 0, 4)
 
     read, written = ("y", "next_y") if name == "layer_float" else ("payload", "next_payload")
@@ -124,8 +182,8 @@ def test_sums_that_leave_32_bits_are_refused() -> None:
     with pytest.raises(ValueError, match=f"aggregate_codes: {text}"):
         kernels.aggregate_codes(pointer, indices, payload, 8, 0, 2, sums)
     with pytest.raises(ValueError, match=f"layer: {text}"):
-        kernels.layer(pointer, indices, payload, 8, 2.0, sums[:, 0].copy(), h[:, 0].copy(), h, h.copy(), h, None, h,
-                      True, 0.0, 0.0, 0.9, 0.1, None, 0.0, _z(2, 1, dtype=np.uint8), None, None, 0, 2)
+        kernels.layer(pointer, indices, payload, 8, 2.0, h[:, 0].copy(), h, h.copy(), h, None, h, True, 0.0, 0.0, 0.9,
+                      0.1, None, 0.0, _z(2, 1, dtype=np.uint8), None, None, 0, 2)
     kernels.aggregate_codes(_pointer(0, 0, most), indices, np.full((1, 1), 255, np.uint8), 8, 0, 2, sums)
     assert sums.ravel().tolist() == [0, most * 255]
 
@@ -137,6 +195,8 @@ def test_types_are_not_converted() -> None:
         kernels.check_csr(np.array([0, 1], np.int32), _z(1, dtype=np.int32), 1)
     with pytest.raises(TypeError, match="missing a required argument: 'bits'"):
         kernels.pack(_z(1, 1, dtype=np.uint8))  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"fixed_layer: believed is int16 \(1, 8\), expected uint8 or uint16 \(N, S\)"):
+        _fixed(8, None, None, np.int16)
 
 
 @needs_native

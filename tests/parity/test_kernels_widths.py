@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from qgnn_dist.quant.packed import pack_codes, unpack_codes
 
 LEVELS = ["scalar", "reference"] + (["avx2"] if kernels.isa() == "avx2" else [])
 DEGREES = (0, 1, 17, 84, 85, 86, 255, 10**5)
-UNIT, STEP, NEXT = 1.0, 2.0, 4.0  # powers of two: float32 holds every number below as a whole one
+UNIT, STEP, NEXT = 2.0, 2.0, 4.0  # powers of two: float32 holds every number below as a whole one
+MIDDLE = 3.0  # whole numbers that stand for 0
 
 
 class Round:
@@ -24,16 +26,16 @@ class Round:
         rng = np.random.default_rng(seed)
         n = len(degrees)
         self.degree, self.indices, self.bits, self.columns = degrees.astype(np.int32), indices, bits, columns
+        self.known_type = np.uint8 if bits <= 4 else np.uint16
         self.indptr = np.concatenate([[0], np.cumsum(degrees)]).astype(np.int64)
         self.codes = rng.integers(0, 2**bits, (buffer, columns)).astype(np.uint8)
         self.codes[-1] = 2**bits - 1
         self.payload = pack_codes(self.codes, bits)
         self.stride = -(-columns // 8) * 8
-        self.r, self.known = (rng.integers(-200, 200, (n, self.stride)).astype(np.int16) for _ in range(2))
+        self.r, self.known = (rng.integers(0, 200, (n, self.stride)).astype(np.uint16) for _ in range(2))
         self.residual = rng.integers(-128, 128, (n, self.stride)).astype(np.int8)
         self.h = rng.integers(-9, 9, (n, columns)).astype(np.float32)
-        full = 200 + degrees * (2**bits - 1) >= 2**15
-        self.slot = np.where(full, np.cumsum(full) - 1, -1).astype(np.int32)
+        self.full = np.flatnonzero(200 + degrees * (2**bits - 1) >= 2**16).astype(np.int32)
 
     @property
     def sums(self) -> np.ndarray:
@@ -41,8 +43,17 @@ class Round:
                   for i in range(len(self.degree))]
         return np.array(counts, np.int64) @ self.codes.astype(np.int64)
 
+    def values(self, whole: np.ndarray, twice_zero: Any) -> np.ndarray:
+        """What fixed point stands for: whole numbers of UNIT, less the half of `twice_zero`."""
+        return 2 * whole[:, :self.columns].astype(np.int64) - twice_zero
+
+    def before(self) -> tuple[np.ndarray, np.ndarray]:
+        """R and Ŷ; Ŷ has the codes of this round, which its neighbours are getting."""
+        return (self.values(self.r, 2 * MIDDLE * self.degree[:, None]),
+                self.values(self.known, 2 * MIDDLE + 2**self.bits - 1))
+
     def wanted(self) -> dict[str, np.ndarray]:
-        r, known, residual = (x[:, :self.columns].astype(np.int64) for x in (self.r, self.known, self.residual))
+        (r, known), residual = self.before(), self.residual[:, :self.columns].astype(np.int64)
         r += 2 * self.sums - (2**self.bits - 1) * self.degree[:, None]
         out = r + self.h.astype(np.int64) + 2 * residual + 1
         half = 2 ** (self.bits - 1)
@@ -57,20 +68,22 @@ class Round:
 
     def run(self, fixed: bool, measured: bool) -> dict[str, np.ndarray]:
         n, columns = len(self.degree), self.columns
-        r, known, narrow = self.r.copy(), self.known.copy(), (slice(None), slice(columns))
+        r, known, narrow = *self.before(), (slice(None), slice(columns))
         out, following = np.empty_like(self.h), np.full((n, self.payload.shape[1]), 77, np.uint8)
-        head = (self.indptr, self.indices, self.payload, self.bits, STEP, self.degree, np.ones(n, np.float32))
+        head = (self.indptr, self.indices, self.payload, self.bits, STEP, np.ones(n, np.float32))
         tail = (self.h, None, out, True, 0.0, 0.0, 1.0, 1.0)
         last = (NEXT, following, np.empty((n, 3)) if measured else None, None, 0, n)
         if fixed:
-            far = r[self.slot >= 0][narrow].astype(np.float32)
-            kernels.fixed_layer(*head, self.residual, 2.0, UNIT, r, self.slot, far, *tail, known, *last)
-            r = r[narrow].astype(np.float32)
-            r[self.slot >= 0] = far
+            far, sums, news = r[self.full].astype(np.float32), self.r.copy(), self.known.astype(self.known_type)
+            kernels.fixed_layer(*head, self.residual, 2.0, UNIT, MIDDLE, sums, self.full, far, *tail, news, *last)
+            highest = 2**self.bits - 1
+            r = self.values(sums, (2 * MIDDLE + highest) * self.degree[:, None]).astype(np.float32)
+            r[self.full] = far
+            known = self.values(news, 2 * MIDDLE + 3 * highest)
         else:
-            r, known = r[narrow].astype(np.float32), known[narrow].astype(np.float32)
+            r, known = r.astype(np.float32), known.astype(np.float32)
             kernels.layer(*head, 2 * self.residual[narrow].astype(np.float32) + 1, r, *tail, known, *last)
-        return {"r": r, "out": out, "known": known[narrow], "codes": unpack_codes(following, self.bits, columns)}
+        return {"r": r, "out": out, "known": known, "codes": unpack_codes(following, self.bits, columns)}
 
 
 @cache

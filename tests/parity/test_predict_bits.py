@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,11 +20,12 @@ from qgnn_dist.comm.pool import LocalPool
 from qgnn_dist.config import TimeoutsConfig
 from qgnn_dist.data.graph import Graph, SparseFeatures
 from qgnn_dist.errors import InputError, ModelError
+from qgnn_dist.inference import worker
 from qgnn_dist.inference.batch import check_output, check_predictable, run_prediction
 from qgnn_dist.inference.worker import PredictWorker
 from qgnn_dist.model.packed import PackedModel
 from qgnn_dist.store.reader import Store
-from tests.helpers import make_store, settings, small_graph, train_pool
+from tests.helpers import make_store, settings, small_graph, train_pool, untrained_model
 
 
 def trained_model(store: Store, *words: str) -> PackedModel:
@@ -195,3 +198,34 @@ def test_features_of_another_scale_give_the_same_bits(tmp_path: Path, sparse: bo
             np.testing.assert_array_equal(values, want[column], err_msg=column)
     normalised = trained_model(store, "model.feature_norm=l2", *words)
     assert normalised.info.feature_level == -1, "their scale does not matter"
+
+
+def _named(model: PackedModel) -> PackedModel:
+    return dataclasses.replace(model, info=dataclasses.replace(model.info, class_names=["", "b", "çç", "d d", "e"]))
+
+
+def test_row_groups_are_written_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows, names and scores of all groups are those of one; 100 nodes in groups of 30."""
+    store = make_store(small_graph(nodes=100), tmp_path / "s", 1)
+    model = _named(untrained_model(store))
+    want, _ = predictions(store, model, tmp_path / "whole")
+    names = ["", "b", "çç", "d d", "e"]
+    assert want["class_name"].to_pylist() == [names[i] for i in want["class"].to_pylist()]
+    assert len(set(want["class"].to_pylist())) > 2
+    monkeypatch.setattr(worker, "WRITTEN_ROWS", 30)
+    got, _ = predictions(store, model, tmp_path / "pieces")
+    assert got.equals(want)
+    metadata = pq.read_metadata(tmp_path / "pieces" / "part-00000.parquet")
+    assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [30, 30, 30, 10]
+
+
+def test_prediction_loads_no_pandas(tmp_path: Path) -> None:
+    """Arrow's own conversions do, where it is installed: 50 MB and a second of every worker."""
+    store = make_store(small_graph(), tmp_path / "s", 1)
+    _named(untrained_model(store)).save(tmp_path / "m")
+    code = ("import sys; from qgnn_dist.cluster import api; store, model, out = sys.argv[1:]\n"
+            "api.predict(store, model=model, out=out, scores=True); print('pandas' in sys.modules)")
+    words = [str(path) for path in (store.path, tmp_path / "m", tmp_path / "out")]
+    command = [sys.executable, "-c", code, *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout == "False\n", done.stderr

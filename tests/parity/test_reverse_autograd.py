@@ -11,6 +11,7 @@ import torch
 from qgnn_dist.comm.exchange import Exchange
 from qgnn_dist.config import load_config
 from qgnn_dist.model.perceptron import Perceptron
+from qgnn_dist.propagation.elastic import Projected
 from qgnn_dist.propagation.neighbourhood import Neighbourhood
 from qgnn_dist.propagation.smp import FrozenMultipliers
 from qgnn_dist.quant.learned import gradient_share
@@ -19,6 +20,7 @@ from qgnn_dist.training.affine import AffineTraining
 from tests.helpers import make_store, small_graph
 
 CLASSES = 5
+LAMBDA1 = 1.5
 
 
 class _Reference:
@@ -46,6 +48,8 @@ class _Reference:
 
     def run(self, h0: torch.Tensor, residual: torch.Tensor, kind: str, rounds: str, layers: int,
             multipliers: list[float], mu: float, eta: float) -> torch.Tensor:
+        if kind == "elastic":
+            return self.elastic(h0, residual, layers)
         state, p = h0, torch.zeros(())
         for k in range(layers):
             p, p_before = self.around(state), p
@@ -57,10 +61,26 @@ class _Reference:
             state = half + 2 * eta * multipliers[k] * ((half - state) - change)
         return state
 
+    def elastic(self, h0: torch.Tensor, residual: torch.Tensor, layers: int) -> torch.Tensor:
+        """λ₁ = LAMBDA1, λ₂ = 3, rows onto the ball."""
+        ends = torch.argwhere(torch.triu(self.adjacency))
+        delta = torch.zeros(len(ends), len(h0), dtype=torch.float64)
+        for side, sign in ((0, 1), (1, -1)):
+            delta[torch.arange(len(ends)), ends[:, side]] = sign * self.d[ends[:, side], 0]
+        state, z = h0, torch.zeros(len(ends), h0.shape[1], dtype=torch.float64)
+        for _ in range(layers):
+            y = 0.25 * residual + 0.75 * self.around(state)
+            z = z + 2 * (delta @ (y - 0.25 * (delta.T @ z)))
+            norms = (z * z).sum(1, keepdim=True).clamp(min=1e-30).sqrt()
+            z = torch.where(norms > LAMBDA1, z * (LAMBDA1 / norms), z)
+            state = y - 0.25 * (delta.T @ z)
+        return state
+
 
 @pytest.mark.parametrize("method", ["qlr", "bt"])
 @pytest.mark.parametrize("multipliers", [[0.0] * 4, [0.0, -1.2, -0.5, -0.8], [-0.7, -1.5, 0.0, 0.0]])
-@pytest.mark.parametrize(("kind", "rounds"), [("smp", "merged"), ("smp", "two"), ("appnp", "merged")])
+@pytest.mark.parametrize(("kind", "rounds"), [("smp", "merged"), ("smp", "two"), ("appnp", "merged"),
+                                              ("elastic", "merged")])
 def test_masked_backward_is_autograds(tmp_path: Path, kind: str, rounds: str, multipliers: list[float],
                                       method: str) -> None:
     part = make_store(small_graph(nodes=200), tmp_path / "s", 1).part(0)
@@ -70,7 +90,7 @@ def test_masked_backward_is_autograds(tmp_path: Path, kind: str, rounds: str, mu
     dense[np.repeat(np.arange(n), np.diff(graph.indptr)), graph.indices] = 1
     config = load_config(overrides=[f"quant.method={method}", "messages.coding=direct", f"propagation.kind={kind}",
                                     f"propagation.rounds={rounds}", "propagation.layers=4", "quant.residual=4",
-                                    "propagation.eta=0.08", "propagation.mu=4"])
+                                    "propagation.eta=0.08", "propagation.mu=4", f"propagation.lambda1={LAMBDA1}"])
     network = Perceptron(config, 24, CLASSES)
     stages = network.ranges
     assert stages is not None
@@ -96,8 +116,11 @@ def test_masked_backward_is_autograds(tmp_path: Path, kind: str, rounds: str, mu
 
     messenger.gather = watch  # type: ignore[method-assign]
     frozen = FrozenMultipliers(multipliers if kind == "smp" else [])
-    out = training._propagation.run(graph, h0, residual, messenger, frozen)
-    got, (got_low, got_high) = training.backward(grad, multipliers if kind == "smp" else [], ranges, grids)
+    kept: list[Projected] = []
+    out = training._propagation.run(graph, h0, residual, messenger, frozen, keep=kept)
+    projected = sum(len(k.at) for k in kept)
+    got, (got_low, got_high) = training.backward(grad, multipliers if kind == "smp" else [], ranges, grids,
+                                                 projected=kept)
 
     low, high = (t.detach().double().requires_grad_() for t in (stages.low, stages.high))
     ends = {name: stages.ends(name, ranges[name]) for name in stages.names}
@@ -118,5 +141,6 @@ def test_masked_backward_is_autograds(tmp_path: Path, kind: str, rounds: str, mu
         assert (mine[~used] == 0).all()
         assert (np.abs(mine[used]) > 0).sum() > used.sum() / 2  # a second round counts for nothing where λ = 0
     clipped = [float((c.sides != 0).mean()) for c in messenger.clipped]
-    assert max(clipped) > 0.02, "the masks are at work"
+    assert max(clipped) > (0.01 if kind == "elastic" else 0.02), "the masks are at work"
+    assert (projected > 0) == (kind == "elastic"), "and so are the projections"
 

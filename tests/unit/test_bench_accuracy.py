@@ -13,10 +13,12 @@ import pytest
 from typer.testing import CliRunner
 
 import qgnn_dist as qgnn
-from qgnn_dist.bench.accuracy import _folder, _store, accuracy
+from qgnn_dist.bench.accuracy import _OURS, accuracy
 from qgnn_dist.bench.cells import cells_of, train_cell
+from qgnn_dist.bench.folder import bench_folder
 from qgnn_dist.bench.grid import Row
 from qgnn_dist.bench.shifts import SHIFTS, scaled, without_edges
+from qgnn_dist.bench.stores import dataset_store
 from qgnn_dist.cli import app
 from qgnn_dist.config import load_config
 from qgnn_dist.data.graph import SparseFeatures
@@ -58,7 +60,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Any]:
 def test_a_grid_becomes_a_table(done: tuple[Path, Path, Any]) -> None:
     _, out, result = done
     assert result.exit_code == 1, result.stderr  # two cells diverged
-    assert "failed: sbm/wild/float/K2 seed 0: the loss is" in result.stderr
+    assert "failed: sbm/wild/float/K2 seed 0: the gradient of" in result.stderr
     printed, table = json.loads(result.stdout), json.loads((out / "table.json").read_text(encoding="utf-8"))
     assert {**table, "files": printed["files"]} == printed
     assert {"machine", "commit", "versions", "rows"} <= set(table)
@@ -81,6 +83,10 @@ def test_a_grid_becomes_a_table(done: tuple[Path, Path, Any]) -> None:
         assert 0 < cell["states"]["mad"] < 2
         assert (cell["states"]["error"] == 0) == (cell["names"]["width"] == "float")
         assert list(cell["shifts"]) == list(SHIFTS)
+        by_class, by_degree = cell["groups"]["by_class"], cell["groups"]["by_degree"]
+        assert sum(by_class["right"]) / sum(by_class["nodes"]) == cell["accuracy"]["test"]
+        assert sum(by_degree["right"]) / sum(by_degree["nodes"]) == cell["accuracy"]["test"]
+        assert 0 < cell["groups"]["ece"] < 1
         if cell["names"]["width"] == "int2":  # prediction divides by the power of two
             assert cell["shifts"]["features x 2"] == cell["shifts"]["features x 0.5"] == cell["accuracy"]["test"]
     assert rows["sbm/recipe/int2/K2"]["test_mean"] == pytest.approx(
@@ -91,7 +97,11 @@ def test_a_grid_becomes_a_table(done: tuple[Path, Path, Any]) -> None:
     assert stores[0].num_edges == stores[1].num_edges == own.num_edges
     assert 0.85 < stores[2].num_edges / own.num_edges < 0.95
     assert "| recipe | int2 | 2 | 2 | – |" in (out / "table.md").read_text(encoding="utf-8")
-    assert (out / "accuracy_by_bits.png").read_bytes().startswith(b"\x89PNG")
+    assert rows["sbm/recipe/int2/K2"]["ece"]["difference"]["pairs"] == 2
+    for heading in ("calibration, and who pays", "accuracy by degree", "recall by class"):
+        assert f"### sbm: {heading}" in (out / "table.md").read_text(encoding="utf-8")
+    for picture in ("accuracy_by_bits", "accuracy_by_degree", "reliability"):
+        assert (out / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
     assert not (out / "accuracy_by_depth.png").exists()
 
 
@@ -136,11 +146,11 @@ def test_a_changed_file_is_partitioned_again(tmp_path: Path) -> None:
                  y=rng.integers(0, 3, nodes), valid_idx=np.arange(9, 18), test_idx=np.arange(18, nodes))
 
     write(30)
-    prints = [_store(tmp_path / "stores" / "g", str(file), None, steps.append) for _ in range(2)]
+    prints = [dataset_store(tmp_path / "stores" / "g", str(file), None, steps.append) for _ in range(2)]
     assert prints[0] == prints[1]
     assert steps == ["partitioning g"]
     write(31)
-    assert _store(tmp_path / "stores" / "g", str(file), None, steps.append) != prints[0]
+    assert dataset_store(tmp_path / "stores" / "g", str(file), None, steps.append) != prints[0]
     assert Store.open(tmp_path / "stores" / "g").num_nodes == 31
 
 
@@ -183,15 +193,16 @@ def test_a_foreign_folder_is_refused_and_left_alone(done: tuple[Path, Path, Any]
 
 def test_a_folder_in_use_is_refused_and_overwrite_forgets_what_is_ours(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with _folder(out, False):
+    with bench_folder(out, "accuracy", _OURS, False):
         (out / "cells" / "d").mkdir(parents=True)
         (out / "table.md").touch()
         (out / "notes.txt").touch()
-        with pytest.raises(InputError, match="another `qgnn bench accuracy` works"), _folder(out, True):
+        with (pytest.raises(InputError, match="another `qgnn bench accuracy` works"),
+              bench_folder(out, "accuracy", _OURS, True)):
             pass
-    with _folder(out, False):
+    with bench_folder(out, "accuracy", _OURS, False):
         assert (out / "cells" / "d").exists()
-    with _folder(out, True):
+    with bench_folder(out, "accuracy", _OURS, True):
         assert sorted(f.name for f in out.iterdir()) == [".lock", "bench.json", "notes.txt"]
     with open(out / ".lock", "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # given back

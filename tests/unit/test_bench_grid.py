@@ -195,7 +195,7 @@ def test_an_absent_grid_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_grid_in_jobs_is_right(tmp_path: Path) -> None:
-    for name in ("cora", "amazon_photo", "tolokers", "fb100_johnshopkins55_year"):
+    for name in ("cora", "amazon_photo", "tolokers", "fb100_johnshopkins55_year", "cora_drawn"):
         (tmp_path / f"{name}.npz").touch()
     grid = read_grid(Path(__file__).parents[2] / "jobs" / "accuracy.toml", data=tmp_path)
     assert {"cora/recipe/int2-strict/K10", "cora/degree_quant/int2/K10", "cora-depth/recipe/float/K64",
@@ -204,3 +204,6 @@ def test_the_grid_in_jobs_is_right(tmp_path: Path) -> None:
     assert {row.dataset for row in grid.rows if row.shifts} == {"cora", "fb100"}
     grid = read_grid(Path(__file__).parents[2] / "jobs" / "constraint.toml", data=tmp_path)
     assert {"cora/a0.01-e10/int2/K64", "tolokers/a0.1-two/int2-m1/K10"} <= set(_names(grid))
+    grid = read_grid(Path(__file__).parents[2] / "jobs" / "groups.toml", data=tmp_path)
+    assert {"cora-drawn/recipe/int4/K10", "fb100/recipe/int2-m1/K10"} <= set(_names(grid))
+    assert {row.seeds for row in grid.rows} == {10}

@@ -17,19 +17,23 @@ import numpy as np
 import pytest
 
 import qgnn_dist as qgnn
-from qgnn_dist.errors import DeadlineError, InputError
+from qgnn_dist.errors import DeadlineError, InputError, OutputError, QgnnError
+from qgnn_dist.model.row_blocks import RowBlocks
 from qgnn_dist.training import run_folder
 from qgnn_dist.training.checkpoint import Checkpoint, Progress
 from qgnn_dist.training.run_folder import CheckpointWriter, RunFolder
 from qgnn_dist.training.stop import StopSignals
-from tests.helpers import make_store, settings, small_graph
+from tests.helpers import make_store, settings, small_graph, train_pool
+
+_IDENTITY = {"parts": 2, "fingerprint": "f", "features": {"norm": "row", "signed": False}}
+_SERVER = {"ranges": {"residual": {"rms": 0.1, "mean": 0.1, "largest": 0.2}}}
 
 
 def _checkpoint(epoch: int) -> Checkpoint:
     rng = np.random.default_rng(epoch)
     return Checkpoint({"w": rng.normal(size=(3, 4)).astype(np.float32), "none": np.zeros((0, 2), np.int8),
-                       "step": np.array(epoch, np.float32)}, {"parts": 2},
-                      Progress(epoch=epoch, best_epoch=epoch, best_value=0.5), {"ranges": {"residual": {"rms": 0.1}}})
+                       "step": np.array(epoch, np.float32)}, _IDENTITY,
+                      Progress(epoch=epoch, best_epoch=epoch, best_value=0.5), _SERVER)
 
 
 def _write(run: RunFolder, *epochs: int, keep: int = 3) -> None:
@@ -79,15 +83,12 @@ def test_every_changed_byte_is_found_and_the_one_before_serves(tmp_path: Path,
 
 
 def test_numbers_that_would_poison_a_run_are_refused(tmp_path: Path) -> None:
-    made = _checkpoint(3)
-    made.tensors["w"][1, 2] = np.nan
     file = tmp_path / "c.safetensors"
-    file.write_bytes(made.to_bytes())
-    with pytest.raises(InputError, match="w is not finite"):
+    file.write_bytes(Checkpoint({}, _IDENTITY, Progress(epoch=3, best_epoch=4), _SERVER).to_bytes())
+    with pytest.raises(InputError, match="epoch 3, the best one 4"):
         Checkpoint.read(file)
-    file.write_bytes(Checkpoint({}, {}, Progress(epoch=3, best_epoch=4), {}).to_bytes())
-    with pytest.raises(InputError, match="epoch 3, best epoch 4"):
-        Checkpoint.read(file)
+    with pytest.raises(ValueError, match="JSON"):
+        Checkpoint({}, _IDENTITY, Progress(epoch=3, best_value=np.nan), _SERVER).to_bytes()
 
 
 def test_a_write_that_fails_is_told_and_leaves_the_earlier_ones(tmp_path: Path,
@@ -97,10 +98,10 @@ def test_a_write_that_fails_is_told_and_leaves_the_earlier_ones(tmp_path: Path,
     real = run_folder.write_atomically
 
     def full(path: Path, data: bytes) -> None:
-        raise OSError(28, "No space left on device", str(path))
+        raise OutputError("cannot write the file: No space left on device", file=str(path))
 
     monkeypatch.setattr(run_folder, "write_atomically", full)
-    with pytest.raises(OSError, match=r"No space left.*epoch-000002"):
+    with pytest.raises(OutputError, match=r"epoch-000002.*No space left"):
         _write(run, 2)
     monkeypatch.setattr(run_folder, "write_atomically", real)
     assert run.load_checkpoint().progress.epoch == 1  # type: ignore[union-attr]
@@ -207,3 +208,25 @@ def test_a_second_signal_ends_at_once_and_handlers_come_back() -> None:
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
     with StopSignals(enabled=False):
         assert signal.getsignal(signal.SIGINT) is before[0]
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_gradient_that_is_not_finite_ends_the_run_and_changes_nothing(tmp_path: Path, parts: int,
+                                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    store = make_store(small_graph(), tmp_path / "s", parts)
+    config = settings("model.feature_norm=l2", "quant.bits=2")
+    with train_pool(store, config) as pool:
+        pool.call("train_epoch", 1, True, timeout_s=60)
+        before = pool.call_one(0, "state", timeout_s=60)
+        weights = {name: value.copy() for name, value in before.items() if name.startswith("network.")}
+        real = RowBlocks.backward
+
+        def poisoned(self: RowBlocks, grad: np.ndarray) -> None:
+            real(self, np.where(grad == grad.max(), np.float32(np.inf), grad))
+
+        monkeypatch.setattr(RowBlocks, "backward", poisoned)
+        with pytest.raises(QgnnError, match=r"gradient of .*weight1.* is not finite at epoch 2"):
+            pool.call("train_epoch", 2, True, timeout_s=60)
+        after = pool.workers[0].state()
+        for name, value in weights.items():
+            np.testing.assert_array_equal(after[name], value, err_msg=name)

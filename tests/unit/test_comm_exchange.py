@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -83,6 +84,22 @@ class HaloWorker:
         assert self.context.group is not None
         return asdict(self.context.group.counters), self.exchange.expected_bytes(bits, columns, direction)
 
+    def announced(self, bits: int, count: int) -> None:
+        """Rounds by two buffers in turns, each announced while the one before is begun."""
+        own, rank, width = self.layouts[self.context.rank], self.context.rank, frame_row_bytes(7, bits, "forward")
+        now, then = (np.zeros((own.num_local + len(own.halo), width), np.uint8) for _ in range(2))
+        for r in range(count):
+            now[:own.num_local] = state(rank, own.num_local, width, r)
+            if rank == r % 3:
+                time.sleep(0.02)  # peers' rows of the next round may be there before this one's
+            following = (then, r + 1, r + 1) if r + 1 < count else None
+            self.exchange.begin(now, bits, 7, "forward", r, r, following=following)
+            self.exchange.finish()
+            states = [state(p, layout.num_local, width, r) for p, layout in enumerate(self.layouts)]
+            expected = np.array([states[p][row] for p, row in own.halo], np.uint8).reshape(len(own.halo), width)
+            np.testing.assert_array_equal(now[own.num_local:], expected)
+            now, then = then, now
+
     def reduce(self, size: int, dtype: str) -> tuple[np.ndarray, dict[str, int]]:
         array = np.random.default_rng(self.context.rank).normal(size=size) * 100
         array = array.astype(dtype)
@@ -114,6 +131,36 @@ def test_halo_rows_are_exact_and_bytes_follow_the_formula(size: int) -> None:
                     before[rank] = counters["forward"]
         finally:
             pool.close()
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_rows_of_rounds_announced_ahead_arrive_where_they_belong(size: int) -> None:
+    layouts = random_layouts(size, 1)
+    pool = pool_of(size, layouts)
+    try:
+        for bits in BITS:
+            pool.call("announced", bits, 6, timeout_s=30)
+        results = pool.call("rounds", 2, 7, 2, "forward", timeout_s=30)  # nothing was left behind
+    finally:
+        pool.close()
+    for rank, (counters, _) in enumerate(results):
+        rows = [len(p.send_rows) for p in layouts[rank].peers]
+        by_hand = {bits: sum(n * -(-7 * bits // 8) + HEADER_BYTES for n in rows if n) for bits in BITS}
+        assert counters["forward"] == 6 * sum(by_hand.values()) + 2 * by_hand[2]
+
+
+@pytest.mark.parametrize("change", ["buffer", "bits", "columns", "direction", "layer", "round"])
+def test_another_round_than_the_announced_one_is_refused(change: str) -> None:
+    exchange, now, then = Exchange([], 2, 0, None, 1, 1.0), np.zeros((2, 1), np.uint8), np.zeros((2, 1), np.uint8)
+    exchange.begin(now, 4, 2, "forward", 0, 0, following=(then, 1, 1))
+    exchange.finish()
+    with pytest.raises(ValueError, match="release: a round is begun or announced"):
+        exchange.release()
+    right = {"buffer": then, "bits": 4, "columns": 2, "direction": "forward", "layer": 1, "round": 1}
+    wrong = {"buffer": now, "bits": 8, "columns": 1, "direction": "evaluation", "layer": 2, "round": 3}
+    also = {"bits": {"columns": 1}}.get(change, {})
+    with pytest.raises(ValueError, match="the round before announced"):
+        exchange.begin(**{**right, change: wrong[change], **also})  # type: ignore[arg-type]
 
 
 def test_a_row_of_coded_gradients_has_a_scale_byte() -> None:

@@ -35,6 +35,8 @@ def test_step_floor_follows_depth(layers: int, floor: float) -> None:
     ("train.epochs=true", "train.epochs=True"),
     ("model.dropout=2", "a number in 0…0.95"),
     ("propagation.eta=0.2", "expected less than 2/(1+2*mu)"),
+    ("propagation.lambda1=-1", "propagation.lambda1=-1.0: expected a number of at least 0"),
+    ("propagation.elastic_norm=l2", "expected one of l21, l1"),
     ("hidden=3", "did you mean model.hidden"),
     ("train.lr", "expected key=value"),
 ])
@@ -81,3 +83,8 @@ def test_rounds_can_only_be_left_out_where_the_next_one_makes_up_for_them() -> N
                         (["propagation.rounds=two"], "propagation.rounds=two"), (["quant.method=qlr"], "method=qlr")):
         with pytest.raises(ConfigError, match=text):
             load_config(overrides=["messages.stride=2", *words])
+
+
+def test_elastic_has_the_papers_defaults_and_no_step_of_its_own() -> None:
+    p = load_config(overrides=["propagation.kind=elastic", "propagation.eta=5"]).propagation
+    assert (p.lambda1, p.lambda2, p.elastic_norm, p.layers) == (3.0, 3.0, "l21", 10)

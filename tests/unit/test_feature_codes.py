@@ -23,7 +23,7 @@ from qgnn_dist.store.columns import write_columns
 from qgnn_dist.store.describe import describe_store
 from qgnn_dist.store.reader import Store
 from qgnn_dist.training.loop import prepare_run
-from tests.helpers import make_store, settings, small_graph
+from tests.helpers import edit_manifest, make_store, settings, small_graph
 
 
 def _grids(x: np.ndarray, bits: int) -> ColumnGrids:
@@ -174,9 +174,7 @@ Change = Callable[[dict[str, Any]], Any]
 ])
 def test_manifests_that_contradict_are_refused(tmp_path: Path, change: Change, text: str) -> None:
     store = _coded(small_graph(), tmp_path / "s", 2, 4)
-    manifest = json.loads((store.path / "manifest.json").read_text())
-    change(manifest)
-    (store.path / "manifest.json").write_text(json.dumps(manifest))
+    edit_manifest(store.path, change)
     with pytest.raises(StoreError) as caught:
         Store.open(store.path)
     assert text in str(caught.value)
@@ -198,9 +196,7 @@ def test_damage_is_named(tmp_path: Path, file: str, columns: dict[str, Any], tex
     store = _coded(small_graph(), tmp_path / "s", 2, 4)
     path = store.path / "part-00000" / file
     write_columns(path, columns)
-    manifest = json.loads((store.path / "manifest.json").read_text())
-    manifest["parts"][0]["files"][file]["bytes"] = path.stat().st_size
-    (store.path / "manifest.json").write_text(json.dumps(manifest))
+    edit_manifest(store.path, lambda m: m["parts"][0]["files"][file].update(bytes=path.stat().st_size))
     opened = Store.open(store.path)
     with pytest.raises(StoreError) as caught:
         opened.part(0).features_dense(0, 150)

@@ -8,9 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +20,19 @@ from qgnn_dist.data import arrays
 from qgnn_dist.data.arrays import NpzArchive
 from qgnn_dist.data.graph import Graph
 from qgnn_dist.data.load import load_graph
-from qgnn_dist.errors import InputError
+from qgnn_dist.errors import InputError, OutputError
+from qgnn_dist.files import write
 from qgnn_dist.memory import available_bytes
-from qgnn_dist.partitioning import api, build, scratch, sorting
+from qgnn_dist.partitioning import api, build, sorting
 from qgnn_dist.partitioning import clean as cleaning
 from qgnn_dist.partitioning.api import partition_graph
 from qgnn_dist.partitioning.clean import clean
 from qgnn_dist.partitioning.sorting import GrowingArray, KeySorter
 from qgnn_dist.store.reader import Store
+from tests.disks import tiny_disk
 from tests.helpers import small_graph
 
-FULL = r"s: cannot write the store: No space left on device \(\d+.\d\d [MG]B are free(\)|, building the store takes)"
+FULL = r"s: cannot write the store: No space left on device \(\d+.\d\d [MG]B are free(\)|, writing the store takes)"
 
 
 def _hub(nodes: int) -> Graph:
@@ -187,28 +186,14 @@ def test_memory_is_recorded_and_divided(tmp_path: Path, monkeypatch: pytest.Monk
 def test_room_is_asked_for_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     graph = _hub(3000)
     free = [10**9]
-    monkeypatch.setattr(scratch.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(0, 0, free[0]))
+    monkeypatch.setattr(write.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(0, 0, free[0]))
     partition_graph(graph, parts=2, out=tmp_path / "s")
     free = [10_000]
-    monkeypatch.setattr(scratch.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(0, 0, free[0]))
+    monkeypatch.setattr(write.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(0, 0, free[0]))
     monkeypatch.setattr(api, "clean", lambda *_: pytest.fail("edges were read"))
-    with pytest.raises(InputError, match=r"new: building the store takes about \d.\d\d MB of disk, 0.01 MB are free"):
+    with pytest.raises(OutputError, match=r"new: writing the store takes about \d.\d\d MB of disk, 0.01 MB are free"):
         partition_graph(graph, parts=2, out=tmp_path / "deep" / "new")
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
-
-
-@contextmanager
-def _tiny_disk(size: str) -> Iterator[Path]:
-    """A folder on a file system of its own; skips where none can be mounted."""
-    with tempfile.TemporaryDirectory() as folder:
-        made = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True,
-                              text=True, check=False) if shutil.which("mount") else None
-        if made is None or made.returncode:
-            pytest.skip(f"no file system can be mounted here ({made.stderr.strip() if made else 'no mount'})")
-        try:
-            yield Path(folder)
-        finally:
-            subprocess.run(["umount", folder], check=True)
 
 
 @pytest.mark.parametrize(("size", "step"), [("512k", "reading"), ("2m", "reading"), ("2800k", "building")])
@@ -218,14 +203,14 @@ def test_a_disk_that_is_really_full(size: str, step: str, monkeypatch: pytest.Mo
     monkeypatch.setattr(api, "LEAST_KEYS", 20_000)
     edges = np.random.default_rng(0).integers(0, 5000, (2, 100_000))
     graph = Graph("full", 5000, lambda: iter([edges]), np.ones((5000, 24), np.float32))
-    with _tiny_disk(size) as folder:
+    with tiny_disk(size) as folder:
         monkeypatch.setattr(api, "check_room", lambda *_: None)
-        with pytest.raises(InputError, match=FULL):
+        with pytest.raises(OutputError, match=FULL):
             partition_graph(graph, parts=2, out=folder / "s", method="random", memory_gb=1e-9, progress=steps.append)
         assert steps[-1].split()[0] == step
         assert list(folder.iterdir()) == []
         monkeypatch.undo()
-        with pytest.raises(InputError, match=r"building the store takes about \d.\d\d MB of disk, \d.\d\d MB are free"):
+        with pytest.raises(OutputError, match=r"writing the store takes about \d.\d\d MB of disk, \d.\d\d MB are free"):
             partition_graph(graph, parts=2, out=folder / "s", method="random")
         assert list(folder.iterdir()) == []
 
@@ -237,7 +222,7 @@ def test_a_disk_that_fills_at_any_step(tmp_path: Path, monkeypatch: pytest.Monke
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(module, name, full)
-    with pytest.raises(InputError, match=FULL):
+    with pytest.raises(OutputError, match=FULL):
         partition_graph(small_graph(), parts=2, out=tmp_path / "s")
     assert list(tmp_path.iterdir()) == []
 
@@ -246,6 +231,7 @@ def test_what_a_killed_process_left_goes_with_the_next(tmp_path: Path) -> None:
     """Of the same store alone, and not while its process lives."""
     program = f"""
 import os, sys, time
+from tests.disks import tiny_disk
 from tests.helpers import small_graph
 from qgnn_dist.partitioning.api import partition_graph
 def wait(*_):

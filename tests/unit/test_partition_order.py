@@ -2,7 +2,6 @@
 """Orders of rows: each is one, near ones lie near, and a store in any order is whole and names its order."""
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from qgnn_dist.store.columns import write_columns
 from qgnn_dist.store.reader import Store
 from qgnn_dist.training.loop import _check_identity, _identity
 from qgnn_dist.training.run_folder import RunFolder
-from tests.helpers import make_store, settings, small_graph
+from tests.helpers import edit_manifest, make_store, settings, small_graph
 
 
 def _cliques(count: int, size: int) -> CleanGraph:
@@ -151,9 +150,7 @@ def test_words_and_limits(tmp_path: Path) -> None:
 
 def test_stores_before_there_were_orders_open(tmp_path: Path) -> None:
     store = make_store(small_graph(), tmp_path / "s", 2)
-    manifest: dict[str, Any] = json.loads((store.path / "manifest.json").read_text())
-    del manifest["order"], manifest["seconds"]
-    (store.path / "manifest.json").write_text(json.dumps(manifest))
+    edit_manifest(store.path, lambda m: [m.pop(key) for key in ("order", "seconds", "checksum")])
     opened = Store.open(store.path)
     assert opened.order == "source"
     assert opened.part(1).num_local == 150

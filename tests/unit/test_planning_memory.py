@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 
 from qgnn_dist.comm.pool import LocalPool
+from qgnn_dist.inference import worker
 from qgnn_dist.inference.worker import PredictWorker
 from qgnn_dist.memory import available_bytes
+from qgnn_dist.model.packed import PackedModel
+from qgnn_dist.planning import memory
 from qgnn_dist.planning.memory import prediction_need, training_need
 from qgnn_dist.planning.shapes import GraphSize, parts_of
 from tests.helpers import make_store, settings, small_graph, train_pool, untrained_model
@@ -62,7 +65,10 @@ def test_training_takes_what_the_formula_says(tmp_path: Path, words: tuple[str, 
 
 
 @pytest.mark.parametrize(("bits", "scores"), [(2, False), (2, True), (8, False), (32, False)])
-def test_prediction_takes_what_the_formula_says(tmp_path: Path, bits: int, scores: bool) -> None:
+def test_prediction_takes_what_the_formula_says(tmp_path: Path, bits: int, scores: bool,
+                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (memory, worker):
+        monkeypatch.setattr(module, "WRITTEN_ROWS", 1 << 13)  # as a part of millions has several row groups
     store = make_store(small_graph(nodes=40_000, classes=40, features=32, degree=5), tmp_path / "s", 1)
     model = untrained_model(store, bits=bits)
     data = model.to_bytes()
@@ -79,6 +85,37 @@ def test_prediction_takes_what_the_formula_says(tmp_path: Path, bits: int, score
     print(f"{bits} bits: {got / 1e6:.1f} MB, formula {_traced(need.items) / 1e6:.1f} MB ({need.phase})")
     assert need.phase == "layers", "what Arrow takes for writing is not numpy's"
     assert _traced(need.items) * 0.9 <= got <= _traced(need.items) * 1.1
+
+
+@pytest.mark.parametrize("words", [("quant.bits=32",), ("quant.bits=2",), ("propagation.elastic_norm=l1",)])
+def test_elastic_takes_what_the_formula_says(tmp_path: Path, words: tuple[str, ...]) -> None:
+    """Two training epochs and a prediction; λ₁ is so small that every edge is projected, which the formula assumes."""
+    store = make_store(small_graph(nodes=8000, classes=16, features=32, degree=20), tmp_path / "s", 1)
+    config = settings("propagation.kind=elastic", "propagation.lambda1=1e-4", "model.feature_norm=l2", *words)
+    (tmp_path / "out").mkdir()
+    models: list[bytes] = []
+
+    def train() -> None:
+        with train_pool(store, config) as pool:
+            for epoch in (1, 2):
+                pool.call("train_epoch", epoch, True, timeout_s=60)
+            pool.call("keep_best", timeout_s=60)
+            models.append(pool.call_one(0, "best_model", timeout_s=60))
+
+    def predict() -> None:
+        pool = LocalPool(PredictWorker, {"store": str(store.path), "exchange_s": 60.0}, 1)
+        pool.call("load", store.fingerprint, models[0], timeout_s=60)
+        pool.call("predict", str(tmp_path / "out"), False, timeout_s=60)
+        pool.close()
+
+    part, size = parts_of(store)[0], GraphSize.of(store)
+    for what, got, need in (
+            ("training", _peak(train), training_need(part, size, config)),
+            ("prediction", _peak(predict), prediction_need(part, size, PackedModel.from_bytes(models[0]).info))):
+        said = _traced(need.items)
+        print(f"{words}, {what}: {got / 1e6:.1f} MB, formula {said / 1e6:.1f} MB ({need.phase}) {need.items}")
+        assert said * 0.85 <= got <= said * 1.05
+        assert need.largest == "edges, by classes"
 
 
 def test_sparse_features_and_affine_grids_are_counted(tmp_path: Path) -> None:

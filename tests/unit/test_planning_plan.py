@@ -182,6 +182,26 @@ def test_a_damaged_calibration_is_refused(tmp_path: Path) -> None:
     refused(json.dumps(good) + " " * (1 << 20))
 
 
+def test_elastic_is_planned_for_one_host() -> None:
+    """With the memory of its edges, which is most of it here, and no advice to take more hosts."""
+    plan = _plan("propagation.kind=elastic", hosts=1, ram=64.0)
+    items = plan["memory"]["training"]["items"]
+    assert items["edges, by classes"] == 10 * 62_000_000 * (4 * 47 + 12) + 62_000_000 * 16 * 47
+    assert plan["memory"]["prediction"]["items"]["edges, by classes"] == 62_000_000 * (8 * 47 + 37)
+    assert plan["failed"]
+    assert [row["hosts"] for row in plan["suffice"]["rows"]] == [1]
+    assert plan["suffice"]["least_hosts"] is None
+    assert "the largest item is edges, by classes" in plan["advice"][0]
+    assert any("takes one host" in line for line in plan["advice"])
+    assert not any("more parts" in line for line in plan["advice"])
+    plain, many = _plan("propagation.kind=appnp", hosts=1, ram=64.0), {"hosts": 4, "ram": 64.0}
+    assert plain["fits"]
+    assert plan["seconds"]["layers"] > 5 * plain["seconds"]["layers"]
+    assert plan["seconds"]["perceptron"] == plain["seconds"]["perceptron"]
+    with pytest.raises(InputError, match="takes one part, this is 4"):
+        _plan("propagation.kind=elastic", **many)
+
+
 def test_rates_between_and_beyond_what_was_measured() -> None:
     rates = load_rates(DEFAULT_RATES)
     entries = {(r.columns, r.rows): r for r in rates.layers if (r.kind, r.bits) == ("training", 2)}

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from qgnn_dist.data.graph import Graph, SparseFeatures
-from qgnn_dist.errors import InputError, StoreError
+from qgnn_dist.errors import InputError, OutputError, StoreError
 from qgnn_dist.partitioning import api, build
 from qgnn_dist.partitioning.api import partition_graph
 from qgnn_dist.partitioning.clean import clean
@@ -220,7 +220,7 @@ def test_a_failed_build_leaves_nothing_and_keeps_the_old(tmp_path: Path, monkeyp
     before = _snapshot(tmp_path)
     monkeypatch.setattr(module, name, _fail)
     for out in (tmp_path / "s", tmp_path / "new" / "deep" / "t"):
-        with pytest.raises(InputError, match="cannot write the store: No space left on device"):
+        with pytest.raises(OutputError, match="cannot write the store: No space left on device"):
             partition_graph(small_graph(), parts=3, out=out, overwrite=True)
     assert _snapshot(tmp_path) == before
     assert [p.name for p in tmp_path.iterdir()] == ["s"]
@@ -238,7 +238,7 @@ def test_a_failed_rename_brings_the_old_one_back(tmp_path: Path, monkeypatch: py
         rename(source, target)
 
     monkeypatch.setattr(os, "rename", fail_second)
-    with pytest.raises(InputError, match="No space left"):
+    with pytest.raises(OutputError, match="No space left"):
         partition_graph(small_graph(), parts=3, out=tmp_path / "s", overwrite=True)
     assert _snapshot(tmp_path) == before
     assert [p.name for p in tmp_path.iterdir()] == ["s"]

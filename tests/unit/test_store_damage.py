@@ -17,7 +17,7 @@ from qgnn_dist.errors import StoreError
 from qgnn_dist.store.columns import write_columns
 from qgnn_dist.store.describe import describe_store
 from qgnn_dist.store.reader import Part, Store
-from tests.helpers import make_store, small_graph
+from tests.helpers import edit_manifest, make_store, small_graph
 
 Change = Callable[[np.ndarray], Any]
 
@@ -32,12 +32,6 @@ def store(whole: Path, tmp_path: Path) -> Path:
     return shutil.copytree(whole, tmp_path / "s")
 
 
-def _edit(store: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    manifest = json.loads((store / "manifest.json").read_text())
-    change(manifest)
-    (store / "manifest.json").write_text(json.dumps(manifest))
-
-
 def _rewrite(store: Path, file: str, column: str, change: Change) -> None:
     """Change one array of part 1 and let the manifest believe it."""
     path = store / "part-00001" / file
@@ -47,7 +41,7 @@ def _rewrite(store: Path, file: str, column: str, change: Change) -> None:
     returned = change(array)
     columns[column] = array if returned is None else returned
     write_columns(path, columns)
-    _edit(store, lambda m: m["parts"][1]["files"][file].update(bytes=path.stat().st_size))
+    edit_manifest(store, lambda m: m["parts"][1]["files"][file].update(bytes=path.stat().st_size))
 
 
 def _set(at: int, value: int) -> Change:
@@ -102,7 +96,7 @@ def test_arrays_that_contradict_are_refused_on_load(store: Path, file: str, colu
 
 def test_a_missing_column_is_named(store: Path) -> None:
     write_columns(store / "part-00000" / "send.arrow", {"rows": np.zeros(3, np.int32)})
-    _edit(store, lambda m: m["parts"][0]["files"]["send.arrow"].update(
+    edit_manifest(store, lambda m: m["parts"][0]["files"]["send.arrow"].update(
         bytes=(store / "part-00000" / "send.arrow").stat().st_size))
     with pytest.raises(StoreError, match=r"send.arrow: column row is missing; found rows"):
         Store.open(store).part(0)
@@ -115,7 +109,7 @@ def test_dense_features_of_another_shape(store: Path, kind: str, text: str) -> N
     column = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(rows * width, np.float32)), width)
     path = store / "part-00001" / "features.arrow"
     write_columns(path, {"x": column})
-    _edit(store, lambda m: m["parts"][1]["files"]["features.arrow"].update(bytes=path.stat().st_size))
+    edit_manifest(store, lambda m: m["parts"][1]["files"]["features.arrow"].update(bytes=path.stat().st_size))
     part = Store.open(store).part(1)
     assert part.num_local == 20
     with pytest.raises(StoreError, match=text):
@@ -142,7 +136,14 @@ def test_sparse_features_out_of_range(tmp_path: Path, file: str, column: str, ch
     (lambda m: m.update(feature_kind=None), "feature_kind is None with 6 features"),
     (lambda m: m.update(class_names=["a"]), "class_names are not 5 texts"),
     (lambda m: m.update(fingerprint="../../etc"), "fingerprint is '../../etc', expected 64 hex digits"),
-    (lambda m: m.update(cut_fraction=float("nan")), "cut_fraction is nan"),
+    (lambda m: m.update(cut_fraction=float("nan")), "holds NaN, expected finite numbers"),
+    (lambda m: m.update(cut_fraction=1.5), "cut_fraction is 1.5"),
+    (lambda m: m.update(num_classes=2**31), "num_classes is 2147483648, expected at most 65536"),
+    (lambda m: m.update(name="\ud800"), "manifest cannot be read"),
+    (lambda m: m["partitioner"].update(seed="7"), "partitioner: seed is '7'"),
+    (lambda m: m["balance"].update(rows=10**400), "balance: rows=1000"),
+    (lambda m: m.update(seconds=[1]), "seconds is no object"),
+    (lambda m: m["parts"][0].update(train="many"), "part 0: train is 'many'"),
     (lambda m: m.update(num_edges=1), "directed edges, the manifest counts 2"),
     (lambda m: m.update(halo_rows=1), "halo rows, the manifest counts 1"),
     (lambda m: m.update(parts=[]), "the 0 parts hold 0 nodes, the manifest counts 60"),
@@ -156,7 +157,7 @@ def test_sparse_features_out_of_range(tmp_path: Path, file: str, column: str, ch
 ])
 def test_manifests_that_contradict_are_refused(store: Path, change: Callable[[dict[str, Any]], Any],
                                                text: str) -> None:
-    _edit(store, change)
+    edit_manifest(store, change)
     with pytest.raises(StoreError) as caught:
         Store.open(store)
     assert text in str(caught.value)
@@ -235,6 +236,24 @@ def test_arrays_are_views_of_the_file(store: Path) -> None:
     rows = part.features_dense(3, 9)
     assert not rows.flags.owndata
     assert rows.flags.c_contiguous
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="no /proc here")
+def test_pages_that_only_the_checks_read_are_given_back(tmp_path: Path) -> None:
+    """Ids, labels, splits and source indices of an open part take no memory until somebody asks for them."""
+    part = make_store(small_graph(nodes=40_000, classes=5, features=2, degree=2), tmp_path / "s", 1).part(0)
+
+    def resident(name: str) -> int:
+        lines, found = Path("/proc/self/smaps").read_text(encoding="ascii").splitlines(), 0
+        for head, line in enumerate(lines):
+            if line.endswith(str(part.folder / name)):
+                found += int(next(row for row in lines[head:] if row.startswith("Rss:")).split()[1]) * 1024
+        return found
+
+    assert resident("nodes.arrow") == 0
+    assert resident("rows.arrow") >= part.indptr.nbytes
+    assert part.source_index.sum() == 40_000 * 39_999 // 2
+    assert 0 < resident("nodes.arrow") < part.source_index.nbytes + 2**18
 
 
 def test_sparse_pieces_are_views(tmp_path: Path) -> None:

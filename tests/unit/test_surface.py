@@ -13,9 +13,9 @@ import qgnn_dist
 
 PACKAGE = Path(qgnn_dist.__file__).parent
 LEVELS = [
-    {"errors", "memory"}, {"config"}, {"data", "quant"}, {"kernels"}, {"store"}, {"partitioning", "comm"},
+    {"errors", "memory"}, {"files"}, {"config"}, {"data", "quant"}, {"kernels"}, {"store"}, {"partitioning", "comm"},
     {"propagation"}, {"model"}, {"device", "planning"}, {"training", "inference", "diagnosis"}, {"cluster"}, {"render"},
-    {"bench"}, {"cli"},
+    {"bench"}, {"command"}, {"cli_bench"}, {"cli"},
 ]
 """Imports run from a later set to an earlier one, or inside one room."""
 

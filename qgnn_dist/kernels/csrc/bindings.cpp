@@ -21,16 +21,26 @@ void check_width(const char* function, i64 width, const char* argument = "h") {
                            std::to_string(kLayerColumns)).c_str());
 }
 
-// The power of two that half a step is of a unit; 0 for a round that is not sent.
+// The power of two that a step is of a unit; 0 for a round that is not sent.
 int shift(const char* function, const char* argument, float step, float unit) {
   int exponent = 0;
-  const float share = step * 0.5f / unit;
+  const float share = step / unit;
   if (step == 0.0f) return 0;
   if (!(unit > 0.0f) || std::frexp(unit, &exponent) != 0.5f || !(share >= 1.0f) || !(share < 32768.0f) ||
       std::frexp(share, &exponent) != 0.5f)
     throw nb::value_error((std::string(function) + ": " + argument + " is " + std::to_string(step) +
-                           ", expected a power of two from 2 to 32768 times the unit " + std::to_string(unit)).c_str());
+                           ", expected a power of two from 1 to 16384 times the unit " + std::to_string(unit)).c_str());
   return exponent - 1;
+}
+
+// Ŷ in fixed point, of either type that it may have (dispatch.py names the argument).
+using Whole = nb::ndarray<nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using OutWhole = Array<std::uint16_t, 2>;
+
+bool is_narrow(const std::optional<Whole>& believed) {
+  if (believed && believed->dtype() != nb::dtype<std::uint8_t>() && believed->dtype() != nb::dtype<std::uint16_t>())
+    throw nb::type_error("believed is neither uint8 nor uint16");
+  return believed && believed->dtype() == nb::dtype<std::uint8_t>();
 }
 
 }  // namespace
@@ -60,10 +70,7 @@ NB_MODULE(_kernels, m) {
 
   m.def("gather_rows", [](In8 payload, In32 index, Out8 out) {
     const i64 B = columns(payload);
-    RUN(0, rows(index), B, {
-      (void)k;
-      for (i64 i = b; i < e; ++i) std::copy_n(payload.data() + index.data()[i] * B, B, out.data() + i * B);
-    })
+    RUN(0, rows(index), B, k.gather_rows(payload.data(), rows(payload), index.data(), B, out.data(), b, e))
   }, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert());
 
   m.def("aggregate_codes", [](In64 indptr, In32 indices, In8 payload, int bits, i64 begin, i64 end, Out32 out) {
@@ -110,61 +117,59 @@ NB_MODULE(_kernels, m) {
   }, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
      nb::arg().noconvert());
 
-  m.def("layer", [](In64 indptr, In32 indices, In8 payload, int bits, float step, In32 degree, InF1 d, InF residual,
-                    OutF r, InF h, std::optional<InF> before, OutF out, bool gradient, float coefficient, float a,
+  m.def("layer", [](In64 indptr, In32 indices, In8 payload, int bits, float step, InF1 d, InF residual, OutF r, InF h, std::optional<InF> before, OutF out, bool gradient, float coefficient, float a,
                     float b_, float c, std::optional<OutF> believed, float next_step, Out8 next,
                     std::optional<OutD> moments, std::optional<OutD1> dots, i64 begin, i64 end) {
     check_width("layer", columns(h));
     const LongSums longs("layer", indptr.data(), indices.data(), payload.data(), rows(payload), columns(h), bits, begin,
                          step != 0.0f ? end : begin);
-    const Layer work{indptr.data(), indices.data(), payload.data(), degree.data(), d.data(), residual.data(), h.data(),
+    const Layer work{indptr.data(), indices.data(), payload.data(), d.data(), residual.data(), h.data(),
                      data_or_null(before), out.data(), r.data(), data_or_null(believed), next.data(),
                      data_or_null(moments), data_or_null(dots), nullptr, longs.view(), rows(payload), columns(h),
                      bits, step, next_step, a, b_, c, coefficient, believed.has_value(), gradient};
     RUN(begin, end, 32 * columns(h), k.layer(work, b, e))
   }, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg().noconvert(),
-     nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(),
-     nb::arg().noconvert().none(), nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(),
-     nb::arg().noconvert().none(), nb::arg(), nb::arg().noconvert(), nb::arg().noconvert().none(),
-     nb::arg().noconvert().none(), nb::arg(), nb::arg());
+     nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert().none(),
+     nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().noconvert().none(),
+     nb::arg(), nb::arg().noconvert(), nb::arg().noconvert().none(), nb::arg().noconvert().none(), nb::arg(),
+     nb::arg());
 
-  m.def("fixed_layer", [](In64 indptr, In32 indices, In8 payload, int bits, float step, In32 degree, InF1 d,
-                          InW residual, float residual_step, float unit, Out16 r, std::optional<In32> slot,
+  m.def("fixed_layer", [](In64 indptr, In32 indices, In8 payload, int bits, float step, InF1 d, InW residual,
+                          float residual_step, float unit, float middle, OutWhole r, std::optional<In32> far_rows,
                           std::optional<OutF> far, InF h, std::optional<InF> before, OutF out, bool gradient,
-                          float coefficient, float a, float b_, float c, std::optional<Out16> believed,
+                          float coefficient, float a, float b_, float c, std::optional<Whole> believed,
                           float next_step, Out8 next, std::optional<OutD> moments, std::optional<OutD1> dots,
                           i64 begin, i64 end) {
     check_width("fixed_layer", columns(h));
-    const std::int32_t last = slot && begin < end ? *std::max_element(slot->data() + begin, slot->data() + end) : -1;
-    const i64 places = far ? rows(*far) : 0;
-    if (last >= places)
-      throw nb::value_error(("fixed_layer: slot has " + std::to_string(last) + ", expected at most " +
-                             std::to_string(places - 1) + ", the last row of far").c_str());
+    if (far_rows.has_value() != far.has_value())
+      throw nb::value_error("fixed_layer: one of far_rows and far is None; expected both or none");
     const LongSums longs("fixed_layer", indptr.data(), indices.data(), payload.data(), rows(payload), columns(h), bits, begin,
                          step != 0.0f ? end : begin);
-    const FixedLayer fixed{residual.data(), nullptr, r.data(), data_or_null(believed), data_or_null(slot),
-                           data_or_null(far), columns(r), unit, residual_step,
-                           shift("fixed_layer", "step", step, unit), shift("fixed_layer", "next_step", next_step, unit)};
-    const Layer work{indptr.data(), indices.data(), payload.data(), degree.data(), d.data(), nullptr, h.data(),
+    const FixedLayer fixed{residual.data(), nullptr, r.data(), data_or_null(believed), data_or_null(far_rows),
+                           data_or_null(far), far ? rows(*far) : 0, columns(r), unit, residual_step, middle,
+                           shift("fixed_layer", "step", step, unit), shift("fixed_layer", "next_step", next_step, unit),
+                           is_narrow(believed)};
+    const Layer work{indptr.data(), indices.data(), payload.data(), d.data(), nullptr, h.data(),
                      data_or_null(before), out.data(), nullptr, nullptr, next.data(), data_or_null(moments),
                      data_or_null(dots), &fixed, longs.view(), rows(payload), columns(h), bits, step, next_step, a, b_, c,
                      coefficient, believed.has_value(), gradient};
     RUN(begin, end, 32 * columns(h), k.layer(work, b, e))
   }, nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg().noconvert(),
-     nb::arg().noconvert(), nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg().noconvert(),
+     nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg(), nb::arg().noconvert(),
      nb::arg().noconvert().none(), nb::arg().noconvert().none(), nb::arg().noconvert(), nb::arg().noconvert().none(),
      nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().noconvert().none(),
      nb::arg(), nb::arg().noconvert(), nb::arg().noconvert().none(), nb::arg().noconvert().none(), nb::arg(),
      nb::arg());
 
   m.def("fixed_start", [](InF h, InF1 d, float residual_step, int residual_bits, float unit, float step, int bits,
-                          i64 begin, i64 end, Array<std::int8_t, 2> residual, std::optional<Out16> believed,
+                          i64 begin, i64 end, Array<std::int8_t, 2> residual, std::optional<Whole> believed,
                           Out8 payload, std::optional<OutD> moments) {
     check_width("fixed_start", columns(h));
-    shift("fixed_start", "residual_step", residual_step, residual_step * 0.5f);
-    const FixedLayer fixed{nullptr, residual.data(), nullptr, data_or_null(believed), nullptr, nullptr,
-                           columns(residual), unit, residual_step, 0, shift("fixed_start", "step", step, unit)};
-    const Layer work{nullptr, nullptr, nullptr, nullptr, d.data(), nullptr, h.data(), nullptr, nullptr, nullptr,
+    shift("fixed_start", "residual_step", residual_step, residual_step);
+    const FixedLayer fixed{nullptr, residual.data(), nullptr, data_or_null(believed), nullptr, nullptr, 0,
+                           columns(residual), unit, residual_step, 0.0f, 0, shift("fixed_start", "step", step, unit),
+                           is_narrow(believed)};
+    const Layer work{nullptr, nullptr, nullptr, d.data(), nullptr, h.data(), nullptr, nullptr, nullptr,
                      nullptr, payload.data(), data_or_null(moments), nullptr, &fixed, {}, 0, columns(h), bits, 0.0f, step,
                      0.0f, 0.0f, 0.0f, 0.0f, believed.has_value(), true};
     RUN(begin, end, 8 * columns(h), k.fixed_start(work, residual_bits, b, e))

@@ -7,10 +7,14 @@
 namespace qgnn {
 namespace {
 
+#ifdef QGNN_HAVE_AVX2
+// The builtin also asks whether the system saves the wide registers. Products that are added in one step are exact ones.
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+#endif
+
 const Kernels* best() {
 #ifdef QGNN_HAVE_AVX2
-  // The builtin also asks whether the system saves the wide registers.
-  if (__builtin_cpu_supports("avx2")) return &kernels_avx2;
+  if (has_avx2()) return &kernels_avx2;
 #endif
   return &kernels_scalar;
 }
@@ -31,7 +35,7 @@ bool select_isa(const char* name) {
     return true;
   }
 #ifdef QGNN_HAVE_AVX2
-  if (std::strcmp(name, "avx2") == 0 && __builtin_cpu_supports("avx2")) {
+  if (std::strcmp(name, "avx2") == 0 && has_avx2()) {
     chosen.store(&kernels_avx2);
     return true;
   }

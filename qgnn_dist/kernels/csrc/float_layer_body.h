@@ -55,42 +55,40 @@ static void aggregate_float(const i64* indptr, const std::int32_t* indices, cons
                     out + row * C + first);
 }
 
-// n columns of a row: `p` holds P; `held` P of the round before and then this one's, or null where no multiplier acts.
-QGNN_INLINE void step_columns(const FloatLayer& s, const float* __restrict p, const float* __restrict h0,
-                              float* __restrict held, const float* h, float* out, i64 n) {
-  for (i64 i = 0; i < n; ++i) {
-    const float half = (s.a * h[i] + s.b * p[i]) + s.c * h0[i];
-    float next = half;
-    if (held != nullptr) {
-      const float moved = half + s.coefficient * ((half - h[i]) - (p[i] - (s.first ? p[i] : held[i])));
-      next = s.coefficient != 0.0f ? moved : half;
-      held[i] = p[i];
-    }
-    out[i] = next;
-  }
-}
-
-// The second round of a layer: h is H½, `before` the state before it, `held` its P.
-QGNN_INLINE void constrain_columns(const FloatLayer& s, const float* __restrict p, const float* __restrict held,
-                                   const float* before, const float* h, float* out, i64 n) {
-  for (i64 i = 0; i < n; ++i) out[i] = h[i] + s.coefficient * ((h[i] - before[i]) - (p[i] - held[i]));
-}
-
-// n columns of a row from the sums of its neighbours, which become P: `out` and P are brought up to date, and `dot` takes
-// its share where it is not null.
-QGNN_INLINE void advance_columns(const FloatLayer& s, i64 row, i64 first, i64 n, float* __restrict p, Product* dot) {
-  alignas(32) float fresh[kTile];
-  const float one = s.d[row], two = one * one;
+// Columns of a row from the sums of its neighbours. `held`: where P of the round before is, which this one's takes the
+// place of, or null where no multiplier acts. `dot` takes its share where it is not null. `corrected`: the multiplier's
+// term is added; `second`: this is the other round of a layer.
+template <bool corrected, bool second>
+QGNN_INLINE void advance_columns(const FloatLayer& s, i64 row, i64 first, i64 n, const float* sums, Product* dot) {
+  const float one = s.d[row], two = one * one, of_h = s.a, of_p = s.b, of_h0 = s.c, coefficient = s.coefficient;
   const i64 at = row * s.C + first;
-  const float *h = s.h + at, *before = s.before == nullptr ? nullptr : s.before + at;
-  float* held = s.p == nullptr ? nullptr : s.p + at;
-  for (i64 i = 0; i < n; ++i) p[i] = one * p[i] + two * h[i];
-  if (dot != nullptr)
-    dot->add(n, [&](i64 i) { return h[i] - before[i]; },
-             [&](i64 i) { return (h[i] - before[i]) - (p[i] - held[i]); });
-  if (s.second) constrain_columns(s, p, held, before, h, fresh, n);
-  else step_columns(s, p, s.h0 + at, held, h, fresh, n);
-  std::memcpy(s.out + at, fresh, n * sizeof(float));  // `out` may be where `h` or `before` is
+  const float *h = s.h + at, *h0 = s.h0 + at, *before = s.before == nullptr ? nullptr : s.before + at;
+  float *out = s.out + at, *held = s.p == nullptr ? nullptr : s.p + at;
+  const bool keeps = !second && held != nullptr, first_layer = s.first;
+  each_eight(n, [&](i64 j, i64 count) __attribute__((always_inline)) {
+    const F8 x = load8(h + j, count), p = one * load8(sums + j, count) + two * x;
+    F8 moved{}, gap{}, next;
+    if (second || dot != nullptr) {
+      moved = x - load8(before + j, count);
+      gap = moved - (p - load8(held + j, count));
+    }
+    if (dot != nullptr) dot->add(moved, gap);
+    if (second) {
+      next = x + coefficient * gap;
+    } else {
+      next = (of_h * x + of_p * p) + of_h0 * load8(h0 + j, count);
+      if (corrected) next = next + coefficient * ((next - x) - (p - (first_layer ? p : load8(held + j, count))));
+      if (keeps) store8(p, held + j, count);
+    }
+    store8(next, out + j, count);  // `out` may be where `h` or `before` is
+  });
+}
+
+// The same, of up to kTile columns, for what the round is.
+QGNN_INLINE void advance_row(const FloatLayer& s, i64 row, i64 first, i64 n, const float* sums, Product* dot) {
+  if (s.second) advance_columns<true, true>(s, row, first, n, sums, dot);
+  else if (s.coefficient != 0.0f) advance_columns<true, false>(s, row, first, n, sums, dot);
+  else advance_columns<false, false>(s, row, first, n, sums, dot);
 }
 
 static void layer_float(const FloatLayer& s, i64 begin, i64 end) {
@@ -101,7 +99,7 @@ static void layer_float(const FloatLayer& s, i64 begin, i64 end) {
     for (i64 first = 0; first < C; first += kTile) {
       const i64 n = C - first < kTile ? C - first : kTile, at = row * C + first;
       sum_float_row(s.indptr, s.indices, s.y, C, row, last_edge, first, n, p);
-      advance_columns(s, row, first, n, p, s.dots != nullptr && !s.first ? &dot : nullptr);
+      advance_row(s, row, first, n, p, s.dots != nullptr && !s.first ? &dot : nullptr);
       if (s.next != nullptr)
         for (i64 i = 0; i < n; ++i) s.next[at + i] = s.d[row] * s.out[at + i];
     }

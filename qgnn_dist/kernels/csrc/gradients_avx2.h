@@ -14,7 +14,7 @@ struct RowValues {
       : scale(_mm256_set1_ps(s)), zero(_mm256_mul_ps(scale, _mm256_set1_ps(static_cast<float>(zero_code(bits))))) {}
   QGNN_MEMBER __m256 operator()(__m256i v, bool last) const {
     if (!last) v = _mm256_and_si256(v, _mm256_set1_epi32((1 << bits) - 1));
-    return _mm256_sub_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(v), scale), zero);
+    return _mm256_fmsub_ps(_mm256_cvtepi32_ps(v), scale, zero);  // exact, so that it rounds as two steps would
   }
 };
 

@@ -140,8 +140,7 @@ static void layer_scaled(const FloatLayer& s, const GradientRows& g, i64 begin, 
       sums(s.indptr[first + k], s.indptr[first + k + 1], scratch.sums + k * scratch.stride);
     for (i64 k = 0; k < count; ++k)
       for (i64 at = 0; at < C; at += kTile)
-        advance_columns(s, first + k, at, C - at < kTile ? C - at : kTile, scratch.sums + k * scratch.stride + at,
-                        nullptr);
+        advance_row(s, first + k, at, C - at < kTile ? C - at : kTile, scratch.sums + k * scratch.stride + at, nullptr);
     if (g.next != nullptr) code_rows(g, s.out, s.d, C, first, count, scratch);
   }
 }

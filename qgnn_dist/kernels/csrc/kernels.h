@@ -76,12 +76,15 @@ struct LongRows {
 struct FixedLayer {
   const std::int8_t* residual;
   std::int8_t* first_residual;  // where fixed_start writes it
-  std::int16_t *r, *believed;
-  const std::int32_t* slot;  // a row's place in `far`, -1 where it has none; null where no row has
+  std::uint16_t* r;
+  void* believed;                // std::uint8_t where `narrow`, else std::uint16_t
+  const std::int32_t* far_rows;  // ascending, `num_far` rows whose R is in `far`
   float* far;
-  i64 stride;
+  i64 num_far, stride;
   float unit, residual_step;  // what 1 means in r and believed, and in the residual term
-  int shift, next_shift;      // 2^shift units are half of `step`
+  float middle;               // what stands for 0 in Ŷ before this round, and for each neighbour in R
+  int shift, next_shift;      // 2^shift units are `step`
+  bool narrow;
 };
 
 // A round and the layer that it belongs to. `believed` null: states are coded afresh; `before` null: no state came
@@ -90,7 +93,6 @@ struct Layer {
   const i64* indptr;
   const std::int32_t* indices;
   const std::uint8_t* payload;  // M rows
-  const std::int32_t* degree;
   const float *d, *residual, *h, *before;
   float *out, *r, *believed;
   std::uint8_t* next;
@@ -172,6 +174,8 @@ struct Kernels {
   const char* isa;
   void (*pack)(const std::uint8_t* codes, i64 C, int bits, std::uint8_t* out, i64 begin, i64 end);
   void (*unpack)(const std::uint8_t* payload, i64 C, int bits, std::uint8_t* out, i64 begin, i64 end);
+  void (*gather_rows)(const std::uint8_t* payload, i64 M, const std::int32_t* rows, i64 B, std::uint8_t* out, i64 begin,
+                      i64 end);
   void (*aggregate_codes)(const i64* indptr, const std::int32_t* indices, const std::uint8_t* payload, i64 M, i64 C,
                           int bits, const LongRows& long_rows, std::int32_t* out, i64 begin, i64 end);
   // Of the neighbours `begin`..`end` among all edges; C at most kLayerColumns, `out` has kSlack more.

@@ -13,6 +13,14 @@ namespace avx2 {
 
 // Eight numbers between widths, for layer_body.h.
 QGNN_INLINE I8 widen16(U16x8 v) { return (I8)_mm256_cvtepi16_epi32((__m128i)v); }
+QGNN_INLINE I8 widen_whole(U16x8 v) { return (I8)_mm256_cvtepu16_epi32((__m128i)v); }
+QGNN_INLINE I8 load_whole(const std::uint8_t* p) {
+  return (I8)_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+}
+QGNN_INLINE void add_whole(U16x8 v, std::uint8_t* p) {
+  __m128i* const eight = reinterpret_cast<__m128i*>(p);
+  _mm_storel_epi64(eight, _mm_add_epi8(_mm_loadl_epi64(eight), _mm_packus_epi16((__m128i)v, (__m128i)v)));
+}
 QGNN_INLINE I8 widen8(const std::int8_t* p) {
   return (I8)_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
 }

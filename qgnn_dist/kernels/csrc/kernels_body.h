@@ -50,6 +50,12 @@ QGNN_INLINE void store8(F8 v, float* p, i64 n) {
   for (i64 i = 0; i < n; ++i) p[i] = part[i];
 }
 
+// The first n of eight numbers, zeros in the others' places.
+QGNN_INLINE F8 first_of(F8 v, i64 n) {
+  for (i64 i = n; i < 8; ++i) v[i] = 0.0f;
+  return v;
+}
+
 QGNN_INLINE float clamp(float x, float low, float high) {
   // Written so that NaN becomes `low`, which every later conversion can hold.
   x = x > low ? x : low;
@@ -67,87 +73,73 @@ QGNN_INLINE float round_small(float x) {  // half to even, |x| < 2^22
 }
 
 // Sums of a row in double: column c is added in lane c mod 8, and the lanes by halves at the end, so that additions need
-// not wait for each other. Several calls may add one row, each but the last a multiple of 8 columns.
-constexpr int kSumLanes = 8, kSumWidth = 4, kSumParts = kSumLanes / kSumWidth;
-typedef double SumDoubles __attribute__((vector_size(8 * kSumWidth)));
+// not wait for each other.
+constexpr int kSumParts = 2;
+typedef double SumDoubles __attribute__((vector_size(32)));
+struct EightSums {
+  SumDoubles part[kSumParts] = {};
 
-QGNN_INLINE SumDoubles wide(const float* x) {
-  float __attribute__((vector_size(4 * kSumWidth))) v;
-  std::memcpy(&v, x, sizeof v);
-  return __builtin_convertvector(v, SumDoubles);
-}
-
-// Calls add(eight values, ...) for n columns, zeros past the last.
-template <typename Value, typename Add>
-QGNN_INLINE void each_eight(i64 n, Value value, Add add) {
-  i64 c = 0;
-  for (; c + kSumLanes <= n; c += kSumLanes) {
-    float e[kSumLanes];
-    for (int k = 0; k < kSumLanes; ++k) e[k] = value(c + k);
-    add(e, c, kSumLanes);
+  QGNN_MEMBER double total() const {
+    const SumDoubles four = part[0] + part[1];
+    return (four[0] + four[2]) + (four[1] + four[3]);
   }
-  if (c == n) return;
-  float e[kSumLanes] = {};
-  for (i64 k = 0; c + k < n; ++k) e[k] = value(c + k);
-  add(e, c, static_cast<int>(n - c));
+};
+
+QGNN_INLINE EightSums wide(F8 v) {
+  return {{SumDoubles{v[0], v[1], v[2], v[3]}, SumDoubles{v[4], v[5], v[6], v[7]}}};
 }
 
-// [Σe², Σ|e|, max|e|].
-struct Moments {
-  SumDoubles squares[kSumParts] = {}, sums[kSumParts] = {}, most[kSumParts] = {};
+// Calls work(first, count) for n columns, 8 at a time.
+template <typename Work>
+QGNN_INLINE void each_eight(i64 n, Work work) {
+  const i64 whole = n / 8 * 8;
+  for (i64 j = 0; j < whole; j += 8) work(j, 8);
+  if (whole < n) work(whole, n - whole);
+}
 
+// [Σe², Σ|e|, max|e|] of a row; eight at a time, zeros past the end.
+struct Moments {
+  EightSums squares, sums;
+  F8 most{};
+
+  QGNN_MEMBER void add(F8 e) {
+    const F8 size = (F8)((I8)e & 0x7FFFFFFF);
+    const EightSums x = wide(size);
+    for (int k = 0; k < kSumParts; ++k) {
+      squares.part[k] = squares.part[k] + x.part[k] * x.part[k];
+      sums.part[k] = sums.part[k] + x.part[k];
+    }
+    most = size > most ? size : most;
+  }
   template <typename Value>
   QGNN_MEMBER void add(i64 n, Value value) {
-    each_eight(n, value, [&](const float* e, i64, int) {
-      for (int k = 0; k < kSumParts; ++k) {
-        const SumDoubles x = wide(e + k * kSumWidth), v = x < 0.0 ? -x : x;
-        squares[k] = squares[k] + v * v;
-        sums[k] = sums[k] + v;
-        most[k] = v > most[k] ? v : most[k];
-      }
+    each_eight(n, [&](i64 c, i64 count) __attribute__((always_inline)) {
+      float e[8] = {};
+      for (i64 k = 0; k < count; ++k) e[k] = value(c + k);
+      add(load8(e, 8));
     });
   }
 
   QGNN_MEMBER void store(double* m) const {
-    double s[kSumLanes], a[kSumLanes], t[kSumLanes];
-    std::memcpy(s, squares, sizeof s);
-    std::memcpy(a, sums, sizeof a);
-    std::memcpy(t, most, sizeof t);
-    for (int half = kSumLanes / 2; half > 0; half /= 2)
-      for (int k = 0; k < half; ++k) {
-        s[k] += s[k + half];
-        a[k] += a[k + half];
-        t[k] = t[k + half] > t[k] ? t[k + half] : t[k];
-      }
-    m[0] = s[0];
-    m[1] = a[0];
+    m[0] = squares.total();
+    m[1] = sums.total();
+    float t[8];
+    std::memcpy(t, &most, sizeof t);
+    for (int half = 4; half > 0; half /= 2)
+      for (int k = 0; k < half; ++k) t[k] = t[k + half] > t[k] ? t[k + half] : t[k];
     m[2] = t[0];
   }
 };
 
-// Σ x·y.
+// Σ x·y of a row.
 struct Product {
-  SumDoubles sums[kSumParts] = {};
+  EightSums sums;
 
-  template <typename X, typename Y>
-  QGNN_MEMBER void add(i64 n, X x, Y y) {
-    each_eight(n, x, [&](const float* e, i64 c, int count) {
-      float f[kSumLanes] = {};
-      if (count == kSumLanes)
-        for (int k = 0; k < kSumLanes; ++k) f[k] = y(c + k);
-      else
-        for (int k = 0; k < count; ++k) f[k] = y(c + k);
-      for (int k = 0; k < kSumParts; ++k) sums[k] = sums[k] + wide(e + k * kSumWidth) * wide(f + k * kSumWidth);
-    });
+  QGNN_MEMBER void add(F8 x, F8 y) {
+    const EightSums a = wide(x), b = wide(y);
+    for (int k = 0; k < kSumParts; ++k) sums.part[k] = sums.part[k] + a.part[k] * b.part[k];
   }
-
-  QGNN_MEMBER double total() const {
-    double s[kSumLanes];
-    std::memcpy(s, sums, sizeof s);
-    for (int half = kSumLanes / 2; half > 0; half /= 2)
-      for (int k = 0; k < half; ++k) s[k] += s[k + half];
-    return s[0];
-  }
+  QGNN_MEMBER double total() const { return sums.total(); }
 };
 
 static void pack(const std::uint8_t* codes, i64 C, int bits, std::uint8_t* out, i64 begin, i64 end) {
@@ -173,6 +165,19 @@ static void unpack(const std::uint8_t* payload, i64 C, int bits, std::uint8_t* o
       const i64 n = C - first < B ? C - first : B;
       for (i64 i = 0; i < n; ++i) codes[first + i] = static_cast<std::uint8_t>(packed[i] >> shift) & mask;
     }
+  }
+}
+
+// Rows of B bytes. Narrow ones are copied 32 bytes at a time, of which the next row takes back what is too much; the last
+// row of a call, whose next one may be another thread's, and rows near the buffer's end are copied as they are.
+static void gather_rows(const std::uint8_t* payload, i64 M, const std::int32_t* rows, i64 B, std::uint8_t* out, i64 begin,
+                        i64 end) {
+  constexpr i64 kWhole = 32;
+  const i64 wide_end = B > 0 && B <= kWhole ? end - (kWhole - 1) / B : begin, last = M * B - kWhole;
+  for (i64 i = begin; i < end; ++i) {
+    const i64 at = rows[i] * B;
+    if (i < wide_end && at <= last) std::memcpy(out + i * B, payload + at, kWhole);
+    else std::memcpy(out + i * B, payload + at, B);
   }
 }
 
@@ -275,8 +280,10 @@ QGNN_INLINE void code_news_row(const float* in, float scale, float* known, float
 
 QGNN_INLINE void news_moments(const float* in, float scale, const float* known, i64 C, double* moments) {
   Moments m;
-  if (known == nullptr) m.add(C, [&](i64 c) { return scale * in[c]; });
-  else m.add(C, [&](i64 c) { return scale * in[c] - known[c]; });
+  each_eight(C, [&](i64 j, i64 n) __attribute__((always_inline)) {
+    const F8 y = scale * load8(in + j, n);
+    m.add(known == nullptr ? y : y - load8(known + j, n));
+  });
   m.store(moments);
 }
 
@@ -294,7 +301,7 @@ static void code_news(const float* h, const float* d, float* believed, float ste
 static void row_moments(const float* x, i64 C, double* moments, i64 begin, i64 end) {
   for (i64 row = begin; row < end; ++row) {
     Moments m;
-    m.add(C, [&](i64 c) { return x[row * C + c]; });
+    each_eight(C, [&](i64 j, i64 n) __attribute__((always_inline)) { m.add(load8(x + row * C + j, n)); });
     m.store(moments + row * 3);
   }
 }
@@ -340,8 +347,10 @@ static void apply_multiplier(const float* h, const float* half, const float* p, 
     if (dots != nullptr) {  // before `out` is written: it may be `h`
       const i64 at = row * C;
       Product product;
-      product.add(C, [&](i64 c) { return half[at + c] - h[at + c]; },
-                  [&](i64 c) { return (half[at + c] - h[at + c]) - (p_next[at + c] - p[at + c]); });
+      each_eight(C, [&](i64 j, i64 n) __attribute__((always_inline)) {
+        const F8 moved = load8(half + at + j, n) - load8(h + at + j, n);
+        product.add(moved, moved - (load8(p_next + at + j, n) - load8(p + at + j, n)));
+      });
       dots[row] = product.total();
     }
     for (i64 i = row * C; i < (row + 1) * C; ++i) {
@@ -406,7 +415,7 @@ static void add_affine(const std::int32_t* sums, const std::int32_t* degree, flo
 #include "training_body.h"
 
 #define QGNN_TABLE(NAME, ISA)                                                                                         \
-  const Kernels NAME = {ISA, pack, unpack, aggregate_codes, sum_edges, aggregate_scaled, aggregate_float, code_news, \
+  const Kernels NAME = {ISA, pack, unpack, gather_rows, aggregate_codes, sum_edges, aggregate_scaled, aggregate_float, code_news, \
                         add_news, layer,                                                                              \
                         fixed_start, layer_float, layer_scaled, code_gradients, scale_rows, propagated, half_step, apply_multiplier, midrise,       \
                         affine_codes, affine_values, add_affine, row_moments, softmax, normalise_dense, normalise_csr,\

@@ -12,6 +12,19 @@ QGNN_INLINE I8 widen16(U16x8 v) {
   for (int i = 0; i < 8; ++i) out[i] = static_cast<std::int16_t>(v[i]);
   return out;
 }
+QGNN_INLINE I8 widen_whole(U16x8 v) {
+  I8 out{};
+  for (int i = 0; i < 8; ++i) out[i] = v[i];
+  return out;
+}
+QGNN_INLINE I8 load_whole(const std::uint8_t* p) {
+  I8 out{};
+  for (int i = 0; i < 8; ++i) out[i] = p[i];
+  return out;
+}
+QGNN_INLINE void add_whole(U16x8 v, std::uint8_t* p) {
+  for (int i = 0; i < 8; ++i) p[i] = static_cast<std::uint8_t>(p[i] + v[i]);
+}
 QGNN_INLINE I8 widen8(const std::int8_t* p) {
   I8 out{};
   for (int i = 0; i < 8; ++i) out[i] = p[i];

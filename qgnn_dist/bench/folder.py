@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The output folder of a bench that is continued: whose it is, who works in it, and small notes in it."""
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from ..files.read import read_json
+
+__all__ = ["bench_folder", "read_note"]
+
+LARGEST_NOTE = 1 << 20
+
+
+@contextmanager
+def bench_folder(folder: Path, bench: str, ours: Sequence[str], overwrite: bool) -> Iterator[None]:
+    """OUT, made or found to be this bench's, and locked against a second one.
+
+    Args: bench: its name, as on the command line. ours: files and folders in it that `overwrite` forgets.
+    Raises: InputError: something else lies there, or another process works in it.
+    """
+    marker, mine = folder / "bench.json", {"bench": bench, "schema": 1}
+    if folder.exists() and not marker.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"output exists and is not the folder of a `qgnn bench {bench}`; choose another --out",
+                         file=str(folder))
+    if marker.exists() and read_note(marker) != mine:
+        raise InputError("the folder belongs to another kind or version of bench; choose another --out",
+                         file=str(folder))
+    folder.mkdir(parents=True, exist_ok=True)
+    marker.write_text(json.dumps(mine) + "\n", encoding="utf-8")
+    with open(folder / ".lock", "w", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system gives it back, however this process ends
+        except BlockingIOError:
+            raise InputError(f"another `qgnn bench {bench}` works in this folder", file=str(folder)) from None
+        if overwrite:
+            for name in ours:
+                place = folder / name
+                if place.is_dir():
+                    shutil.rmtree(place)
+                else:
+                    place.unlink(missing_ok=True)
+        yield
+
+
+def read_note(file: Path) -> Any:
+    """The value in a small JSON file; None where there is none that can be read."""
+    try:
+        return read_json(file, LARGEST_NOTE)
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`qgnn bench search`: for each row of a grid, settings found by validation figures alone, the same budget for all.
+
+OUT/ holds bench.json, grid.toml, stores/DATASET (without test labels), trials/DATASET/*.jsonl, rows/DATASET/*.json,
+settings/DATASET/METHOD-WIDTH.toml, table.json and table.md. All but the trials can be made again from them.
+"""
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..config import RunConfig
+from ..errors import InputError
+from .accuracy import check_rows
+from .cells import read_cell, run_cells
+from .folder import bench_folder
+from .grid import Row, read_grid
+from .space import Search, own_values, read_search, with_step
+from .spread import points
+from .stores import dataset_store
+from .systems import OWN
+from .trials import SearchCell, finished_trials, search_row
+from .tuned import tuned_file, tuned_text
+from .written import Tables, write_bench
+
+__all__ = ["search", "tables"]
+
+_OURS = ("grid.toml", "stores", "trials", "rows", "settings", "table.json", "table.md")
+
+
+def search(grid: str | Path, *, out: str | Path, data: str | Path | None = None, trials: int | None = None,
+           seeds: int | None = None, jobs: int | None = None, only: str | None = None, overwrite: bool = False,
+           on_step: Callable[[str], None] | None = None, on_start: Callable[[int, int, int], None] | None = None,
+           on_trial: Callable[[str, str | None], None] | None = None) -> dict[str, Any]:
+    """Search the rows of a grid that are not searched yet, write the settings of all that are, and a table of them.
+
+    Args:
+        grid: TOML file, see `bench/grid.py` and `bench/space.py`. out: folder; one of ours is continued.
+        data: folder of relative sources, default the grid's. trials, seeds: instead of the file's.
+        jobs: rows at a time, one thread each; default the file's, else the cores.
+        only: rows whose name (`dataset/method/width/K10`) contains it.
+        overwrite: forget the trials of an earlier search in `out`.
+        on_step: called with each step before the trials; on_start(trials to run, finished before, rows at a time);
+            on_trial(row, why the row failed or None).
+    Returns: table.json, with `failed` (rows) and `files`.
+    Raises: InputError before anything is written: the grid's faults, a folder that is not ours, no Optuna.
+    """
+    if importlib.util.find_spec("optuna") is None:
+        raise InputError("`qgnn bench search` needs Optuna: pip install 'qgnn-dist[search]'")
+    read = read_grid(grid, data=data, only=only, search=True)
+    plan = read_search(read, trials=trials, seeds=seeds)
+    folder = Path(out)
+    with bench_folder(folder, "search", _OURS, overwrite):
+        (folder / "grid.toml").write_text(read.text, encoding="utf-8")
+        prints = {name: dataset_store(folder / "stores" / name, read.sources[name], data, on_step, blind=True)
+                  for name in dict.fromkeys(row.dataset for row in read.shown)}
+        check_rows(read.shown, folder)
+        cells = {row.name: _cell(row, plan, prints[row.dataset], folder) for row in read.shown}
+        waiting = [cell for cell in cells.values() if read_cell(cell) is None]
+        number = min(jobs or read.jobs or os.cpu_count() or 1, max(len(waiting), 1))
+        counter = _Counter(waiting, on_trial)
+        if on_start is not None:
+            on_start(plan.trials * len(waiting) - counter.seen, counter.seen + plan.trials * (
+                len(cells) - len(waiting)), number)
+        failures = run_cells(waiting, number, work=search_row, on_end=counter.end, on_wait=counter.look)
+        rows = [_row(row, cells[row.name], read_cell(cells[row.name]), failures) for row in read.shown]
+        words = read.table.get("search", {}).get("settings", [])
+        for row, found in zip(read.shown, rows):
+            if found["best"] is not None:
+                _write_settings(folder, row, cells[row.name], found, [word.partition("=")[0].strip() for word in words])
+        result = write_bench("search", folder, rows, "Settings by search", _INTRO, tables(rows), None,
+                             trials=plan.trials, seeds=plan.seeds, failed=len(failures))
+        return {**result, "files": [*result["files"], str(folder / "settings")]}
+
+
+_INTRO = ("All rows tried as many settings, the first being their own, and trained each on as many seeds, none of a "
+          "table's, on a graph whose test nodes' labels were taken out. Figures are of validation, means over the "
+          "seeds, in points; the best of many is somewhat too good, which test figures don't inherit. Ended: by the "
+          "median rule, or as the first seeds were far below the best; diverged: no number came out.")
+
+
+def _cell(row: Row, plan: Search, fingerprint: str, out: Path) -> SearchCell:
+    space = plan.spaces[row.name]
+    known = [row.config.digest(), fingerprint, __version__, row.system, str(plan.seeds), json.dumps(space)]
+    trials = hashlib.sha256(" ".join(known).encode()).hexdigest()[:24]
+    digest = hashlib.sha256(f"{trials} {plan.trials}".encode()).hexdigest()[:24]
+    return SearchCell(row=row.name, names={"dataset": row.dataset, "method": row.method, "width": row.width,
+                                           "layers": row.layers}, seed=0, digest=digest, system=row.system,
+                      config=row.config, store=out / "stores" / row.dataset, space=space, trials=plan.trials,
+                      file=out / "rows" / row.dataset / f"{digest}.json", seeds=plan.seeds,
+                      history=out / "trials" / row.dataset / f"{trials}.jsonl")
+
+
+class _Counter:
+    """Tells of trials as processes finish them."""
+
+    def __init__(self, cells: Sequence[SearchCell], on_trial: Callable[[str, str | None], None] | None) -> None:
+        self._cells, self._tell = {cell.history: cell for cell in cells}, on_trial or (lambda name, why: None)
+        self._done = {cell.history: self._count(cell) for cell in cells}
+        self.seen = sum(min(self._done[cell.history], cell.trials) for cell in cells)
+
+    def look(self) -> None:
+        """Count what is new."""
+        for history, cell in self._cells.items():
+            count = self._count(cell)
+            for number in range(self._done[history], count):
+                self._tell(f"{cell.row} trial {number}", None)
+            self._done[history] = count
+
+    def end(self, cell: Any, failure: str | None) -> None:
+        """A row is through."""
+        self.look()
+        if failure is not None:
+            self._tell(cell.row, failure)
+
+    @staticmethod
+    def _count(cell: SearchCell) -> int:
+        return len(finished_trials(cell.history))
+
+
+def _row(row: Row, cell: SearchCell, result: dict[str, Any] | None, failures: dict[str, str]) -> dict[str, Any]:
+    """One line of table.json; figures as shares (0-1)."""
+    head = {"system": row.system, "shape": row.dataset, "name": row.name, "method": row.method, "width": row.width,
+            "layers": row.layers, "metric": row.config.train.metric, "threads": 1, "seeds": cell.seeds,
+            "space": {key: list(domain) if isinstance(domain, tuple) else domain for key, domain in cell.space.items()}}
+    if result is None:
+        return {**head, "best": None, "why": failures.get(cell.digest, "not finished")}
+    return {**head, **{key: result[key] for key in ("best", "own", "states", "trials", "seconds")},
+            "changed": _changed(cell, result)}
+
+
+def _changed(cell: SearchCell, result: dict[str, Any]) -> dict[str, Any]:
+    """What of the best settings the row did not have itself."""
+    own = result["own"]["params"]
+    return {key: value for key, value in result["best"]["params"].items() if value != own[key]}
+
+
+def _write_settings(out: Path, row: Row, cell: SearchCell, found: dict[str, Any], trials_only: Sequence[str]) -> None:
+    from ..files.write import write_atomically
+
+    params = found["best"]["params"]
+    if row.system == OWN:
+        params = with_step(params)
+    own = found["own"]["figure"]
+    notes = [f"{row.name}: the best of {found['trials']} trials by `qgnn bench search` (qgnn-dist {__version__}).",
+             f"Validation {row.config.train.metric} {points(found['best']['figure'])}, mean of {cell.seeds} "
+             f"seeds; {points(own)} by the row's own settings.",
+             f"Beside these: {_others(row.config, params, trials_only)}" if row.system == OWN else
+             f"For the reference {row.system} of `qgnn bench accuracy`."]
+    file = tuned_file(out / "settings", row.dataset, row.method, row.width)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, tuned_text(params, notes).encode())
+
+
+_DECIDING = ("model.", "propagation.", "messages.", "quant.", "train.")
+
+
+def _others(config: RunConfig, params: dict[str, Any], trials_only: Sequence[str]) -> str:
+    """As `--set` words, a row's settings that differ from the defaults, were not searched, and aren't trials' alone."""
+    from ..config import known_keys, load_config
+
+    skip = (*params, "train.checkpoint_every", "train.keep_checkpoints", *trials_only)
+    keys = [key for key in known_keys() if key.startswith(_DECIDING) and key not in skip]
+    plain = load_config(overrides=[f"quant.bits={config.quant.bits}",
+                                   f"propagation.layers={config.propagation.layers}"])
+    own, usual = own_values(config, keys), own_values(plain, keys)
+    words = [f"quant.bits={config.quant.bits}", *(f"{key}={own[key]}" for key in keys if own[key] != usual[key])]
+    return " ".join(f"--set {word}" for word in words)
+
+
+def tables(rows: Sequence[dict[str, Any]]) -> Tables:
+    """One table a dataset, and in it what was found."""
+    found: Tables = []
+    columns = ["method", "width", "K", "trials", "ended", "diverged", "own", "best", "gain", "s a trial", "found"]
+    for dataset in dict.fromkeys(row["shape"] for row in rows):
+        lines = []
+        for row in (row for row in rows if row["shape"] == dataset):
+            head = [row["method"], row["width"], str(row["layers"])]
+            if row["best"] is None:
+                lines.append([*head, *["–"] * (len(columns) - len(head) - 1), row["why"]])
+                continue
+            own, best, states = row["own"]["figure"], row["best"]["figure"], row["states"]
+            lines.append([*head, str(row["trials"]), str(states["pruned"] + states["skipped"]), str(states["diverged"]),
+                          points(own), points(best), points(None if own is None else best - own, sign="+"),
+                          f"{row['seconds'] / row['trials']:.1f}",
+                          ", ".join(f"{key.partition('.')[2]} {_short(value)}" for key, value in row["changed"].items())
+                          or "its own settings"])
+        found.append((dataset, columns, lines))
+    return found
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One row's search: settings tried one after the other, in the order that Optuna's TPE suggests them.
+
+A trial sees validation figures alone; its store has no test labels either (stores.without_test_labels). Finished trials
+are lines of a file, and a trial depends on the lines before it and its number: a search that was stopped goes on to the
+same settings.
+
+This module loads nothing heavy itself, as `bench/cells.py`.
+"""
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..config import RunConfig
+from ..errors import DivergedError, QgnnError
+from .cells import SCHEMA, Cell
+from .space import Domain, configured, own_values
+from .spread import mean
+from .systems import OWN
+
+if TYPE_CHECKING:
+    import optuna
+
+    from ..store.reader import Store
+
+__all__ = ["COMPLETE", "SearchCell", "best_of", "finished_trials", "search_row", "validation_figure"]
+
+COMPLETE, PRUNED, SKIPPED, DIVERGED = "complete", "pruned", "skipped", "diverged"
+"""States of a trial: all seeds ran; the median rule ended the first; the first was too far below; it diverged."""
+FIRST_SEED = 1_000_000
+"""A trial's seeds begin here, so that no seed of a table has had its settings chosen by its own draws."""
+STARTUP = 5
+"""Trials drawn at random before TPE's model suggests them; the first of them is the row's own settings."""
+FAR = 0.02
+"""So far below the best mean so far, a trial's first seeds are its last."""
+REPORTS, WARM_UP = 10, 0.3
+"""The median rule looks so often at a training, the first time after this share of its epochs."""
+DIGITS = 4
+"""Of a number drawn from a range: more would tell nothing."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchCell(Cell):
+    """The search of one row; `config` is where it starts.
+
+    Attributes: space: key → domain. trials, seeds: the budget. history: file of its finished trials, which a larger
+        budget goes on from.
+    """
+
+    space: dict[str, Domain] = field(default_factory=dict)
+    trials: int
+    seeds: int
+    history: Path
+
+
+class _HopelessError(Exception):
+    """The median rule ends a training."""
+
+
+def finished_trials(history: Path) -> list[dict[str, Any]]:
+    """The trials of a row so far; what a killed process left unfinished at the end is no trial."""
+    try:
+        lines = history.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    found: list[dict[str, Any]] = []
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            break
+        if not isinstance(record, dict) or record.get("number") != len(found):
+            break
+        found.append(record)
+    return found
+
+
+def best_of(records: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The complete trial of the best figure, the earliest of several; None where none is complete."""
+    complete = [record for record in records if record["state"] == COMPLETE]
+    return max(complete, key=lambda record: (record["figure"], -record["number"])) if complete else None
+
+
+def search_row(cell: Cell, scratch: Path) -> dict[str, Any]:
+    """Try settings until the budget is spent.
+
+    Returns: the cell's result: `best` and `own` trials, `states` with their counts, seconds of all trials.
+    Raises: QgnnError: every trial diverged.
+    """
+    import optuna
+
+    from ..store.reader import Store
+
+    assert isinstance(cell, SearchCell)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    store = Store.open(cell.store)
+    space, own = _resolved(cell, store)
+    records = finished_trials(cell.history)
+    _rewrite(cell.history, records)
+    while len(records) < cell.trials:
+        line = json.dumps(_trial(cell, space, own, records, scratch))
+        records.append(json.loads(line))  # as a later process will see it
+        with open(cell.history, "a", encoding="utf-8") as opened:
+            opened.write(line + "\n")
+            opened.flush()
+            os.fsync(opened.fileno())
+    records = records[:cell.trials]
+    best = best_of(records)
+    if best is None:
+        raise QgnnError(f"none of {len(records)} trials came to an end, the first because {records[0]['why']}")
+    states = [record["state"] for record in records]
+    return {"schema": SCHEMA, "digest": cell.digest, "system": cell.system, "names": cell.names, "best": best,
+            "own": records[0], "trials": len(records), "seeds": cell.seeds,
+            "states": {state: states.count(state) for state in (COMPLETE, PRUNED, SKIPPED, DIVERGED)},
+            "seconds": sum(record["seconds"] for record in records)}
+
+
+def _rewrite(history: Path, records: Sequence[dict[str, Any]]) -> None:
+    """Drop half a line at the file's end, which the next one would be glued to."""
+    from ..files.write import write_atomically
+
+    history.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(history, "".join(json.dumps(record) + "\n" for record in records).encode())
+
+
+def _resolved(cell: SearchCell, store: Store) -> tuple[dict[str, Domain], dict[str, Any]]:
+    """The space and the row's own values in it; `auto` is the normalisation that this store's rows get."""
+    from .task import chosen_norm
+
+    own = own_values(cell.config, cell.space)
+    space = dict(cell.space)
+    key = "model.feature_norm"
+    if isinstance(space.get(key), tuple):
+        norms = tuple(dict.fromkeys(chosen_norm(store, norm) for norm in space[key]))
+        space[key], own[key] = norms, chosen_norm(store, own[key])
+    return space, own
+
+
+def _trial(cell: SearchCell, space: Mapping[str, Domain], own: Mapping[str, Any], records: Sequence[dict[str, Any]],
+           scratch: Path) -> dict[str, Any]:
+    """Run the next trial: the row's own settings first, then what TPE suggests."""
+    number, start = len(records), time.perf_counter()
+    study = _study(space, records)
+    if number == 0:
+        study.enqueue_trial(dict(own))
+    trial = study.ask(_distributions(space))
+    params = {key: _tidy(trial.params[key], domain) if number else own[key] for key, domain in space.items()}
+    config, reports, figures = configured(cell.config, params), list[tuple[int, float]](), list[float]()
+    best = best_of(records)
+    every = max(config.train.epochs // REPORTS, 1)
+    top = 0.0
+
+    def watch(epoch: int, figure: float) -> None:
+        nonlocal top
+        top = max(top, figure)
+        if figures or epoch % every or epoch < WARM_UP * config.train.epochs:
+            return
+        reports.append((epoch, top))
+        trial.report(top, epoch)
+        if trial.should_prune():
+            raise _HopelessError
+
+    state, why = COMPLETE, ""
+    try:
+        for seed in range(cell.seeds):
+            figures.append(validation_figure(cell, config, seed, scratch, watch))
+            if best is not None and len(figures) < cell.seeds and (mean(figures) or 0.0) < best["figure"] - FAR:
+                state = SKIPPED
+                break
+    except _HopelessError:
+        state = PRUNED
+    except DivergedError as error:
+        state, why = DIVERGED, error.message
+    return {"number": number, "state": state, "figure": mean(figures) if state == COMPLETE else None, "params": params,
+            "figures": figures, "reports": reports, "why": why, "seconds": round(time.perf_counter() - start, 3)}
+
+
+def validation_figure(cell: SearchCell, config: RunConfig, seed: int, scratch: Path,
+                      watch: Callable[[int, float], None]) -> float:
+    """Train once; the validation figure of the best epoch, by the metric. Nothing else comes out of here.
+
+    Args:
+        seed: 0, 1, … of the trial's.
+        watch: called with each evaluated epoch and its validation figure; may raise to end the training.
+    """
+    import dataclasses
+
+    from ..cluster import api
+    from ..store.reader import Store
+    from .references import train_reference
+
+    config, metric = dataclasses.replace(config, seed=FIRST_SEED + seed), config.train.metric
+
+    def on_epoch(record: dict[str, Any]) -> None:
+        if metric in record:
+            watch(record["epoch"], record[metric]["valid"])
+
+    run = Path(tempfile.mkdtemp(prefix="trial-", dir=scratch))
+    try:
+        if cell.system != OWN:
+            summary = train_reference(Store.open(cell.store), cell.system, config, on_epoch=on_epoch)
+        else:
+            summary = api.train(cell.store, out=run / "run", config=config, on_epoch=on_epoch)
+    finally:
+        shutil.rmtree(run, ignore_errors=True)
+    return float(summary["metric"]["valid"])
+
+
+def _study(space: Mapping[str, Domain], records: Sequence[dict[str, Any]]) -> optuna.Study:
+    """A study that knows the finished trials, and draws as their number says: always the same for the same lines."""
+    import optuna
+
+    sampler = optuna.samplers.TPESampler(n_startup_trials=STARTUP, seed=len(records))
+    study = optuna.create_study(direction="maximize", sampler=sampler,
+                                pruner=optuna.pruners.MedianPruner(n_startup_trials=STARTUP - 1))
+    whole, ended = optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED
+    for record in records:
+        # A diverged trial is as bad as a figure can be; one of fewer seeds counts by theirs.
+        values = {PRUNED: None, DIVERGED: 0.0}
+        study.add_trial(optuna.trial.create_trial(
+            state=ended if record["state"] == PRUNED else whole, params=record["params"],
+            value=values.get(record["state"], mean(record["figures"])), distributions=_distributions(space),
+            intermediate_values=dict(record["reports"])))
+    return study
+
+
+def _distributions(space: Mapping[str, Domain]) -> dict[str, Any]:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    found: dict[str, Any] = {}
+    for key, domain in space.items():
+        if isinstance(domain, dict):
+            ends = domain["low"], domain["high"]
+            kind = IntDistribution if all(isinstance(end, int) for end in ends) else FloatDistribution
+            found[key] = kind(*ends, log=domain["log"])
+        else:
+            found[key] = CategoricalDistribution(domain)
+    return found
+
+
+def _tidy(value: Any, domain: Domain) -> Any:
+    """A number drawn from a range with DIGITS digits, inside it."""
+    if not isinstance(domain, dict) or not isinstance(value, float):
+        return value
+    return min(max(float(f"{value:.{DIGITS}g}"), domain["low"]), domain["high"])

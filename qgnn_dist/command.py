@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every command of `qgnn` shares: one line for an error, exit codes (1 failed, 2 wrong use or input), options."""
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from .errors import QgnnError
+
+__all__ = ["Debug", "Json", "Outcome", "Overwrite", "RayAddress", "command"]
+
+Outcome = tuple[dict[str, Any], Callable[[dict[str, Any], Console], None]]
+"""What a command found, and how people see it."""
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the stack trace of an error.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
+RayAddress = Annotated[str | None, typer.Option(
+    "--ray-address", help="Join this Ray cluster; default: RAY_ADDRESS, else a local Ray for this command.")]
+
+
+def command(epilog: str, group: typer.Typer,
+            name: str | None = None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register a command whose errors are one line on stderr and whose example stands under its help."""
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def guarded(*args: Any, **kwargs: Any) -> None:
+            debug = bool(kwargs.get("debug"))
+            if not debug:
+                warnings.simplefilter("ignore", FutureWarning)
+            try:
+                # Ray and its workers print as they like; stdout is for the result alone.
+                with contextlib.redirect_stdout(sys.stderr):
+                    result, show = function(*args, **kwargs)
+            except QgnnError as error:
+                _fail(str(error), error.exit_code, debug, getattr(error, "remote_traceback", None))
+            except KeyboardInterrupt:
+                _fail(f"interrupted{_AFTER_INTERRUPT.get(function.__name__, '')}", 1, debug)
+            except OSError as error:
+                _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 1, debug)
+            except MemoryError:
+                _fail("out of memory; use more parts on more hosts, or fewer bits", 1, debug)
+            except Exception as error:
+                first = str(error).strip().splitlines()
+                _fail(f"internal error: {type(error).__name__}: {first[0] if first else ''} "
+                      "(--debug shows where)", 1, debug)
+            if kwargs.get("as_json"):
+                print(json.dumps(result, default=str))
+            else:
+                show(result, Console())
+            if result.get("failed"):  # a table of which some rows could not be measured
+                raise typer.Exit(1)
+        return group.command(name, epilog=f"Example: {epilog}")(guarded)
+    return register
+
+
+_AFTER_INTERRUPT = {"train": "; --resume goes on from the last checkpoint",
+                    "accuracy": "; finished cells are kept, the same command goes on",
+                    "search": "; finished trials are kept, the same command goes on"}
+
+
+def _fail(message: str, code: int, debug: bool, remote: str | None = None) -> None:
+    if debug:
+        traceback.print_exc()
+        if remote:
+            print(remote, file=sys.stderr)
+    words = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in message)
+    Console(stderr=True, soft_wrap=True).print(f"error: {words}", style="red", markup=False, highlight=False)
+    raise typer.Exit(code)
