@@ -148,10 +148,7 @@ def _trial(cell: SearchCell, space: Mapping[str, Domain], own: Mapping[str, Any]
            scratch: Path) -> dict[str, Any]:
     """Run the next trial: the row's own settings first, then what TPE suggests."""
     number, start = len(records), time.perf_counter()
-    study = _study(space, records)
-    if number == 0:
-        study.enqueue_trial(dict(own))
-    trial = study.ask(_distributions(space))
+    trial = _study(space, records).ask(_distributions(space))
     params = {key: _tidy(trial.params[key], domain) if number else own[key] for key, domain in space.items()}
     config, reports, figures = configured(cell.config, params), list[tuple[int, float]](), list[float]()
     best = best_of(records)
