@@ -40,6 +40,8 @@ def partition(
         help="Of stream: most edges, and training nodes, of a part over the mean; default: 2.")] = None,
     like: Annotated[Path | None, typer.Option(
         help="A store of the graph as it was: nodes that it has keep their part, new ones are placed.")] = None,
+    hops: Annotated[int, typer.Option(
+        help="Put the means over neighbours of so many hops beside a node's own features, once and for all.")] = 0,
     features_bits: Annotated[int | None, typer.Option(
         help="Keep dense features as codes of 8, 4 or 2 bits; default: as they are.")] = None,
     root: Annotated[Path | None, typer.Option(help="Folder that holds OGB data sets.")] = None,
@@ -60,7 +62,8 @@ def partition(
             source, parts=parts, out=out, method=method, order=order, seed=seed, memory_gb=memory, balance=balance,
             edge_balance=edge_balance, like=like, root=root, yes=yes,
             columns=ColumnNames(node_id=node_id, src=src, dst=dst, label=label, split=split),
-            features_bits=features_bits, overwrite=overwrite, ray_address=ray_address, progress=status.update)
+            hops=hops, features_bits=features_bits, overwrite=overwrite, ray_address=ray_address,
+            progress=status.update)
     return result, render.partition
 
 

@@ -36,7 +36,8 @@ def check_predictable(store: Store, model: PackedModel, model_file: str) -> None
         raise InputError("the store has no features; prediction needs them", file=str(store.path))
     if store.num_features != model.info.num_features:
         raise ModelError(f"the model takes {model.info.num_features} features, the store {store.path} has "
-                         f"{store.num_features}; export a model trained on such features", file=model_file)
+                         f"{store.num_features}; export a model trained on such features, or partition with the --hops"
+                         " of its store", file=model_file)
     if model.info.kind == "elastic":
         refuse_parts(store.num_parts, str(store.path))
 

@@ -7,7 +7,7 @@ import importlib.util
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,8 @@ from .balance import Balance
 from .build import build_part, disk_bytes, edges_at_once, remove_spool, spool
 from .clean import CleanGraph, check_arrays, clean, fingerprint
 from .features import CodedFeatures, check_feature_bits
-from .like import check_like, known_owners
+from .hops import MixedFeatures, check_hops, hop_bytes
+from .like import check_like, known_owners, known_scales
 from .order import ORDERS, choose_order
 
 __all__ = ["METHODS", "partition_graph"]
@@ -54,7 +55,8 @@ Builders = Callable[[Callable[[str, int], dict[str, Any]], str, list[int]], list
 def partition_graph(graph: Graph, *, parts: int, out: str | Path, method: str = "auto", order: str = "auto",
                     seed: int = 0, memory_gb: float | None = None, balance: float | None = None,
                     edge_balance: float | None = None, like: str | Path | None = None,
-                    features_bits: int | None = None, overwrite: bool = False, run_builders: Builders | None = None,
+                    hops: int = 0, features_bits: int | None = None, overwrite: bool = False,
+                    run_builders: Builders | None = None,
                     builders: int = 1, progress: Callable[[str], None] | None = None) -> dict[str, Any]:
     """Write a store of `parts` parts.
 
@@ -67,7 +69,8 @@ def partition_graph(graph: Graph, *, parts: int, out: str | Path, method: str = 
         balance, edge_balance: most nodes of a part over the mean, and most edges and training nodes; of `stream`, by
             default as in Balance. like: a store of as many parts, of an earlier state of the graph: nodes that it has
             keep their part, new ones are placed by `stream`.
-        features_bits: 8, 4 or 2 keep dense features as codes (quant.columns); None keeps them as they are.
+        hops: so many hops of neighbours' features stand beside a node's own (hops.py). features_bits: 8, 4 or 2 keep
+            dense features as codes (quant.columns); None keeps them as they are.
         run_builders: runs `build_part` for all parts, e.g. on Ray actors; None builds them one after the other here.
         builders: how many of them `run_builders` runs side by side at most; they share the memory.
     Returns: the manifest without its file list.
@@ -81,6 +84,7 @@ def partition_graph(graph: Graph, *, parts: int, out: str | Path, method: str = 
     elif not memory_gb > 0:
         raise InputError(f"--memory {memory_gb:g}: expected more than 0 GB")
     check_arrays(graph)
+    check_hops(graph, hops)
     check_feature_bits(graph, features_bits)
     memory, seconds, laps = int(memory_gb * 1e9), dict[str, float](), dict[str, int]()
     watch = MemoryWatch()
@@ -97,7 +101,8 @@ def partition_graph(graph: Graph, *, parts: int, out: str | Path, method: str = 
     try:
         with disk_errors(target.parent, 0, str(out), "the store"), new_store(target) as building:
             scratch, keys = building.folder, max(memory // 16, LEAST_KEYS)
-            needed = _first_room(graph, parts, keys)
+            mixing = hop_bytes(graph, hops)
+            needed = _first_room(graph, parts, keys) + mixing
             check_room(scratch, needed, str(out), "the store")
             known = needed if graph.edge_rows is not None else 0
             with disk_errors(scratch, known, str(out), "the store"), stage("read", "reading and sorting the edges"):
@@ -114,24 +119,28 @@ def partition_graph(graph: Graph, *, parts: int, out: str | Path, method: str = 
                     owners, found = METHODS[chosen](cleaned.indptr, cleaned.indices, parts, seed, limits)
             with stage("order", "ordering the nodes" + (f" by {order}" if order != "auto" else "")):
                 nodes, sorted_by, why = choose_order(order, cleaned.indptr, cleaned.indices, seed, memory_gb)
-            needed = disk_bytes(graph, len(cleaned.indices), parts)
+            needed = disk_bytes(graph, len(cleaned.indices), parts) + mixing
             check_room(scratch, needed, str(out), "the store")
             with disk_errors(scratch, needed, str(out), "the store"):
+                changed = hops or features_bits is not None
+                with stage("features", "features of neighbours and codes") if changed else nullcontext():
+                    at_rest, stored = _at_rest(graph, cleaned, hops, features_bits, scratch, model)
                 with stage("build", "building the parts"):
                     run = run_builders or (lambda build, folder, wanted: [build(folder, part) for part in wanted])
-                    spool(_at_rest(graph, features_bits, scratch), cleaned, owners, parts, nodes, scratch,
+                    spool(at_rest, cleaned, owners, parts, nodes, scratch,
                           edges_at_once(memory, builders), {"out": str(out), "needed_bytes": needed})
                     entries = run(build_part, str(scratch), list(range(parts)))
                     built = max(entry.pop("peak_anon_bytes") for entry in entries)
                     manifest = _manifest(graph, cleaned, entries)
-                    del cleaned  # network file systems keep a file that is still mapped
+                    manifest["num_features"] *= hops + 1
+                    del cleaned, at_rest  # network file systems keep a file that is still mapped
                     remove_spool(scratch)
                 manifest |= {
                     "format_version": CODED_VERSION if features_bits is not None else (
                         FORMAT_VERSION if sorted_by == SOURCE_ORDER else ORDERED_VERSION),
                     "partitioner": {"method": chosen, "requested": method, "reason": reason, "seed": seed, **found},
                     "order": {"method": sorted_by, "requested": order, "reason": why},
-                    **({"feature_bits": features_bits} if features_bits is not None else {}),
+                    **stored,
                     "seconds": seconds,
                     "peak": {**watch.peaks(), "memory_gb": memory_gb, "anon_bytes_by_stage": laps,
                              "builder_anon_bytes": built}}
@@ -173,13 +182,20 @@ def _check_word(option: str, word: str, known: Iterable[str]) -> None:
                          + (f"; did you mean {near[0]}?" if near else ""))
 
 
-def _at_rest(graph: Graph, features_bits: int | None, scratch: Path) -> Graph:
-    """The graph with the features that its parts are to hold, and their grids in `scratch`."""
-    if features_bits is None:
-        return graph
-    coded = CodedFeatures(graph, features_bits)
-    np.save(scratch / "x_grids.npy", [coded.grids.low, coded.grids.high])
-    return replace(graph, features=coded)  # type: ignore[arg-type]
+def _at_rest(graph: Graph, cleaned: CleanGraph, hops: int, features_bits: int | None, scratch: Path,
+             model: Store | None) -> tuple[Graph, dict[str, Any]]:
+    """The graph with the features that its parts are to hold, their grids in `scratch`, and what the manifest tells."""
+    stored: dict[str, Any] = {}
+    if hops:
+        mixed = MixedFeatures(graph, cleaned, hops, scratch, None if model is None else known_scales(model, hops))
+        graph = replace(graph, features=mixed)  # type: ignore[arg-type]
+        stored["hops"] = {"count": hops, "scales": mixed.scales}
+    if features_bits is not None:
+        coded = CodedFeatures(graph, features_bits)
+        np.save(scratch / "x_grids.npy", [coded.grids.low, coded.grids.high])
+        graph = replace(graph, features=coded)  # type: ignore[arg-type]
+        stored["feature_bits"] = features_bits
+    return graph, stored
 
 
 def _balance(method: str, graph: Graph, nodes: float | None, edges: float | None) -> Balance:

@@ -18,13 +18,14 @@ import numpy as np
 import pyarrow as pa
 
 from ..data.graph import NO_SPLIT, SPLITS, Graph, SparseFeatures, row_entries
-from ..errors import InputError, StoreError
+from ..errors import StoreError
 from ..files.write import disk_errors
 from ..memory import MemoryWatch
 from ..store.columns import checksum, open_batches, write_batches, write_columns
 from ..store.manifest import part_folder
 from ..store.reader import FEATURE_BLOCK_ROWS
 from .clean import INDICES, CleanGraph
+from .features import refuse_not_finite
 from .scratch import append, map_array, save_array, write_values
 
 __all__ = ["build_part", "disk_bytes", "edges_at_once", "remove_spool", "spool"]
@@ -186,10 +187,7 @@ def _finite_blocks(graph: Graph) -> Iterator[np.ndarray]:
     assert not isinstance(features, SparseFeatures)
     for start in range(0, graph.num_nodes, FEATURE_BLOCK_ROWS):
         block = features[start:start + FEATURE_BLOCK_ROWS]
-        finite = np.isfinite(block)
-        if not finite.all():
-            row = start + int(np.flatnonzero(~finite.all(1))[0])
-            raise InputError(f"{graph.name}: features hold NaN or infinity (first row: {row}); fill or drop them")
+        refuse_not_finite(graph.name, block, start)
         yield block
 
 

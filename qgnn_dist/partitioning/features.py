@@ -9,7 +9,7 @@ from ..errors import InputError
 from ..quant.columns import FEATURE_BITS, ColumnGrids
 from ..quant.packed import row_bytes
 
-__all__ = ["CodedFeatures", "check_feature_bits"]
+__all__ = ["BLOCK_ROWS", "CodedFeatures", "check_feature_bits", "refuse_not_finite"]
 
 BLOCK_ROWS = 65536
 SAMPLE_VALUES, SAMPLE_ROWS = 1 << 20, 4096
@@ -26,6 +26,14 @@ def check_feature_bits(graph: Graph, bits: int | None) -> None:
         what = "no" if graph.features is None else "sparse"
         raise InputError(f"--features-bits {bits}: {graph.name} has {what} features, and only dense ones are coded; "
                          "leave it out")
+
+
+def refuse_not_finite(name: str, block: np.ndarray, start: int) -> None:
+    """Raise InputError where some of a graph's feature rows, the first of them `start`, hold NaN or infinity."""
+    finite = np.isfinite(block)
+    if not finite.all():
+        row = start + int(np.flatnonzero(~finite.all(1))[0])
+        raise InputError(f"{name}: features hold NaN or infinity (first row: {row}); fill or drop them")
 
 
 class CodedFeatures:
@@ -61,10 +69,7 @@ def _fit(name: str, x: np.ndarray, bits: int) -> ColumnGrids:
     stride = max(num_nodes // max(SAMPLE_VALUES // num_features, SAMPLE_ROWS), 1)
     for start in range(0, num_nodes, BLOCK_ROWS):
         block = np.asarray(x[start:start + BLOCK_ROWS])
-        finite = np.isfinite(block)
-        if not finite.all():
-            row = start + int(np.flatnonzero(~finite.all(1))[0])
-            raise InputError(f"{name}: features hold NaN or infinity (first row: {row}); fill or drop them")
+        refuse_not_finite(name, block, start)
         least, greatest = np.minimum(least, block.min(0)), np.maximum(greatest, block.max(0))
         total += block.sum(0, dtype=np.float64)
         pieces.append(np.asarray(block[-start % stride::stride], np.float32))

@@ -12,7 +12,7 @@ from ..data.graph import Graph
 from ..errors import InputError
 from ..store.reader import Store
 
-__all__ = ["check_like", "known_owners"]
+__all__ = ["check_like", "known_owners", "known_scales"]
 
 
 def check_like(path: str | Path, parts: int, method: str) -> Store:
@@ -47,6 +47,17 @@ def known_owners(store: Store, graph: Graph) -> tuple[np.ndarray, dict[str, int]
         owners[here] = index
         kept += int(np.count_nonzero(here))
     return owners, {"kept": kept, "new": graph.num_nodes - kept, "removed": store.num_nodes - kept}
+
+
+def known_scales(store: Store, hops: int) -> list[float] | None:
+    """The scales of a store's mixed features, so that a model trained on them finds the same in a later store.
+
+    Raises:
+        InputError: the store has another number of hops.
+    """
+    if store.hops != hops:
+        raise InputError(f"--like {store.path} has features of {store.hops} hops, --hops is {hops}: expected the same")
+    return [float(scale) for scale in store.manifest["hops"]["scales"]]
 
 
 def _comparable(ids: pa.Array) -> pa.Array:

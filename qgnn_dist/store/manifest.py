@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,7 @@ def read_manifest(store: Path) -> dict[str, Any]:
     _check_top(manifest, file)
     _check_order(manifest, file)
     _check_feature_bits(manifest, file)
+    _check_hops(manifest, file)
     feature_files = _FEATURE_FILES[manifest["feature_kind"]]
     if version == CODED_VERSION:
         feature_files = {*feature_files, "feature_grids.arrow"}
@@ -134,6 +136,21 @@ def _check_feature_bits(manifest: dict[str, Any], file: Path) -> None:
     if fits != (version == CODED_VERSION) or (bits is not None and not fits):
         raise StoreError(f"feature_bits is {shown(bits)} with {manifest['feature_kind']} features in store format "
                          f"{version}; expected 8, 4 or 2 with dense ones in {CODED_VERSION} alone", file=str(file))
+
+
+def _check_hops(manifest: dict[str, Any], file: Path) -> None:
+    """Mixed features are dense, and have a scale a hop."""
+    if "hops" not in manifest:
+        return
+    _demand(manifest, {"hops": dict}, file, "manifest")
+    _demand(manifest["hops"], {"count": int, "scales": list}, file, "hops")
+    count, scales = manifest["hops"]["count"], manifest["hops"]["scales"]
+    fits = count > 0 and len(scales) == count and all(
+        isinstance(s, _NUMBER) and not isinstance(s, bool) and 0 < s < math.inf for s in scales)
+    if not fits or manifest["feature_kind"] != "dense" or manifest["num_features"] % (count + 1):
+        raise StoreError(f"hops has count {shown(count)} and {len(scales)} scales with {manifest['num_features']} "
+                         f"{manifest['feature_kind']} features; expected a number above 0 for each hop, and dense "
+                         "features, as many for every hop", file=str(file))
 
 
 def _check_sums(manifest: dict[str, Any], file: Path) -> None:

@@ -67,6 +67,7 @@ class Store:
         self.num_features: int = manifest["num_features"]
         self.feature_kind: str | None = manifest["feature_kind"]
         self.feature_bits: int | None = manifest.get("feature_bits")
+        self.hops = int(manifest["hops"]["count"]) if "hops" in manifest else 0
         self.num_classes: int = manifest["num_classes"]
         self.class_names: list[str] | None = manifest["class_names"]
         self.has_labels: bool = manifest["has_labels"]
