@@ -8,6 +8,7 @@
     [datasets.cora]             # rows: datasets x methods x widths x layers
     source = "cora.npz"
     shifts = true               # predict the graph with other feature scales, and without some edges, too
+    hops = 2                    # of neighbours' features in the store, see `partitioning/hops.py`
     [methods.lsq]
     settings = ["quant.method=lsq"]
     widths = ["float", "int2"]  # a dataset or a method may restrict the other lists
@@ -65,7 +66,7 @@ _KEYS = {
                  "default_widths": _LIST, "tuned": _WORD, "search": "tables", "datasets": "tables",
                  "methods": "tables", "widths": "tables"},
     "datasets": {"source": _WORD, "settings": _LIST, "seeds": _WHOLE, "methods": _LIST, "widths": _LIST,
-                 "layers": _DEPTHS, "shifts": _FLAG, "tuned": _FLAG, "space": "tables"},
+                 "layers": _DEPTHS, "hops": _WHOLE, "shifts": _FLAG, "tuned": _FLAG, "space": "tables"},
     "methods": {"system": _WORD, "settings": _LIST, "datasets": _LIST, "widths": _LIST, "layers": _DEPTHS,
                 "tuned": _FLAG, "space": "tables"},
     "widths": {"settings": _LIST},
@@ -113,13 +114,15 @@ class Grid:
     """A checked grid.
 
     Attributes:
-        sources: dataset → graph source; a file's path is whole. rows: all, in the order of the file.
+        sources: dataset → graph source; a file's path is whole. hops: dataset → those of its store.
+        rows: all, in the order of the file.
         shown: those that `only` leaves; the others can still be what differences are taken against.
         reference: name of the width of the differences. jobs: processes at a time, None where the file is silent.
         text: the file, as read. table: what it says, of the right shape. file: its path.
     """
 
     sources: dict[str, str]
+    hops: dict[str, int]
     rows: tuple[Row, ...]
     shown: tuple[Row, ...]
     reference: str
@@ -259,7 +262,8 @@ class _Reader:
         wanted = {row.dataset for row in shown} if not self.faults else self._datasets
         sources = {name: self._source(name, inner["source"], name in wanted)
                    for name, inner in self._datasets.items()}
-        return Grid(sources=sources, rows=tuple(rows), shown=shown, reference=self._reference,
+        hops = {name: inner.get("hops", 0) for name, inner in self._datasets.items()}
+        return Grid(sources=sources, hops=hops, rows=tuple(rows), shown=shown, reference=self._reference,
                     jobs=self._table.get("jobs"), text=text, table=self._table, file=str(self._file))
 
     def _fault(self, text: str) -> None:
@@ -274,7 +278,10 @@ class _Reader:
                 *((f"widths.{name}", words) for name, words in self._widths.items())]
 
     def _check_names(self) -> None:
-        """Names in restriction lists that nobody defines."""
+        """Names in restriction lists that nobody defines, and keys that don't go together."""
+        for name, inner in self._datasets.items():
+            if inner.get("shifts", False) and "hops" in inner:
+                self._fault(f"datasets.{name}.hops: shifted graphs are made without hops; leave shifts out")
         places = [("default_widths", "widths", self._usual), ("reference", "widths", [self._reference])]
         places += [(f"{kind}.{name}.{key}", key, inner[key]) for kind in ("datasets", "methods")
                    for name, inner in self._table[kind].items() for key in self._known if key in inner]

@@ -14,15 +14,17 @@ from .folder import read_note
 
 if TYPE_CHECKING:
     from ..data.graph import Graph
+    from ..store.reader import Store
 
 __all__ = ["dataset_store", "without_test_labels", "write_shifted_stores"]
 
 
 def dataset_store(store: Path, source: str, root: str | Path | None, on_step: Callable[[str], None] | None = None, *,
-                  blind: bool = False) -> str:
-    """The fingerprint of a dataset's store, written first where there is none of the source as it is now.
+                  hops: int = 0, blind: bool = False) -> str:
+    """What tells a dataset's store from another's, which is written first where there is none of the source as it is.
 
-    Args: root: folder of OGB data sets. blind: without the test nodes' labels, see `without_test_labels`.
+    Args: root: folder of OGB data sets. hops: of its features. blind: without the test nodes' labels, see
+        `without_test_labels`.
     """
     from ..cluster import api
     from ..data.load import load_graph
@@ -30,10 +32,10 @@ def dataset_store(store: Path, source: str, root: str | Path | None, on_step: Ca
     from ..store.reader import Store
 
     note = store.with_name(f"{store.name}.json")
-    state = {"source": _identity(source), **({"blind": True} if blind else {})}
+    state = {"source": _identity(source), **({"hops": hops} if hops else {}), **({"blind": True} if blind else {})}
     if read_note(note) == state:
         try:
-            return Store.open(store).fingerprint
+            return _told(Store.open(store))
         except StoreError:
             pass  # damaged, or of an older version
     note.unlink(missing_ok=True)
@@ -41,9 +43,13 @@ def dataset_store(store: Path, source: str, root: str | Path | None, on_step: Ca
     if on_step is not None:
         on_step(f"partitioning {store.name}")
     given = without_test_labels(load_graph(source, root=root)) if blind else source
-    api.partition(given, parts=1, out=store, root=root, overwrite=store.exists())
+    api.partition(given, parts=1, out=store, root=root, hops=hops, overwrite=store.exists())
     write_atomically(note, (json.dumps(state) + "\n").encode())
-    return Store.open(store).fingerprint
+    return _told(Store.open(store))
+
+
+def _told(store: Store) -> str:
+    return store.fingerprint + (f" with {store.hops} hops" if store.hops else "")
 
 
 def write_shifted_stores(stores: Path, source: str, root: str | Path | None,

@@ -225,3 +225,13 @@ def test_shifted_graphs() -> None:
     np.testing.assert_array_equal(kept[1], kept[2][::-1], err_msg="both directions go together")
     pairs = {tuple(pair) for pair in kept[0].T}
     assert ((0, 1) in pairs) == ((1, 0) in pairs)
+
+
+def test_hops_are_those_of_the_datasets_own_store(tmp_path: Path) -> None:
+    source = "synthetic:sbm?nodes=300&edges=1500&features=8&classes=3&seed=1"
+    plain, mixed = (dataset_store(tmp_path / name, source, None, hops=hops) for name, hops in (("a", 0), ("b", 2)))
+    assert mixed == f"{plain} with 2 hops"
+    assert [Store.open(tmp_path / name).num_features for name in "ab"] == [8, 24]
+    assert dataset_store(tmp_path / "b", source, None, hops=2) == mixed
+    assert dataset_store(tmp_path / "b", source, None, hops=1) == f"{plain} with 1 hops"
+    assert Store.open(tmp_path / "b").num_features == 16

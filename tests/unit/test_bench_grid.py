@@ -158,6 +158,17 @@ def test_a_fault_of_settings_together_names_the_row(tmp_path: Path) -> None:
     assert str(error.value).count("diverges") == 1
 
 
+def test_shifted_graphs_have_no_hops(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"datasets\.a\.hops: shifted graphs are made without hops"):
+        _read(tmp_path, f"""
+            [datasets.a]
+            {SBM}
+            hops = 1
+            shifts = true
+            [methods.m]
+            """)
+
+
 def test_unused_tables_and_empty_products_are_faults(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"widths.w: no row uses it"):
         _read(tmp_path, f'default_widths = ["int2"]\n[datasets.a]\n{SBM}\n[methods.m]\n[widths.w]\n'
@@ -207,3 +218,5 @@ def test_the_grid_in_jobs_is_right(tmp_path: Path) -> None:
     grid = read_grid(Path(__file__).parents[2] / "jobs" / "groups.toml", data=tmp_path)
     assert {"cora-drawn/recipe/int4/K10", "fb100/recipe/int2-m1/K10"} <= set(_names(grid))
     assert {row.seeds for row in grid.rows} == {10}
+    grid = read_grid(Path(__file__).parents[2] / "jobs" / "large.toml")
+    assert grid.hops == {"arxiv": 0, "arxiv-hops": 2}
