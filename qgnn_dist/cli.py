@@ -183,6 +183,30 @@ def plan(
         return planning.make_plan(sized, machines, resolved, rates, found, parts=parts, name=name), show_plan
 
 
+@_command("qgnn submit train /shared/store --out /shared/run --address http://head:8265", passes_on=True)
+def submit(
+    words: Annotated[list[str], typer.Argument(
+        metavar="COMMAND...", help="A command of qgnn and all its options; paths as the cluster's hosts see them.")],
+    address: Annotated[str, typer.Option(help="Of the cluster's dashboard.", envvar="RAY_API_SERVER_ADDRESS")],
+    name: Annotated[str | None, typer.Option(help="Of the job; default: Ray makes one up.")] = None,
+    working_dir: Annotated[Path | None, typer.Option(
+        "--working-dir", help="Local folder that goes with the job, for its configuration files.")] = None,
+    wheel: Annotated[Path | None, typer.Option(
+        help="Wheel of this package that goes with the job, where the cluster's hosts have none.")] = None,
+    env: Annotated[list[str] | None, typer.Option("--env", help="NAME=VALUE for the job; again for more.")] = None,
+    no_follow: Annotated[bool, typer.Option("--no-follow", help="Do not wait for the job's end.")] = False,
+    as_json: Json = False, debug: Debug = False,
+) -> Outcome:
+    """Run a command as a Ray job on a cluster, show its log, and end with its exit code; Ctrl-C detaches or stops."""
+    from .cluster import jobs
+
+    talk = render.JobTalk()
+    result = jobs.submit(words, address=address, name=name, working_dir=working_dir, wheel=wheel,
+                         environment=env or [], follow=not no_follow, on_start=talk.started, on_log=talk.log,
+                         on_interrupt=talk.asked, on_warning=talk.warning)
+    return result, render.job
+
+
 @app.callback(invoke_without_command=True)
 def _global(
     version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,

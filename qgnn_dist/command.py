@@ -28,9 +28,12 @@ RayAddress = Annotated[str | None, typer.Option(
     "--ray-address", help="Join this Ray cluster; default: RAY_ADDRESS, else a local Ray for this command.")]
 
 
-def command(epilog: str, group: typer.Typer,
-            name: str | None = None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register a command whose errors are one line on stderr and whose example stands under its help."""
+def command(epilog: str, group: typer.Typer, name: str | None = None, *,
+            passes_on: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register a command whose errors are one line on stderr and whose example stands under its help.
+
+    Args: passes_on: options that it does not know are words for another command.
+    """
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def guarded(*args: Any, **kwargs: Any) -> None:
@@ -57,9 +60,12 @@ def command(epilog: str, group: typer.Typer,
                 print(json.dumps(result, default=str))
             else:
                 show(result, Console())
-            if result.get("failed"):  # a table of which some rows could not be measured
-                raise typer.Exit(1)
-        return group.command(name, epilog=f"Example: {epilog}")(guarded)
+            # A table of which some rows could not be measured, or what another command ended with.
+            code = result.get("exit_code", 1 if result.get("failed") else 0)
+            if code:
+                raise typer.Exit(code)
+        return group.command(name, epilog=f"Example: {epilog}",
+                             context_settings={"ignore_unknown_options": True} if passes_on else None)(guarded)
     return register
 
 

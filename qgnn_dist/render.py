@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import statistics
+import sys
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.prompt import Prompt
 from rich.table import Table
 from rich.text import Text
 
 from .memory import byte_size
 
-__all__ = ["Status", "TrainingProgress", "byte_size", "exported", "inspection", "partition", "prediction", "training"]
+__all__ = ["JobTalk", "Status", "TrainingProgress", "byte_size", "exported", "inspection", "job", "partition",
+           "prediction", "training"]
 
 
 def _percent(value: float) -> str:
@@ -74,6 +77,42 @@ class TrainingProgress:
         self._bar.update(self._task, completed=record["epoch"], text=text)
         if not self._live and (record["epoch"] % 10 == 0 or record["epoch"] == 1):
             self._console.print(f"epoch {record['epoch']}: {text}", highlight=False)
+
+
+class JobTalk:
+    """What a submitted job says, on stderr, and the question at Ctrl-C."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, soft_wrap=True)
+
+    def started(self, job_id: str) -> None:
+        """Show the job's id."""
+        self._console.print(f"job {job_id}", highlight=False)
+
+    def log(self, piece: str) -> None:
+        """Pass on a piece of the log as it came."""
+        self._console.out(piece, end="", highlight=False)
+
+    def warning(self, text: str) -> None:
+        """Show a word of warning."""
+        self._console.print(f"warning: {text}", style="yellow", markup=False, highlight=False)
+
+    def asked(self) -> str:
+        """What to do with the job; it goes on where nobody can be asked, or asks again by another Ctrl-C."""
+        if not (sys.stdin.isatty() and self._console.is_terminal):
+            return "detach"
+        try:
+            return Prompt.ask("\nthe job runs on the cluster", choices=["detach", "stop"], default="detach",
+                              console=self._console)
+        except (KeyboardInterrupt, EOFError):
+            return "detach"
+
+
+def job(result: dict[str, Any], console: Console) -> None:
+    """One line: what became of a submitted job."""
+    message = f": {result['message']}" if result["message"] else ""
+    console.print(f"job {result['job']} {result['status'].lower()}{message}", soft_wrap=True, markup=False,
+                  highlight=False)
 
 
 def _table(title: str, rows: list[tuple[str, str]], console: Console) -> None:

@@ -101,6 +101,48 @@ def test_train_and_predict_run_as_jobs(head: str, tmp_path: Path) -> None:
     assert "not a store" in refused.stdout + refused.stderr
 
 
+@pytest.mark.timeout(400)
+def test_submitted_commands_end_with_their_own_codes(head: str, tmp_path: Path) -> None:
+    store = make_store(small_graph(), tmp_path / "store", 1)
+
+    def submit(*words: str | Path, name: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([BIN / "qgnn", "submit", *map(str, words), "--address", head, "--name", name, "--json"],
+                              capture_output=True, text=True, env=ENV, timeout=150, check=False)
+
+    done = submit("inspect", store.path, name="looks")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"job": "looks", "status": "SUCCEEDED", "exit_code": 0, "message": ""}
+    assert "300, " in done.stderr, "the job's own output comes with its log"
+    failed = submit("inspect", tmp_path / "none", name="fails")
+    assert failed.returncode == 2
+    assert json.loads(failed.stdout)["status"] == "FAILED"
+    assert "no such path" in failed.stderr
+    again = submit("inspect", store.path, name="looks")
+    assert again.returncode == 2
+    assert "there has been a job named looks on this cluster" in again.stderr
+
+
+@pytest.mark.timeout(400)
+def test_the_pipeline_as_a_job_goes_on_where_it_was(head: str, tmp_path: Path) -> None:
+    uploaded, folder = tmp_path / "job", tmp_path / "all"
+    shutil.copytree(JOBS, uploaded / "jobs", ignore=shutil.ignore_patterns("__pycache__"))
+    source = "synthetic:sbm?nodes=300&edges=1500&features=8&classes=3&seed=1"
+    words = ("jobs/pipeline.py", source, "--parts", "2", "--out", folder, "--set", "train.epochs=3", "--set",
+             "cluster.cpus_per_worker=0.5")
+    first = _submit(head, uploaded, *words)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "epoch 3" in first.stdout
+    assert "kernels avx2" in first.stdout or "kernels scalar" in first.stdout, "the compiled kernels"
+    assert sum(pq.read_table(f).num_rows for f in (folder / "predictions").glob("*.parquet")) == 300
+    shutil.rmtree(folder / "predictions")
+    again = _submit(head, uploaded, *words)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "partition: done before" in again.stdout
+    assert "export: done before" in again.stdout
+    assert "epoch 1" not in again.stdout
+    assert (folder / "predictions" / "summary.json").exists()
+
+
 def test_launcher_file_is_valid() -> None:
     """Ray's own validator; a typo in it must fail."""
     import yaml
