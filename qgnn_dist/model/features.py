@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from .packed import PackedModel
 
 __all__ = ["FeatureBlock", "FeatureScheme", "FeatureStatistics", "choose_norm", "feature_level",
-           "feature_statistics", "read_block",
-           "refuse_negative"]
+           "feature_statistics", "keeps_dense",
+           "read_block", "refuse_negative"]
 
 NORMS = ("none", "row", "l2")
 """Position = the number that the kernels know a normalisation by."""
@@ -32,6 +32,10 @@ FEW_STORED, FEW_SHARE = 64, 0.1
 SAME_SUMS = 0.01
 """Rows whose sums differ by less than this share have the same sum."""
 BLOCK_ROWS = 16384
+DENSE_SHARE, DENSE_ROWS = 1 / 3, 2048
+"""Of non-zeros, from which sparse rows' codes are worked on as dense ones, so many rows being turned at a time. From a
+third on they take less, 2 bytes a column against 6 a value, and an epoch on amazon_photo (0.35) takes a third of the
+time."""
 
 
 @dataclass(frozen=True)
@@ -172,10 +176,25 @@ class FeatureBlock:
         return FeatureBlock(self.values.astype(np.float32), self.scale, self.num_features, self.indptr, self.indices)
 
 
-def read_block(part: Part, scheme: FeatureScheme, begin: int, end: int) -> FeatureBlock:
-    """Normalise and code the local rows begin..end of a part, row by row in a fixed order."""
+def keeps_dense(stored: float, num_features: int, bits: int) -> bool:
+    """Whether sparse rows with so many values of a row stored, in the mean, are dense once they are codes.
+
+    Products of codes are exact, so no score depends on it; float rows keep their order of addition.
+    """
+    return bits < 32 and stored >= DENSE_SHARE * num_features > 0
+
+
+def read_block(part: Part, scheme: FeatureScheme, begin: int, end: int, *, as_dense: bool = False) -> FeatureBlock:
+    """Normalise and code the local rows begin..end of a part, row by row in a fixed order.
+
+    Args: as_dense: codes of sparse features without row pointers.
+    """
     n, norm = end - begin, NORMS.index(scheme.norm)
     scale = np.ones(n, np.float32)
+    if part.feature_kind == "sparse" and as_dense:
+        dense = _dense_block(part, scheme, begin, end)
+        if dense is not None:
+            return dense
     if part.feature_kind == "sparse":
         rows = part.features_sparse(begin, end)
         if scheme.bits == 32:
@@ -196,6 +215,27 @@ def read_block(part: Part, scheme: FeatureScheme, begin: int, end: int) -> Featu
         else:
             kernels.feature_codes_dense(x, norm, scheme.bits, scheme.signed, values[some], scale[some])
     return FeatureBlock(values, scale, num_features)
+
+
+def _dense_block(part: Part, scheme: FeatureScheme, begin: int, end: int) -> FeatureBlock | None:
+    """The codes of sparse rows, and those of their zeros, which are 0 on every grid of features.
+
+    Returns: None where a row names a column twice: its codes add up, and may leave the grid.
+    """
+    values = np.zeros((end - begin, part.num_features), np.int16)
+    scale = np.empty(end - begin, np.float32)
+    for first in range(0, len(values), DENSE_ROWS):
+        last = min(first + DENSE_ROWS, len(values))
+        some = read_block(part, scheme, begin + first, begin + last)
+        assert some.indptr is not None
+        assert some.indices is not None
+        rows = np.repeat(np.arange(last - first, dtype=np.int64), np.diff(some.indptr))
+        places = rows * part.num_features + some.indices
+        if (np.diff(places) <= 0).any() and (np.diff(np.sort(places)) == 0).any():
+            return None
+        values[first:last].reshape(-1)[places] = some.values
+        scale[first:last] = some.scale
+    return FeatureBlock(values, scale, part.num_features)
 
 
 def count_negative(part: Part) -> int:

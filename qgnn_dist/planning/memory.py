@@ -73,12 +73,13 @@ class Need:
 def training_need(part: PartSize, size: GraphSize, config: RunConfig, *, base: int = 0) -> Need:
     """Of one worker of a training run. Args: base: bytes of the idle process."""
     bits, n = config.quant.stages(), part.rows
-    dense = 0 if size.sparse else size.features
+    as_dense = size.codes_are_dense(bits["features"]) and (not size.sparse or config.quant.method not in AFFINE_METHODS)
+    dense = size.features if as_dense else 0
     widest = max(config.model.hidden, dense, 1)
     held = {
         "process": base,
         # FeatureBlock.values, int16 codes or float32; indices of sparse rows stay mapped. FeatureBlock.scale.
-        "features": _stored(part, size) * (4 if bits["features"] == 32 else 2) + 4 * n,
+        "features": (n * dense or _stored(part, size)) * (4 if bits["features"] == 32 else 2) + 4 * n,
         # Neighbourhood.inv_sqrt_degree; TrainWorker._labels, int64; _split_rows, int64.
         "node data": 4 * n + 8 * n + 8 * part.labelled,
         # RowBlocks._input, _hidden, _grad.
@@ -109,7 +110,8 @@ def prediction_need(part: PartSize, size: GraphSize, info: ModelInfo, *, base: i
     }
     two = info.kind == "smp" and (info.rounds == "two" or any(info.multipliers))
     # read_block: codes of BLOCK_ROWS rows, and floats of as many where they are not float32 at rest.
-    block = {"perceptron rows": min(n, BLOCK_ROWS) * int(size.stored) * 6}
+    wide = size.features if size.codes_are_dense(bits["features"]) else size.stored
+    block = {"perceptron rows": min(n, BLOCK_ROWS) * int(2 * wide + 4 * size.stored)}
     # PredictWorker._write: order, classes and confidence; of a row group they and ids, names, scores in its order, and
     # what Parquet encodes.
     a_row = 40 + (_WORD_BYTES + 4) * (info.class_names is not None) + 8 * classes * scores

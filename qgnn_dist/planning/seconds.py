@@ -98,10 +98,10 @@ class _Worker:
         """Both passes, one step and an evaluation."""
         size, config, rates = self.cut.size, self.config, self.rates
         bits = config.quant.stages()
-        values, weights = row_work(size, config.model.hidden)
+        values, weights = row_work(size, config.model.hidden, bits["features"])
         # Rates were measured with half of the values dropped; products of floats skip what is 0, those of codes don't.
         kept = weights * (1 - config.model.dropout) / 0.5
-        coded = self._coded_bits if not size.sparse else 32  # see RowBlocks.forward
+        coded = self._coded_bits if size.codes_are_dense(bits["features"]) else 32  # see RowBlocks.forward
         row = rates.perceptron_ns("forward", coded, values, weights if coded <= 4 else kept)
         row += rates.perceptron_ns("backward", self._coded_bits, values, kept)
         row += rates.score_ns * size.classes
@@ -121,7 +121,7 @@ class _Worker:
         """The packed model's forward. Args: at_rest: features are read from the store, and coded."""
         size, config, rates = self.cut.size, self.config, self.rates
         bits = config.quant.stages()
-        row = rates.perceptron_ns("packed", self._coded_bits, *row_work(size, config.model.hidden))
+        row = rates.perceptron_ns("packed", self._coded_bits, *row_work(size, config.model.hidden, bits["features"]))
         row += rates.score_ns * size.classes + rates.read_ns * size.stored * at_rest
         layers = self._rounds(kind, bits["messages"], row_bytes(size.classes, bits["messages"]), sent_rounds(config),
                               0.0)

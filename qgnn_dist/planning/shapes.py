@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from ..model.features import keeps_dense
 from ..store.reader import Store
 
 __all__ = ["GraphSize", "PartSize", "parts_of", "row_work", "weight_count"]
@@ -29,16 +30,17 @@ class GraphSize:
     stored: float
     sparse: bool = False
 
+    def codes_are_dense(self, bits: int) -> bool:
+        """Whether features of so many bits are worked on without row pointers."""
+        return not self.sparse or keeps_dense(self.stored, self.features, bits)
+
     @classmethod
     def of(cls, store: Store) -> GraphSize:
-        """Of a store; sparse features are counted in the manifest's files."""
+        """Of a store."""
         entries = store.manifest["parts"]
-        stored = float(store.num_features)
-        if store.feature_kind == "sparse":  # an index of 4 bytes and a value of 4
-            stored = sum(e["files"]["features.arrow"]["bytes"] for e in entries) / 8 / max(store.num_nodes, 1)
         train, valid = (sum(e.get(name, 0) for e in entries) for name in ("train", "valid"))
         return cls(nodes=store.num_nodes, edges=store.num_edges, features=store.num_features,
-                   classes=store.num_classes, train=train, valid=valid, stored=stored,
+                   classes=store.num_classes, train=train, valid=valid, stored=store.stored_values,
                    sparse=store.feature_kind == "sparse")
 
 
@@ -84,6 +86,7 @@ def weight_count(size: GraphSize, hidden: int) -> int:
     return size.features * hidden + hidden + hidden * size.classes + size.classes
 
 
-def row_work(size: GraphSize, hidden: int) -> tuple[float, float]:
-    """Input and hidden values of a row in the perceptron, and weights that meet it."""
-    return size.stored + hidden, size.stored * hidden + hidden * size.classes
+def row_work(size: GraphSize, hidden: int, bits: int) -> tuple[float, float]:
+    """Input and hidden values of a row in the perceptron, and weights that meet it. Args: bits: of the features."""
+    values = size.features if size.codes_are_dense(bits) else size.stored
+    return values + hidden, values * hidden + hidden * size.classes

@@ -53,8 +53,19 @@ class PeerPlan:
     recv_count: int
 
 
+def _stored_values(manifest: dict[str, Any]) -> float:
+    if manifest["feature_kind"] != "sparse":
+        return float(manifest["num_features"])
+    # An index of 4 bytes and a value of 4.
+    stored = sum(entry["files"]["features.arrow"]["bytes"] for entry in manifest["parts"]) / 8
+    return float(stored / max(manifest["num_nodes"], 1))
+
+
 class Store:
-    """A partitioned graph. Open it by `Store.open`."""
+    """A partitioned graph. Open it by `Store.open`.
+
+    Attributes: stored_values: kept of a feature row in the mean; `num_features` where they are dense.
+    """
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
         self.path, self.manifest = path, manifest
@@ -68,6 +79,7 @@ class Store:
         self.feature_kind: str | None = manifest["feature_kind"]
         self.feature_bits: int | None = manifest.get("feature_bits")
         self.hops = int(manifest["hops"]["count"]) if "hops" in manifest else 0
+        self.stored_values = _stored_values(manifest)
         self.num_classes: int = manifest["num_classes"]
         self.class_names: list[str] | None = manifest["class_names"]
         self.has_labels: bool = manifest["has_labels"]
@@ -129,6 +141,7 @@ class Part:
         self.num_local, self.num_boundary, self.num_halo = entry["rows"], entry["boundary"], entry["halo"]
         self.feature_kind, self.num_features = store.feature_kind, store.num_features
         self.feature_bits, self._num_nodes = store.feature_bits, store.num_nodes
+        self.stored_values = store.stored_values
         names = ["source_index", "node_id", "degree"]
         names += ["label"] * store.has_labels + ["split"] * store.has_split
         mapped = map_file(self.folder / "nodes.arrow")

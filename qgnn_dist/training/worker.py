@@ -25,7 +25,7 @@ from ..data.graph import SPLITS
 from ..device.training import DeviceTraining
 from ..errors import StoreError
 from ..memory import MemoryWatch
-from ..model.features import FeatureScheme, feature_level, feature_statistics, read_block
+from ..model.features import FeatureScheme, feature_level, feature_statistics, keeps_dense, read_block
 from ..model.forward import PackedForward
 from ..model.packed import ModelInfo, PackedModel
 from ..model.perceptron import DropoutKey, FeatureMatrix, Perceptron
@@ -46,7 +46,7 @@ from ..propagation.multiplier import MultiplierRule
 from ..propagation.neighbourhood import Neighbourhood
 from ..propagation.reverse import Reverse
 from ..propagation.smp import FrozenMultipliers, LiveMultipliers, Multipliers, Propagation
-from ..quant.grids import as_lists
+from ..quant.grids import AFFINE_METHODS, as_lists
 from ..quant.ranges import (
     EVALUATION,
     Range,
@@ -122,7 +122,9 @@ class TrainWorker:
         config, part = self._config, self._part
         self._num_train = num_train
         self._scheme = FeatureScheme(norm, signed, int(config.quant.features or 32))
-        self._block = read_block(part, self._scheme, 0, part.num_local)
+        as_dense = keeps_dense(part.stored_values, part.num_features, self._scheme.bits)
+        self._block = read_block(part, self._scheme, 0, part.num_local,
+                                 as_dense=as_dense and config.quant.method not in AFFINE_METHODS)
         self._feature_level = -1
         if norm == "none" and self._scheme.bits < 32:
             self._feature_level = feature_level(part, self._context.group)
