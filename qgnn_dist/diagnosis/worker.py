@@ -107,12 +107,16 @@ class _MeasuringReader:
         if self.features.bits == 32:
             self.features.add(block.values)
             return
-        exact = np.ldexp(read_block(self._part, self._float, begin, end).values, -self._gain)
-        scale = block.scale.astype(np.float64)
+        rows = read_block(self._part, self._float, begin, end)
+        exact = np.ldexp(rows.values, -self._gain)
+        scale, values = block.scale.astype(np.float64)[:, None], block.values
         self.features.add_steps(block.scale)
-        scale = scale[:, None] if block.indptr is None else np.repeat(scale, np.diff(block.indptr))
+        if rows.indptr is not None and rows.indices is not None:
+            of = np.repeat(np.arange(end - begin), np.diff(rows.indptr))
+            scale = scale[of, 0]
+            values = values[of, rows.indices] if block.indptr is None else values
         # A row's grid begins at code 0 of this tally: signed codes are counted from their lowest one up.
-        codes = block.values - np.int16(round(self._grid.lowest))
+        codes = values - np.int16(round(self._grid.lowest))
         self.features.add(exact, codes, self._grid, scale)
 
     def _measure_hidden(self, block: FeatureBlock) -> None:

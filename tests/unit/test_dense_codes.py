@@ -68,7 +68,7 @@ def test_a_column_named_twice_stays_sparse(tmp_path: Path) -> None:
 def test_training_and_prediction_are_the_same_both_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first epoch's loss to the last bit: products of codes are whole numbers; and every prediction of a model."""
     store, config = make_store(_half(), tmp_path / "s", 1), settings()
-    found, predicted = [], []
+    found, predicted, measured = [], [], []
     for share in (0.01, 2.0):
         monkeypatch.setattr("qgnn_dist.model.features.DENSE_SHARE", share)
         with train_pool(store, config) as pool:
@@ -80,6 +80,8 @@ def test_training_and_prediction_are_the_same_both_ways(tmp_path: Path, monkeypa
         out = tmp_path / str(share)
         api.predict(store.path, model=tmp_path / "model", out=out, scores=True)
         predicted.append((out / "part-00000.parquet").read_bytes())
+        measured.append(api.inspect(tmp_path / "model", store=store.path)["diagnosis"]["stages"])
+    assert measured[0] == measured[1]
     assert found[0] == found[1]
     assert predicted[0] == predicted[1]
 
