@@ -29,14 +29,18 @@ class RankProcess:
     """What the parent may call. A rank can hold several workers at a time, `cell` names them; all share one group."""
 
     def __init__(self) -> None:
-        self._rank, self._size, self._threads, self._run_id = 0, 1, 1, 0
+        self._rank, self._size, self._threads = 0, 1, 1
+        self._formation: Any = None
         self._group: Any = None
         self._store: Any = None
         self._workers: dict[str, Any] = {}
         self._service: _Service | None = None
 
-    def start(self, rank: int, size: int, threads: int, run_id: int, modules: Sequence[str] = ()) -> int:
-        """Load what a worker needs; returns the anonymous bytes of a process that has done no more than that."""
+    def start(self, rank: int, size: int, threads: int, formation: Any, modules: Sequence[str] = ()) -> int:
+        """Load what a worker needs; returns the anonymous bytes of a process that has done no more than that.
+
+        Args: formation: of all ranks (comm.formation.Formation).
+        """
         import importlib
 
         import torch
@@ -47,7 +51,7 @@ class RankProcess:
 
         for module in ("qgnn_dist.training.worker", *modules):
             importlib.import_module(module)
-        self._rank, self._size, self._threads, self._run_id = rank, size, threads, run_id
+        self._rank, self._size, self._threads, self._formation = rank, size, threads, formation
         torch.set_num_threads(threads)
         kernels.set_threads(threads)
         wake_torch()  # its first products and optimiser allocate some 100 MiB for good
@@ -64,8 +68,8 @@ class RankProcess:
         """Connect to the other ranks."""
         from ..comm.group import Group
 
-        self._group = Group.open(self._rank, self._size, address, port, f"run-{self._run_id:016x}", own, timeout_s,
-                                 self._store, run_id=self._run_id)
+        self._group = Group.open(self._rank, self._size, address, port, own, timeout_s, self._store,
+                                 formation=self._formation)
 
     def build(self, cell: str, kwargs: Mapping[str, Any], server: tuple[str, int]) -> None:
         """A TrainWorker."""
@@ -74,7 +78,7 @@ class RankProcess:
 
         client = _Client(server, cell, self._rank)
         context = WorkerContext(self._rank, self._size, socket.gethostname(), self._threads, self._group, client,
-                                self._run_id)
+                                self._formation.run_id)
         self._workers[cell] = TrainWorker(context, **kwargs)
 
     def drop(self, cell: str) -> None:

@@ -17,7 +17,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from ..comm.pool import blame, is_consequence, new_run_id
+from ..comm.formation import Formation
+from ..comm.pool import blame, is_consequence
 from ..config import RunConfig
 from ..errors import DeadlineError, QgnnError, WorkerError
 from ..model.features import FeatureStatistics
@@ -81,9 +82,9 @@ class Ranks:
             for i in [*range(size), 0]:
                 self._begin(i, threads)
             self._server = size
-            run_id = new_run_id()
+            formation = Formation.new()
             self.idle_bytes: list[int] = self._each(
-                [("start", (rank, size, threads, run_id)) for rank in range(size)], _START_S)
+                [("start", (rank, size, threads, formation)) for rank in range(size)], _START_S)
             port = self._one(self._server, _START_S, "serve", hosts.address(0))
             self._meeting = hosts.address(0), int(port)
             if size > 1:

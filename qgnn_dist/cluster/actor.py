@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .failure import attempt
+
+if TYPE_CHECKING:
+    from ..comm.formation import Formation
 
 __all__ = ["WorkerActor"]
 
@@ -19,11 +22,11 @@ class WorkerActor:
         environment: variables of the controller that decide how this process computes (QGNN_SIMD).
     """
 
-    def __init__(self, rank: int, size: int, threads: int, run_id: int, environment: Mapping[str, str]) -> None:
+    def __init__(self, rank: int, size: int, threads: int, environment: Mapping[str, str]) -> None:
         os.environ.update(environment)
         # Ray sets it to the reserved CPUs, 1 for a fraction; `cluster.threads` decides.
         os.environ["OMP_NUM_THREADS"] = str(threads)
-        self._rank, self._size, self._threads, self._run_id = rank, size, threads, run_id
+        self._rank, self._size, self._threads = rank, size, threads
         self._host = socket.gethostname()
         self._group: Any = None
         self._worker: Any = None
@@ -43,14 +46,16 @@ class WorkerActor:
 
         return attempt(start, host=self._host, rank=self._rank)
 
-    def build(self, worker_class: type, kwargs: Mapping[str, Any], meeting: tuple[str, int] | None, timeouts: Any,
-              server: Any, device: str | None = None) -> Any:
+    def build(self, worker_class: type, kwargs: Mapping[str, Any], meeting: tuple[str, int] | None,
+              formation: Formation, timeouts: Any, server: Any, device: str | None = None) -> Any:
         """Meet the other workers at `meeting` (None: there are none) and build the worker object.
 
-        Args: device: see comm.pool.WorkerContext.
+        Args:
+            formation: comes by this call and not with the actor's creation, whose arguments Ray's head keeps.
+            device: see comm.pool.WorkerContext.
         """
-        return attempt(lambda: self._build(worker_class, kwargs, meeting, timeouts, server, device), host=self._host,
-                       rank=self._rank)
+        return attempt(lambda: self._build(worker_class, kwargs, meeting, formation, timeouts, server, device),
+                       host=self._host, rank=self._rank)
 
     def call(self, method: str, *args: Any) -> Any:
         """Call a method of the worker object; its result, or a Failure."""
@@ -75,19 +80,18 @@ class WorkerActor:
         kernels.set_threads(self._threads)
         return {"host": self._host, "address": _own_address(), "pid": os.getpid(), "sees_gpu": sees_gpu()}
 
-    def _build(self, worker_class: type, kwargs: Mapping[str, Any], meeting: tuple[str, int] | None, timeouts: Any,
-               server: Any, device: str | None) -> None:
+    def _build(self, worker_class: type, kwargs: Mapping[str, Any], meeting: tuple[str, int] | None,
+               formation: Formation, timeouts: Any, server: Any, device: str | None) -> None:
         from ..comm.group import Group
         from ..comm.pool import WorkerContext
         from .server import RayMultiplierClient
 
         if meeting is not None:
-            self._group = Group.open(self._rank, self._size, *meeting, f"run-{self._run_id:016x}", _own_address(),
-                                     timeouts.exchange_s, self._store, rendezvous_s=timeouts.rendezvous_s,
-                                     run_id=self._run_id)
+            self._group = Group.open(self._rank, self._size, *meeting, _own_address(), timeouts.exchange_s, self._store,
+                                     formation=formation, rendezvous_s=timeouts.rendezvous_s)
         client = RayMultiplierClient(server, self._rank) if server is not None else None
-        context = WorkerContext(self._rank, self._size, self._host, self._threads, self._group, client, self._run_id,
-                                device)
+        context = WorkerContext(self._rank, self._size, self._host, self._threads, self._group, client,
+                                formation.run_id, device)
         self._worker = worker_class(context, **kwargs)
 
 

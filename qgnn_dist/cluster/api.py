@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..comm.device import sees_gpu
+from ..comm.formation import Formation, new_run_id
 from ..comm.pool import LocalPool, WorkerPool
 from ..config import RunConfig, load_config
 from ..data.graph import Graph
@@ -254,13 +255,13 @@ def _with_workers(worker: type, kwargs: dict[str, Any], size: int, config: RunCo
     from .session import RaySession
 
     factory = _ServerFactory(size, rule, times.server_s) if rule is not None else None
-    restarts, begun = Restarts.of(cluster), False
+    restarts, begun, run_id = Restarts.of(cluster), False, new_run_id()
     place_s = times.start_s
     with RaySession(ray_address, num_cpus=size * cluster.cpus_per_worker):
         while True:
             try:
                 with RayPool(worker, kwargs, size, cluster=cluster, timeouts=times, server_factory=factory,
-                             place_s=place_s) as pool:
+                             place_s=place_s, formation=Formation.new(run_id, len(restarts.made))) as pool:
                     begun = True
                     return work(pool, pool.server_call, restarts.made)
             except QgnnError as error:

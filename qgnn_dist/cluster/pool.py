@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from ..comm import faults
+from ..comm.formation import Formation
 from ..config import ClusterConfig, TimeoutsConfig
 from ..errors import DeadlineError, InputError
 from .actor import WorkerActor
@@ -43,6 +44,7 @@ class RayPool:
         server_factory: builds the multiplier server in an actor of its own, which takes no CPU; None: no server.
         place_s: deadline of the placement alone, default `timeouts.start_s`.
         strategy: Ray's placement strategy: PACK (few hosts), SPREAD (many), STRICT_SPREAD (one worker a host).
+        formation: of the run's workers, whose secret this pool hands to each of them; default one of its own.
     Raises:
         InputError: cluster.device=cuda, and the cluster has fewer GPUs than workers.
         PlacementError: not placed in time; says what was asked for and what is there.
@@ -52,12 +54,11 @@ class RayPool:
 
     def __init__(self, worker_class: type, kwargs: Mapping[str, Any], size: int, *, cluster: ClusterConfig,
                  timeouts: TimeoutsConfig, server_factory: Callable[[], Any] | None = None,
-                 place_s: float | None = None, strategy: str = "PACK") -> None:
-        from ..comm.pool import new_run_id
-
+                 place_s: float | None = None, strategy: str = "PACK",
+                 formation: Formation | None = None) -> None:
         self.size = size
         self._cluster, self._timeouts = cluster, timeouts
-        self._run_id = new_run_id()
+        self._formation = formation or Formation.new()
         self._actors: list[Any] = []
         self._server: Any = None
         self._placement: Any = None
@@ -159,8 +160,9 @@ class RayPool:
         import ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+        of = f"{self._formation.run_id:016x}-{self._formation.generation}"
         if server_factory is not None:
-            self._server = start_server(server_factory, f"qgnn-multiplier-{self._run_id:016x}")
+            self._server = start_server(server_factory, f"qgnn-multiplier-{of}")
         cpus = self._cluster.cpus_per_worker
         threads = self._cluster.threads or max(1, int(cpus))
         environment = {name: os.environ[name] for name in FORWARDED if name in os.environ}
@@ -168,8 +170,8 @@ class RayPool:
         for rank in range(self.size):
             place = PlacementGroupSchedulingStrategy(self._placement, placement_group_bundle_index=rank)
             self._actors.append(actor.options(
-                name=f"qgnn-worker-{self._run_id:016x}-{rank}", num_cpus=cpus, num_gpus=self._num_gpus,
-                max_restarts=0, scheduling_strategy=place).remote(rank, self.size, threads, self._run_id, environment))
+                name=f"qgnn-worker-{of}-{rank}", num_cpus=cpus, num_gpus=self._num_gpus,
+                max_restarts=0, scheduling_strategy=place).remote(rank, self.size, threads, environment))
         self._where = self._wait({r: a.hello.remote() for r, a in enumerate(self._actors)}, self._timeouts.start_s,
                                  "its start", "timeouts.start_s")
 
@@ -180,9 +182,10 @@ class RayPool:
                                     self._timeouts.start_s, "its rendezvous store's start", "timeouts.start_s")
         on_gpu = self._num_gpus and (self._cluster.device == "cuda" or all(w["sees_gpu"] for w in self._where))
         device = "cuda" if on_gpu else None
-        self._wait({r: a.build.remote(worker_class, dict(kwargs), meeting, self._timeouts, self._server, device)
-                    for r, a in enumerate(self._actors)}, self._timeouts.rendezvous_s + self._timeouts.start_s,
-                   "the meeting of all workers", "timeouts.rendezvous_s")
+        told = dict(kwargs), meeting, self._formation, self._timeouts, self._server, device
+        self._wait({r: a.build.remote(worker_class, *told) for r, a in enumerate(self._actors)},
+                   self._timeouts.rendezvous_s + self._timeouts.start_s, "the meeting of all workers",
+                   "timeouts.rendezvous_s")
 
     def _wait(self, refs: Mapping[int, Any], timeout_s: float, what: str, setting: str = "") -> list[Any]:
         hosts = dict(enumerate(self.hosts()))

@@ -22,11 +22,10 @@ from .wire import (
     DIRECTIONS,
     HEADER_BYTES,
     Header,
+    check_frame,
     check_header,
-    check_payload,
     frame_row_bytes,
-    pack_header,
-    payload_sum,
+    seal_frame,
 )
 
 __all__ = ["Exchange", "PeerRows"]
@@ -147,19 +146,19 @@ class Exchange:
         if now is not None and now.key != key:
             raise ValueError(f"Exchange.begin: round is {key}, the round before announced {now.key}")
         with span(self.trace, PACK, "pack and send", layer, round):
-            now = self._round = now or self._expect(buffer, key, self.exchange_rounds)
+            now = self._round = now or self._expect(buffer, key)
             if self._group is not None:
                 self._send(now, self._group, buffer)
             if following is not None:
                 later = following[0]
                 self._check_buffer(later, bits, columns, direction)
                 key = _key(later, bits, columns, direction, *following[1:])
-                self._announced = self._expect(later, key, self.exchange_rounds + 1)
+                self._announced = self._expect(later, key)
         if self._group is not None and self.trace is not None:
             now.watcher = threading.Thread(target=self._watch, args=(now, self.trace), name="qgnn-trace", daemon=True)
             now.watcher.start()
 
-    def _expect(self, buffer: np.ndarray, key: tuple[Any, ...], sequence: int) -> _Round:
+    def _expect(self, buffer: np.ndarray, key: tuple[Any, ...]) -> _Round:
         """Post the receives of a round."""
         bits, columns, direction, layer, round = key[1:]
         heads = np.empty((2 * len(self._peers), HEADER_BYTES), np.uint8)
@@ -167,8 +166,9 @@ class Exchange:
         group = self._group
         for plan, head in zip(self._peers, heads):
             if group is not None and plan.recv_count:
-                expected = Header(self._run_id, sequence % 2**32, direction, layer, round, bits, plan.recv_count,
-                                  columns, plan.peer, group.rank)
+                sequence = group.sequence(plan.peer, EXCHANGE_LANE, receiving=True)
+                expected = Header(self._run_id, group.generation, sequence, direction, layer, round, bits,
+                                  plan.recv_count, columns, plan.peer, group.rank)
                 first = self._num_local + plan.recv_begin
                 incoming = _Incoming(expected, head, buffer[first:first + plan.recv_count].reshape(-1))
                 one.head_receives.append(group.irecv(plan.peer, head, EXCHANGE_LANE, header=True))
@@ -186,9 +186,10 @@ class Exchange:
                 frame = frames[plan.peer]
                 kernels.gather_rows(buffer, plan.send_rows, frame)
                 payload = frame.reshape(-1)
-                header = Header(self._run_id, self.exchange_rounds % 2**32, direction, layer, round, bits, len(frame),
+                sequence = group.sequence(plan.peer, EXCHANGE_LANE, receiving=False)
+                header = Header(self._run_id, group.generation, sequence, direction, layer, round, bits, len(frame),
                                 columns, group.rank, plan.peer)
-                pack_header(header, payload_sum(payload), head)
+                seal_frame(header, payload, group.key, head)
                 now.sent += [group.isend(plan.peer, payload, direction, EXCHANGE_LANE),
                              group.isend(plan.peer, head, direction, EXCHANGE_LANE, header=True)]
 
@@ -218,10 +219,11 @@ class Exchange:
     def _wait(self, now: _Round, group: Group) -> None:
         deadline = Deadline(self._timeout_s)
         group.wait(now.head_receives, deadline, now.what, now.layer)
-        sums = [check_header(one.head, one.expected) for one in now.incoming]
+        for one in now.incoming:
+            check_header(one.head, one.expected)
         group.wait(now.payload_receives, deadline, now.what, now.layer)
-        for one, checksum in zip(now.incoming, sums):
-            check_payload(one.payload, checksum, one.expected)
+        for one in now.incoming:
+            check_frame(one.head, one.payload, one.expected, group.key)
         group.wait(now.sent, deadline, now.what, now.layer)
 
     def _watch(self, now: _Round, trace: Trace) -> None:

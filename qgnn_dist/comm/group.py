@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import socket
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,7 +20,8 @@ import torch
 import torch.distributed as dist
 
 from ..errors import DeadlineError, ExchangeError
-from .wire import HEADER_BYTES, Header, check_header, check_payload, pack_header, payload_sum
+from .formation import Formation
+from .wire import HEADER_BYTES, Header, check_frame, check_header, seal_frame
 
 __all__ = ["ConnectionLostError", "Deadline", "Group", "Pending", "WireCounters"]
 
@@ -93,15 +95,18 @@ class Group:
 
     Attributes:
         counters: what this rank has sent. timeout_s: deadline of an all-reduce, in seconds. reduce_s: seconds spent in
-            all-reduces.
+            all-reduces. run_id, generation, key: of the formation, for the headers and MACs of all frames.
     """
 
-    def __init__(self, rank: int, size: int, timeout_s: float, run_id: int, backend: Any, store: Any) -> None:
-        self.rank, self.size, self.timeout_s, self.run_id = rank, size, timeout_s, run_id
+    def __init__(self, rank: int, size: int, timeout_s: float, formation: Formation, backend: Any, place: Any) -> None:
+        self.rank, self.size, self.timeout_s = rank, size, timeout_s
+        self.run_id, self.generation = formation.run_id, formation.generation
+        self.key = formation.frame_key()
         self.counters = WireCounters()
         self.reduce_s = 0.0
-        self._backend, self._store = backend, store
-        self._sequence = 0
+        self._backend, self._place = backend, place
+        self._frames: Counter[tuple[int, int, bool]] = Counter()
+        self._reduces = 0
 
     @staticmethod
     def host_store(address: str, timeout_s: float = 60.0) -> tuple[Any, int]:
@@ -117,15 +122,16 @@ class Group:
         return store, port
 
     @classmethod
-    def open(cls, rank: int, size: int, address: str, port: int, prefix: str, bind_address: str, timeout_s: float,
-             store: Any = None, *, rendezvous_s: float | None = None, run_id: int = 0) -> Group:
+    def open(cls, rank: int, size: int, address: str, port: int, bind_address: str, timeout_s: float,
+             store: Any = None, *, formation: Formation, rendezvous_s: float | None = None) -> Group:
         """Meet the other ranks and connect to each of them. Blocks until all are there.
 
         Args:
-            address, port: of the store (`host_store`). prefix: name of this group in the store, unique per use.
+            address, port: of the store (`host_store`).
             bind_address: this host's own IP address, by which the others can reach it.
             timeout_s: deadline of an all-reduce. rendezvous_s: deadline of this call, `timeout_s` if None.
-            store: on the rank that hosts the store, the store itself. run_id: u64 in the headers of all-reduces.
+            store: on the rank that hosts the store, the store itself.
+            formation: of these ranks, and of one `open` of each: its key must not count frames from 0 again.
         Raises:
             DeadlineError: names the ranks that did not come. ExchangeError: a rank could not be connected to.
         """
@@ -139,7 +145,7 @@ class Group:
                 raise DeadlineError(f"rank 0's rendezvous at {address}:{port} cannot be reached within {limit_s:g} s "
                                     f"({_first_line(error)}); is a firewall between the hosts? timeouts.rendezvous_s "
                                     "sets the wait", rank=rank, peer=0) from None
-        place = dist.PrefixStore(prefix, store)
+        place = dist.PrefixStore(formation.meeting_place(), store)
         _await_all(place, rank, size, deadline)
         gloo: Any = dist.ProcessGroupGloo
         options = gloo._Options()
@@ -152,7 +158,13 @@ class Group:
             raise ExchangeError(f"cannot connect to the other {size - 1} ranks from {bind_address} within {limit_s:g} "
                                 f"s ({_first_line(error)}); are all TCP ports open between the hosts?",
                                 rank=rank) from None
-        return cls(rank, size, timeout_s, run_id, backend, store)
+        return cls(rank, size, timeout_s, formation, backend, place)
+
+    def sequence(self, peer: int, lane: int, *, receiving: bool) -> int:
+        """Number of the next frame to or from a peer; each call takes one, so that none is used twice."""
+        lane_of = peer, lane, receiving
+        self._frames[lane_of] += 1
+        return self._frames[lane_of] - 1
 
     def isend(self, peer: int, buffer: np.ndarray, kind: str, lane: int, *, header: bool = False) -> Pending:
         """Start sending `buffer` (uint8, 1-D, contiguous) and count it as `kind`."""
@@ -217,7 +229,7 @@ class Group:
             total += parts[r]
         own[:] = total
         self._swap(1, dict.fromkeys(others, own), {r: slices[r] for r in others}, kind, deadline)
-        self._sequence = (self._sequence + 1) % 2**32
+        self._reduces += 1
         self.reduce_s += time.perf_counter() - start
 
     def open_nccl(self, timeout_s: float) -> Any:
@@ -227,8 +239,7 @@ class Group:
         """
         options = dist.ProcessGroupNCCL.Options()
         options._timeout = timedelta(seconds=timeout_s)
-        place = dist.PrefixStore(f"nccl-{self.run_id:016x}", self._store)
-        return dist.ProcessGroupNCCL(place, self.rank, self.size, options)
+        return dist.ProcessGroupNCCL(dist.PrefixStore("nccl", self._place), self.rank, self.size, options)
 
     def barrier(self) -> None:
         """Return when every rank has called it; DeadlineError names who did not."""
@@ -236,35 +247,38 @@ class Group:
 
     def close(self) -> None:
         """Drop the connections; peers that still wait for this rank get ConnectionLostError. May be called twice."""
-        self._backend = self._store = None
+        self._backend = self._place = None
 
     def _swap(self, step: int, out: dict[int, np.ndarray], into: dict[int, np.ndarray], kind: str,
               deadline: Deadline) -> None:
         """One step of an all-reduce: a frame to each rank of `out`, one from each of `into`; empty ones stay."""
-        what = f"all-reduce {self._sequence}, step {step}"
+        what = f"all-reduce {self._reduces}, step {step}"
         expected, heads, bodies = {}, [], []
         for peer, array in into.items():
             if array.size:
-                expected[peer] = self._control_header(step, array, peer, self.rank), np.zeros(HEADER_BYTES, np.uint8)
-                heads.append(self.irecv(peer, expected[peer][1], CONTROL_LANE, header=True))
+                head = np.zeros(HEADER_BYTES, np.uint8)
+                expected[peer] = self._control_header(step, array, peer, receiving=True), head
+                heads.append(self.irecv(peer, head, CONTROL_LANE, header=True))
                 bodies.append(self.irecv(peer, array.view(np.uint8), CONTROL_LANE))
         sent = []
         for peer, array in out.items():
             if array.size:
                 head, body = np.empty(HEADER_BYTES, np.uint8), array.view(np.uint8)
-                pack_header(self._control_header(step, array, self.rank, peer), payload_sum(body), head)
+                seal_frame(self._control_header(step, array, peer, receiving=False), body, self.key, head)
                 sent += [self.isend(peer, body, kind, CONTROL_LANE),
                          self.isend(peer, head, kind, CONTROL_LANE, header=True)]
         self.wait(heads, deadline, what)
-        sums = {peer: check_header(head, header) for peer, (header, head) in expected.items()}
+        for header, head in expected.values():
+            check_header(head, header)
         self.wait(bodies, deadline, what)
-        for peer, (header, _) in expected.items():
-            check_payload(into[peer].view(np.uint8), sums[peer], header)
+        for peer, (header, head) in expected.items():
+            check_frame(head, into[peer].view(np.uint8), header, self.key)
         self.wait(sent, deadline, what)
 
-    def _control_header(self, step: int, array: np.ndarray, sender: int, receiver: int) -> Header:
-        return Header(self.run_id, self._sequence, "control", _ELEMENTS[array.dtype], step, 8 * array.dtype.itemsize, 1,
-                      array.size, sender, receiver)
+    def _control_header(self, step: int, array: np.ndarray, peer: int, *, receiving: bool) -> Header:
+        sender, receiver = (peer, self.rank) if receiving else (self.rank, peer)
+        return Header(self.run_id, self.generation, self.sequence(peer, CONTROL_LANE, receiving=receiving), "control",
+                      _ELEMENTS[array.dtype], step, 8 * array.dtype.itemsize, 1, array.size, sender, receiver)
 
     def _post(self, peer: int, buffer: np.ndarray, lane: int, header: bool, *, receiving: bool) -> Pending:
         if self._backend is None:

@@ -5,7 +5,6 @@
 """
 from __future__ import annotations
 
-import secrets
 import socket
 import time
 from collections.abc import Mapping, Sequence
@@ -17,10 +16,11 @@ import torch
 
 from .. import kernels
 from ..errors import DeadlineError, ExchangeError, QgnnError
+from .formation import Formation
 from .group import ConnectionLostError, Group
 
 __all__ = ["LocalPool", "MultiplierClient", "Reply", "TimedClient", "WorkerContext", "WorkerPool", "blame",
-           "is_consequence", "new_run_id"]
+           "is_consequence"]
 
 GRACE_S = 1.0
 """How long to wait, after a worker complained of another one, for that other one's own error."""
@@ -107,11 +107,6 @@ class WorkerPool(Protocol):
         """End the workers."""
 
 
-def new_run_id() -> int:
-    """A random u64 that tells this run's frames from another's."""
-    return secrets.randbits(64)
-
-
 def is_consequence(error: BaseException) -> bool:
     """Whether another rank may be the cause: a message was late, wrong, or its connection closed."""
     return isinstance(error, (ExchangeError, DeadlineError))
@@ -162,9 +157,9 @@ class LocalPool:
         self.workers: list[Any] = [None] * size
         self._groups: list[Group | None] = [None] * size
         self._timeout_s = timeout_s
-        host, run_id = socket.gethostname(), new_run_id()
+        host, formation = socket.gethostname(), Formation.new()
         contexts = [WorkerContext(rank, size, host, threads, None, server.client(rank) if server is not None else None,
-                                  run_id, device) for rank in range(size)]
+                                  formation.run_id, device) for rank in range(size)]
         kernels.set_threads(threads)
         if size == 1:
             torch.set_num_threads(threads)
@@ -176,8 +171,8 @@ class LocalPool:
         def start(rank: int) -> None:
             torch.set_num_threads(threads)
             group = self._groups[rank] = Group.open(
-                rank, size, "127.0.0.1", port, f"run-{run_id:016x}", "127.0.0.1", timeout_s,
-                store if rank == 0 else None, run_id=run_id)
+                rank, size, "127.0.0.1", port, "127.0.0.1", timeout_s, store if rank == 0 else None,
+                formation=formation)
             self.workers[rank] = worker_class(replace(contexts[rank], group=group), **kwargs)
 
         self._threads = [ThreadPoolExecutor(1, f"qgnn-rank-{rank}") for rank in range(size)]

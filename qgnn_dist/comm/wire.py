@@ -5,61 +5,58 @@ Header, 64 bytes, little-endian, every field at a multiple of its own size:
 
     offset  type  field          meaning
          0  4s    magic          b"QGNF"
-         4  u16   version        2; another one is refused
+         4  u16   version        3; another one is refused
          6  u8    direction      1 forward, 2 backward, 3 evaluation, 4 control (all-reduce)
          7  u8    bits           width of a value: 1, 2, 4, 8, 32 (64 in control frames only)
          8  u64   run id         drawn once a run; a worker of another run is refused
-        16  u32   sequence       frames counted from 0 by sender and receiver alike, modulo 2**32
-        20  u32   layer          of the propagation; in control frames the type of the elements
-        24  u32   round          of messages in this forward or backward; in control frames the step
-        28  u32   rows           in the payload
-        32  u32   columns        values in a row
-        36  u16   sender         rank
-        38  u16   receiver       rank
-        40  u64   payload bytes  rows * frame_row_bytes(columns, bits, direction)
-        48  u64   payload sum    the payload as little-endian u64 words (zero-padded), added up modulo 2**64
-        56  u32   reserved       0
-        60  u32   header crc     CRC-32 (zlib's) of bytes 0 to 59
+        16  u64   sequence       frames from this sender to this receiver, counted from 0; control frames by themselves
+        24  u32   generation     which formation of the run's workers: counts its restarts
+        28  u32   layer          of the propagation; in control frames the type of the elements
+        32  u32   round          of messages in this forward or backward; in control frames the step
+        36  u32   rows           in the payload
+        40  u32   columns        values in a row
+        44  u16   sender         rank
+        46  u16   receiver       rank
+        48  16s   MAC            of bytes 0 to 47 and the payload, by the formation's key (comm/formation.py)
 
-The payload is rows of planar packed bytes (quant/packed.py), or float32 little-endian at 32 bits, without gaps. In
-backward frames of fewer than 32 bits a row's bytes are followed by its scale byte (kernels/gradients.py says what it
-means; every value of it means something). Version 1 had no such rows, and is the same otherwise.
+The payload is rows of planar packed bytes (quant/packed.py), or float32 little-endian at 32 bits, without gaps: rows *
+frame_row_bytes(columns, bits, direction) bytes. In backward frames of fewer than 32 bits a row's bytes are followed by
+its scale byte (kernels/gradients.py says what it means; every value of it means something).
 
-The payload sum is no CRC: it runs at memory speed and finds every single changed bit and lost tails; TCP has its own
-check below it.
+A receiver knows every field beforehand. It compares them before it waits for the payload, and the MAC before anything
+of the payload is used. Version 2 had a sum of the payload and a CRC in the place of the MAC, which tell an accident and
+not a forger; version 1 had no scale bytes.
 """
 from __future__ import annotations
 
+import hmac
 import struct
-import zlib
 from dataclasses import dataclass, fields
 
 import numpy as np
 
 from ..errors import ExchangeError
 from ..quant.packed import row_bytes
+from .formation import MAC_BYTES, FrameKey
 
-__all__ = [
-    "DIRECTIONS", "HEADER_BYTES", "Header", "check_header", "check_payload", "frame_row_bytes", "pack_header",
-    "payload_sum",
-]
+__all__ = ["DIRECTIONS", "HEADER_BYTES", "Header", "check_frame", "check_header", "frame_row_bytes", "seal_frame"]
 
 MAGIC = b"QGNF"
-VERSION = 2
+VERSION = 3
 DIRECTIONS = {"forward": 1, "backward": 2, "evaluation": 3, "control": 4}
 _DIRECTION_NAMES = {number: name for name, number in DIRECTIONS.items()}
-_LAYOUT = struct.Struct("<4sHBBQIIIIIHHQQI")
-_CRC = struct.Struct("<I")
-HEADER_BYTES = _LAYOUT.size + _CRC.size
+_FIELDS = struct.Struct("<4sHBBQQIIIIIHH")
+HEADER_BYTES = _FIELDS.size + MAC_BYTES
 
 _ADVICE = {
     "run_id": "a worker of another run answered; start the command again",
+    "generation": "a worker of before the last restart still talks; see that none is left over",
     "rows": "the hosts see different partitions of the graph; the store's path must be the same shared folder",
     "columns": "the workers do not run the same model",
     "bits": "the workers do not run with the same settings",
-    "payload_bytes": "the workers do not run with the same settings",
 }
-_OUT_OF_STEP = "the workers are out of step; look at the other workers' own errors"
+_OUT_OF_STEP = ("the workers are out of step, the frame was sent before, or its header was damaged; look at the other "
+                "workers' own errors")
 
 
 def frame_row_bytes(columns: int, bits: int, direction: str) -> int:
@@ -76,6 +73,7 @@ class Header:
     """What a frame says of itself; see the module's table. `direction` is a name of DIRECTIONS."""
 
     run_id: int
+    generation: int
     sequence: int
     direction: str
     layer: int
@@ -88,84 +86,80 @@ class Header:
 
     @property
     def payload_bytes(self) -> int:
-        """Bytes that follow the header."""
+        """Bytes of the rows that the header goes with."""
         return self.rows * frame_row_bytes(self.columns, self.bits, self.direction)
 
+    def to_bytes(self) -> bytes:
+        """The header's fields, 48 bytes.
 
-def payload_sum(payload: np.ndarray) -> int:
-    """Sum of a payload (uint8, 1-D, contiguous, any alignment) as little-endian u64 words modulo 2**64.
+        Raises: ValueError: a field that does not fit its place.
+        """
+        try:
+            return _FIELDS.pack(MAGIC, VERSION, DIRECTIONS[self.direction], self.bits, self.run_id, self.sequence,
+                                self.generation, self.layer, self.round, self.rows, self.columns, self.sender,
+                                self.receiver)
+        except (struct.error, KeyError) as error:
+            raise ValueError(f"frame header: {self} does not fit its fields: {error}") from None
 
-    >>> payload_sum(np.array([1, 0, 0, 0, 0, 0, 0, 0, 2, 1], np.uint8))    # 1 + (2 + 256)
-    259
-    """
-    whole = len(payload) // 8 * 8
-    total = int(payload[:whole].view("<u8").sum(dtype=np.uint64)) if whole else 0
-    return (total + int.from_bytes(payload[whole:].tobytes(), "little")) % 2**64
+    def mac(self, payload: np.ndarray, key: FrameKey) -> bytes:
+        """The MAC of these fields and a payload, uint8, 1-D, contiguous.
+
+        Raises: ValueError: a field that does not fit its place, or a sequence of 2**63 or more.
+        """
+        if self.sequence >= 2**63:
+            raise ValueError(f"frame header: {self}: sequence {self.sequence} would need a nonce that was used")
+        number = 2 * self.sequence + (self.direction == "control")
+        return key.mac(self.sender, self.receiver, number, self.to_bytes(), payload.data)
 
 
-def pack_header(header: Header, checksum: int, out: np.ndarray) -> None:
-    """Write the header's 64 bytes to `out`, uint8 (64,).
+def seal_frame(header: Header, payload: np.ndarray, key: FrameKey, out: np.ndarray) -> None:
+    """Write the 64 bytes that go with a payload.
 
     Args:
-        checksum: `payload_sum` of the payload.
+        payload: uint8, 1-D, contiguous; must stay as it is until it was sent. out: uint8 (64,).
     Raises:
-        ValueError: a field that does not fit its place.
+        ValueError: as Header.mac.
     """
-    out.data[:] = _bytes_of(header, checksum)
+    out.data[:] = header.to_bytes() + header.mac(payload, key)
 
 
-def _bytes_of(header: Header, checksum: int) -> bytes:
-    try:
-        fields = _LAYOUT.pack(MAGIC, VERSION, DIRECTIONS[header.direction], header.bits, header.run_id, header.sequence,
-                              header.layer, header.round, header.rows, header.columns, header.sender, header.receiver,
-                              header.payload_bytes, checksum, 0)
-    except (struct.error, KeyError) as error:
-        raise ValueError(f"frame header: {header} does not fit its fields: {error}") from None
-    return fields + _CRC.pack(zlib.crc32(fields))
-
-
-def check_header(received: np.ndarray, expected: Header) -> int:
-    """Compare the 64 bytes that came with what this round must bring.
+def check_header(received: np.ndarray, expected: Header) -> None:
+    """Compare the fields of the 64 bytes that came with what this round must bring; `check_frame` follows.
 
     Args:
         received: uint8 (64,). expected: with `receiver` this rank and `sender` the peer.
-    Returns:
-        The payload sum that the header announces, for `check_payload`.
     Raises:
         ExchangeError: names rank, peer, layer, every field that differs, what came and what was expected.
     """
-    data = received.tobytes()
-    (magic, version, direction, bits, run_id, sequence, layer, round_, rows, columns, sender, receiver, size,
-     checksum, reserved) = _LAYOUT.unpack_from(data)
-    if data == _bytes_of(expected, checksum):
-        return int(checksum)
+    data = received.tobytes()[:_FIELDS.size]
+    if data == expected.to_bytes():
+        return
+    (magic, version, direction, bits, run_id, sequence, generation, layer, round_, rows, columns, sender,
+     receiver) = _FIELDS.unpack(data)
     if magic != MAGIC:
         raise _refused(expected, f"magic is {magic!r}, expected {MAGIC!r}; something else talks on this connection")
-    (crc,), computed = _CRC.unpack_from(data, _LAYOUT.size), zlib.crc32(data[:_LAYOUT.size])
-    if crc != computed:
-        raise _refused(expected, f"header crc is {crc:#010x}, expected {computed:#010x}; bytes changed on the way")
     if version != VERSION:
         raise _refused(expected, f"frame version is {version}, expected {VERSION}; install the same qgnn-dist on all "
                                  "hosts")
-    if direction not in _DIRECTION_NAMES or reserved != 0:
-        raise _refused(expected, f"direction is {direction} and the reserved field {reserved}, expected 1 to 4 and 0")
-    got = Header(run_id, sequence, _DIRECTION_NAMES[direction], layer, round_, bits, rows, columns, sender, receiver)
+    got = Header(run_id, generation, sequence, _DIRECTION_NAMES.get(direction, str(direction)), layer, round_, bits,
+                 rows, columns, sender, receiver)
     wrong = {f.name: (getattr(got, f.name), getattr(expected, f.name)) for f in fields(Header)
              if getattr(got, f.name) != getattr(expected, f.name)}
-    if size != expected.payload_bytes:
-        wrong["payload_bytes"] = (size, expected.payload_bytes)
     listed = ", ".join(f"{name.replace('_', ' ')} is {was}, expected {should}"
                        for name, (was, should) in wrong.items())
     raise _refused(expected, f"{listed}; {next((_ADVICE[n] for n in wrong if n in _ADVICE), _OUT_OF_STEP)}")
 
 
-def check_payload(payload: np.ndarray, checksum: int, expected: Header) -> None:
-    """Compare a payload (uint8, 1-D) with the sum that its header announced; ExchangeError where they differ."""
-    computed = payload_sum(payload)
-    if computed != checksum:
-        raise _refused(expected, f"the payload of {len(payload)} B (bits={expected.bits}, rows={expected.rows}, "
-                                 f"columns={expected.columns}) sums to {computed:#018x}, expected {checksum:#018x}; "
-                                 "bytes were changed or lost on the way")
+def check_frame(received: np.ndarray, payload: np.ndarray, expected: Header, key: FrameKey) -> None:
+    """Whether this payload was sent with these fields by who has the key; until then it is a stranger's.
+
+    Args: received: uint8 (64,), as `check_header` found it. payload: uint8, 1-D, contiguous.
+    Raises: ExchangeError: the MAC is another one.
+    """
+    if not hmac.compare_digest(received.tobytes()[_FIELDS.size:], expected.mac(payload, key)):
+        raise _refused(expected, f"the MAC of the payload of {len(payload)} B (bits={expected.bits}, rows="
+                                 f"{expected.rows}, columns={expected.columns}) is wrong, and every field right: the "
+                                 "frame was damaged or cut on the way, or made by someone without this run's key")
 
 
 def _refused(expected: Header, why: str) -> ExchangeError:

@@ -18,6 +18,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 from qgnn_dist.comm.exchange import Exchange
+from qgnn_dist.comm.formation import Formation
 from qgnn_dist.comm.group import Group
 from qgnn_dist.quant.packed import row_bytes
 
@@ -39,7 +40,8 @@ if rank == 0:
     store, port = Group.host_store(address)
     tell("port", str(port))
 start = time.perf_counter()
-group = Group.open(rank, 2, address if rank == 0 else peer, int(told("port")), "bytes", address, 60.0, store, run_id=9)
+group = Group.open(rank, 2, address if rank == 0 else peer, int(told("port")), address, 60.0, store,
+                   formation=Formation(9, 0, bytes(32)))
 opened = time.perf_counter() - start
 plan = SimpleNamespace(peer=1 - rank, send_rows=np.arange(rows, dtype=np.int32), recv_begin=0, recv_count=rows)
 exchange = Exchange([plan], rows, rows, group, 9, 60.0)

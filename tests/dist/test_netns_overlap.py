@@ -18,6 +18,7 @@ import json, os, sys, time
 import numpy as np
 from qgnn_dist import kernels
 from qgnn_dist.comm.exchange import Exchange
+from qgnn_dist.comm.formation import Formation
 from qgnn_dist.comm.group import Group
 from qgnn_dist.comm.trace import Trace, overlap
 from qgnn_dist.propagation.fused import FusedLayers
@@ -36,7 +37,8 @@ if rank == 0:
 while not os.path.exists(meeting + "/port"):
     time.sleep(0.01)
 port = int(open(meeting + "/port").read())
-group = Group.open(rank, 2, address if rank == 0 else peer, port, "overlap", address, 60.0, host, run_id=9)
+group = Group.open(rank, 2, address if rank == 0 else peer, port, address, 60.0, host,
+                   formation=Formation(9, 0, bytes(32)))
 part = Store.open(store).part(rank)
 graph = Neighbourhood.of(part)
 exchange = Exchange(part.peers, graph.num_local, part.num_halo, group, 9, 60.0)

@@ -2,8 +2,8 @@
 """Wrong frames, silent and lost peers: the error names rank, peer and what is wrong, and comes within the deadline."""
 from __future__ import annotations
 
+import struct
 import time
-import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -14,13 +14,16 @@ import pytest
 import torch
 
 from qgnn_dist.comm.exchange import Exchange
+from qgnn_dist.comm.formation import Formation, FrameKey
 from qgnn_dist.comm.group import EXCHANGE_LANE, ConnectionLostError, Deadline, Group
 from qgnn_dist.comm.pool import LocalPool, WorkerContext, blame
-from qgnn_dist.comm.wire import HEADER_BYTES, Header, pack_header, payload_sum
+from qgnn_dist.comm.wire import HEADER_BYTES, Header, seal_frame
 from qgnn_dist.errors import DeadlineError, ExchangeError, InputError, QgnnError, WorkerError
 
 RUN_ID, ROWS, COLUMNS, BITS = 77, 6, 7, 2
-GOOD = Header(RUN_ID, 0, "forward", 4, 5, BITS, ROWS, COLUMNS, sender=1, receiver=0)
+EARLIER, FORMATION = Formation.new(RUN_ID, 0), Formation.new(RUN_ID, 1)
+KEY = FORMATION.frame_key()
+GOOD = Header(RUN_ID, 1, 0, "forward", 4, 5, BITS, ROWS, COLUMNS, sender=1, receiver=0)
 PAYLOAD = np.arange(ROWS * 2, dtype=np.uint8)
 
 
@@ -37,8 +40,8 @@ def with_groups(size: int, *roles: Callable[[Group], Any], timeout_s: float = 1.
     store, port = Group.host_store("127.0.0.1", 10)
 
     def run(rank: int) -> Any:
-        group = Group.open(rank, size, "127.0.0.1", port, "test", "127.0.0.1", timeout_s,
-                           store if rank == 0 else None, rendezvous_s=10, run_id=RUN_ID)
+        group = Group.open(rank, size, "127.0.0.1", port, "127.0.0.1", timeout_s, store if rank == 0 else None,
+                           formation=FORMATION, rendezvous_s=10)
         try:
             return roles[rank](group)
         except Exception as error:
@@ -76,32 +79,43 @@ def honest(peers: list[int], timeout_s: float = 1.0, linger_s: float = 0.0) -> C
     return role
 
 
-def frame(head: np.ndarray, payload: np.ndarray, tail: Callable[[np.ndarray], np.ndarray]) -> Callable[[Group], Any]:
-    """Rank 1 sends these bytes; `tail` changes what is sent after the header."""
+def frames(*sent: tuple[np.ndarray, np.ndarray]) -> Callable[[Group], Any]:
+    """Rank 1 sends these headers and payloads, one a round."""
     def role(group: Group) -> None:
-        into = np.zeros(HEADER_BYTES, np.uint8), np.zeros(ROWS * 2, np.uint8)
-        received = [group.irecv(0, into[0], EXCHANGE_LANE, header=True), group.irecv(0, into[1], EXCHANGE_LANE)]
-        body = tail(payload.copy())
-        # The receiver's buffer is found by the size of the payload; a truncated one claims the full size.
-        sent = [group._backend.send([torch.from_numpy(head)], 0, HEADER_BYTES << 3 | 1),
-                group._backend.send([torch.from_numpy(body)], 0, payload.nbytes << 3)]
-        group.wait(received, Deadline(2.0), "the honest rank")
-        for work in sent:
-            work.wait()
+        works, received = [], []
+        for head, body in sent:
+            received += [group.irecv(0, np.zeros(HEADER_BYTES, np.uint8), EXCHANGE_LANE, header=True),
+                         group.irecv(0, np.zeros(len(PAYLOAD), np.uint8), EXCHANGE_LANE)]
+            # The receiver's buffer is found by the size of the payload; a truncated one claims the full size.
+            works += [group._backend.send([torch.from_numpy(head)], 0, HEADER_BYTES << 3 | 1),
+                      group._backend.send([torch.from_numpy(body)], 0, len(PAYLOAD) << 3)]
+        group.wait(received[:2], Deadline(2.0), "the honest rank")
         time.sleep(0.2)
+        del works
 
     return role
 
 
+def frame(head: np.ndarray, payload: np.ndarray, tail: Callable[[np.ndarray], np.ndarray]) -> Callable[[Group], Any]:
+    """Rank 1 sends this; `tail` changes what is sent after the header."""
+    return frames((head, tail(payload.copy())))
+
+
 def packed(header: Header, payload: np.ndarray = PAYLOAD, changes: dict[int, int] | None = None,
-           fresh_crc: bool = False) -> np.ndarray:
+           key: FrameKey = KEY) -> np.ndarray:
+    """A header with a right MAC, and then bytes of it changed."""
     head = np.zeros(HEADER_BYTES, np.uint8)
-    pack_header(header, payload_sum(payload), head)
+    seal_frame(header, payload, key, head)
     for at, value in (changes or {}).items():
         head[at] = value
-    if fresh_crc:
-        head[60:] = np.frombuffer(zlib.crc32(head[:60].tobytes()).to_bytes(4, "little"), np.uint8)
     return head
+
+
+def version_2() -> np.ndarray:
+    """A whole header of before."""
+    fields = struct.pack("<4sHBBQIIIIIHHQQI", b"QGNF", 2, 1, BITS, RUN_ID, 0, 4, 5, ROWS, COLUMNS, 1, 0, len(PAYLOAD),
+                         int(PAYLOAD.sum()), 0)
+    return np.frombuffer(fields + struct.pack("<I", 0x12345678), np.uint8).copy()
 
 
 def unchanged(payload: np.ndarray) -> np.ndarray:
@@ -117,25 +131,38 @@ def shortened(payload: np.ndarray) -> np.ndarray:
     return payload[:8].copy()
 
 
+FORGED = ("the MAC of the payload of 12 B (bits=2, rows=6, columns=7) is wrong, and every field right: the frame was "
+          "damaged or cut on the way, or made by someone without this run's key")
 WRONG = {
+    "generation": (packed(replace(GOOD, generation=0), key=EARLIER.frame_key()), unchanged,
+                   "generation is 0, expected 1; a worker of before the last restart still talks"),
+    "several": (packed(replace(GOOD, generation=0, sequence=9, rows=7, sender=3)), unchanged,
+                "generation is 0, expected 1, sequence is 9, expected 0, rows is 7, expected 6, sender is 3, expected"),
     "run id": (packed(replace(GOOD, run_id=78)), unchanged, "run id is 78, expected 77; a worker of another run"),
     "bits": (packed(replace(GOOD, bits=8)), unchanged,
-             "bits is 8, expected 2, payload bytes is 42, expected 12; the workers do not run with the same settings"),
+             "bits is 8, expected 2; the workers do not run with the same settings"),
     "rows": (packed(replace(GOOD, rows=9)), unchanged,
-             "rows is 9, expected 6, payload bytes is 18, expected 12; the hosts see different partitions"),
+             "rows is 9, expected 6; the hosts see different partitions"),
     "columns": (packed(replace(GOOD, columns=8)), unchanged, "columns is 8, expected 7; the workers do not run the"),
     "sequence": (packed(replace(GOOD, sequence=3)), unchanged, "sequence is 3, expected 0; the workers are out of"),
     "layer": (packed(replace(GOOD, layer=3)), unchanged, "layer is 3, expected 4; the workers are out of step"),
     "round": (packed(replace(GOOD, round=6)), unchanged, "round is 6, expected 5; the workers are out of step"),
     "direction": (packed(replace(GOOD, direction="evaluation")), unchanged, "direction is evaluation, expected"),
     "sender": (packed(replace(GOOD, sender=2)), unchanged, "sender is 2, expected 1"),
-    "magic": (packed(GOOD, changes={0: 65}, fresh_crc=True), unchanged, "magic is b'AGNF', expected b'QGNF'"),
-    "version": (packed(GOOD, changes={4: 1}, fresh_crc=True), unchanged, "frame version is 1, expected 2; install"),
-    "unknown direction": (packed(GOOD, changes={6: 9}, fresh_crc=True), unchanged, "direction is 9"),
-    "reserved": (packed(GOOD, changes={57: 1}, fresh_crc=True), unchanged, "reserved field 256"),
-    "flipped header": (packed(GOOD, changes={29: 1}), unchanged, "header crc is 0x"),
-    "flipped payload": (packed(GOOD), flipped, "the payload of 12 B (bits=2, rows=6, columns=7) sums to 0x"),
-    "truncated payload": (packed(GOOD), shortened, "bytes were changed or lost on the way"),
+    "magic": (packed(GOOD, changes={0: 65}), unchanged, "magic is b'AGNF', expected b'QGNF'"),
+    "version": (version_2(), unchanged, "frame version is 2, expected 3; install the same qgnn-dist on all hosts"),
+    "unknown direction": (packed(GOOD, changes={6: 9}), unchanged, "direction is 9, expected forward"),
+    "flipped header": (packed(GOOD, changes={29: 1}), unchanged, "layer is 260, expected 4"),
+    "flipped MAC": (packed(GOOD, changes={50: 1}), unchanged, FORGED),
+    "flipped payload": (packed(GOOD), flipped, FORGED),
+    "truncated payload": (packed(GOOD), shortened, FORGED),
+    "truncated header": (packed(GOOD)[:60].copy(), unchanged, FORGED),
+    "no key": (packed(GOOD, changes=dict.fromkeys(range(48, 64), 0)), unchanged, FORGED),
+    "another key": (packed(GOOD, key=Formation.new(RUN_ID, 1).frame_key()), unchanged, FORGED),
+    "earlier key": (packed(GOOD, key=EARLIER.frame_key()), unchanged, FORGED),
+    "another frame's MAC": (packed(replace(GOOD, layer=5), changes={28: 4}), unchanged, FORGED),
+    "own frame sent back": (packed(replace(GOOD, sender=0, receiver=1)), unchanged,
+                            "sender is 0, expected 1, receiver is 1, expected 0"),
 }
 
 
@@ -148,6 +175,99 @@ def test_a_wrong_frame_is_refused_by_rank_peer_and_layer(name: str) -> None:
     assert str(error).startswith("rank 0, peer 1, layer 4: forward frame, round 5: ")
     assert words in str(error)
     assert seconds < 1.0
+
+
+def rounds(count: int) -> Callable[[Group], Any]:
+    """As many rounds of layer 4, round 5; the halo rows of those that were accepted, and the error of the last one."""
+    def role(group: Group) -> Any:
+        exchange, accepted = exchange_of(group, [1], 1.0), []
+        try:
+            for _ in range(count):
+                accepted.append(one_round(exchange, 1)[ROWS:].reshape(-1))
+        except ExchangeError as error:
+            assert exchange.exchange_rounds == len(accepted)
+            with pytest.raises(ValueError, match="the round before has not been finished"):
+                one_round(exchange, 1)
+            return accepted, error
+        return accepted, None
+
+    return role
+
+
+def numbered(sequence: int, payload: np.ndarray = PAYLOAD) -> tuple[np.ndarray, np.ndarray]:
+    return packed(replace(GOOD, sequence=sequence), payload), payload
+
+
+OTHER = PAYLOAD[::-1].copy()
+REORDERED = {
+    "in order": ([numbered(0), numbered(1, OTHER), numbered(2)], 3, None),
+    "replayed": ([numbered(0), numbered(1, OTHER), numbered(0)], 2, "sequence is 0, expected 2"),
+    "replayed at once": ([numbered(0), numbered(0)], 1, "sequence is 0, expected 1"),
+    "replayed by the right number": ([numbered(0), (packed(GOOD, changes={16: 1}), PAYLOAD)], 1, FORGED),
+    "swapped": ([numbered(1), numbered(0)], 0, "sequence is 1, expected 0"),
+    "one lost": ([numbered(0), numbered(2)], 1, "sequence is 2, expected 1"),
+    "payloads swapped": ([(numbered(0)[0], OTHER), (numbered(1, OTHER)[0], PAYLOAD)], 0, FORGED),
+}
+
+
+@pytest.mark.parametrize("name", REORDERED)
+def test_frames_are_taken_once_and_in_order(name: str) -> None:
+    sent, good, words = REORDERED[name]
+    (accepted, error), _ = with_groups(2, rounds(len(sent)), frames(*sent))
+    assert len(accepted) == good
+    for got, (_, payload) in zip(accepted, sent):
+        np.testing.assert_array_equal(got, payload)
+    if words is None:
+        assert error is None
+    else:
+        assert type(error) is ExchangeError
+        assert (error.rank, error.peer, error.layer) == (0, 1, 4)
+        assert words in str(error)
+
+
+def test_a_changed_bit_anywhere_in_a_frame_is_refused() -> None:
+    """A bit of every byte of header and payload, each in a frame of its own on one connection."""
+    size = HEADER_BYTES + len(PAYLOAD)
+    sent = []
+    for at, bit in enumerate(np.random.default_rng(0).integers(0, 8, size)):
+        whole = np.concatenate(numbered(at))
+        whole[at] ^= 1 << int(bit)
+        sent.append((whole[:HEADER_BYTES].copy(), whole[HEADER_BYTES:].copy()))
+
+    def receive(group: Group) -> Any:
+        used, errors = [], []  # a refused round leaves receives behind, whose buffers must live
+        for _ in range(size):
+            used.append(exchange_of(group, [1], 2.0))
+            with pytest.raises(ExchangeError) as caught:
+                one_round(used[-1], 1)
+            errors.append(caught.value)
+        return errors
+
+    errors, other = with_groups(2, receive, frames(*sent))
+    assert other is None
+    assert [type(error) for error in errors] == [ExchangeError] * size
+    assert {(error.rank, error.peer, error.layer) for error in errors} == {(0, 1, 4)}
+    assert [FORGED in str(error) for error in errors] == [False] * 48 + [True] * (size - 48)
+
+
+def test_an_all_reduce_takes_no_stranger_s_frame() -> None:
+    """Rank 1 has another key, though it knows the place to meet."""
+    def reduce(key: FrameKey) -> Callable[[Group], Any]:
+        def role(group: Group) -> Any:
+            group.key, mine = key, np.full(90, 1.0 + group.rank, np.float32)
+            try:
+                group.all_reduce_sum(mine)
+            finally:
+                time.sleep(0.3)
+            return mine
+
+        return role
+
+    (first, _) = with_groups(2, reduce(KEY), reduce(KEY))
+    np.testing.assert_array_equal(first, np.full(90, 3.0, np.float32))
+    results = with_groups(2, reduce(KEY), reduce(EARLIER.frame_key()))
+    assert [type(r) for r in results] == [ExchangeError] * 2
+    assert str(results[0]).startswith("rank 0, peer 1: control frame, round 0: the MAC of the payload of 180 B")
 
 
 def test_the_same_frame_unchanged_is_accepted() -> None:
@@ -241,11 +361,11 @@ def test_a_rendezvous_names_the_ranks_that_do_not_come() -> None:
     store, port = Group.host_store("127.0.0.1", 5)
     start = time.monotonic()
     with pytest.raises(DeadlineError, match=r"rank\(s\) 1, 2 of 3 did not come.*timeouts\.rendezvous_s") as caught:
-        Group.open(0, 3, "127.0.0.1", port, "absent", "127.0.0.1", 60.0, store, rendezvous_s=0.5)
+        Group.open(0, 3, "127.0.0.1", port, "127.0.0.1", 60.0, store, formation=FORMATION, rendezvous_s=0.5)
     assert time.monotonic() - start < 2
     assert caught.value.rank == 0
     with pytest.raises(DeadlineError, match=r"rank 0's rendezvous at 127\.0\.0\.1:9 cannot be reached"):
-        Group.open(1, 2, "127.0.0.1", 9, "absent", "127.0.0.1", 60.0, rendezvous_s=1.0)
+        Group.open(1, 2, "127.0.0.1", 9, "127.0.0.1", 60.0, formation=FORMATION, rendezvous_s=1.0)
 
 
 class Failing:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from qgnn_dist.comm.exchange import Exchange
+from qgnn_dist.comm.formation import Formation
 from qgnn_dist.comm.group import Group
 from qgnn_dist.comm.pool import LocalPool, WorkerContext
 from qgnn_dist.comm.wire import HEADER_BYTES, frame_row_bytes
@@ -200,14 +201,14 @@ def test_a_direction_without_rows_sends_nothing() -> None:
     (Plan(2, np.array([1], np.int32), 0, 2), "peer 2 of rank 0"),
 ])
 def test_a_plan_that_does_not_fit_the_part_is_refused(plan: Plan, words: str) -> None:
-    group = Group(0, 2, 1.0, 1, None, None)
+    group = Group(0, 2, 1.0, Formation.new(), None, None)
     with pytest.raises(StoreError, match=words):
         Exchange([plan], 60, 4, group, 1, 1.0)
 
 
 def test_headers_are_under_one_percent_from_10000_rows_a_peer() -> None:
     plan = Plan(1, np.arange(10_000, dtype=np.int32), 0, 10_000)
-    exchange = Exchange([plan], 10_000, 10_000, Group(0, 2, 1.0, 1, None, None), 1, 1.0)
+    exchange = Exchange([plan], 10_000, 10_000, Group(0, 2, 1.0, Formation.new(), None, None), 1, 1.0)
     for bits in BITS:
         assert exchange.expected_bytes(bits, 7) == 10_000 * row_bytes(7, bits) + HEADER_BYTES
         assert 0.01 * exchange.expected_bytes(bits, 7) > HEADER_BYTES

@@ -11,7 +11,6 @@ import json
 import re
 import struct
 import zipfile
-import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -268,8 +267,3 @@ def _npy_header(rng: Rng, content: bytes) -> bytes:
         text = any_bytes(rng, text.encode("latin-1")).decode("latin-1")
     header = text.encode("latin-1")[:65535]
     return content[:8] + struct.pack("<H", len(header)) + header + body
-
-
-def seal_crc(data: bytes, size: int) -> bytes:
-    """A header whose last four bytes are the CRC-32 of those before."""
-    return data[:size - 4] + struct.pack("<I", zlib.crc32(data[:size - 4])) + data[size:]

@@ -21,6 +21,7 @@ from qgnn_dist import render
 from qgnn_dist.bench.grid import read_grid
 from qgnn_dist.cluster import api
 from qgnn_dist.comm import wire
+from qgnn_dist.comm.formation import Formation
 from qgnn_dist.comm.pool import LocalPool
 from qgnn_dist.config import load_config
 from qgnn_dist.data.load import load_graph
@@ -239,12 +240,13 @@ def _read_ogb(folder: Path) -> str:
     return digest(*graph_values(load_graph("ogbn-fuzz", root=folder)))
 
 
-_FRAME = wire.Header(7, 3, "backward", 4, 5, 2, 6, 7, sender=1, receiver=0)
+_KEY = Formation(7, 1, bytes(range(32))).frame_key()
+_FRAME = wire.Header(7, 1, 3, "backward", 4, 5, 2, 6, 7, sender=1, receiver=0)
 
 
 def _make_frame(folder: Path) -> None:
     payload, head = np.arange(_FRAME.payload_bytes, dtype=np.uint8), np.zeros(wire.HEADER_BYTES, np.uint8)
-    wire.pack_header(_FRAME, wire.payload_sum(payload), head)
+    wire.seal_frame(_FRAME, payload, _KEY, head)
     (folder / "frame").write_bytes(head.tobytes() + payload.tobytes())
 
 
@@ -253,12 +255,17 @@ def _read_frame(folder: Path) -> str:
     data = np.frombuffer((folder / "frame").read_bytes(), np.uint8)
     data = np.resize(data, wire.HEADER_BYTES + _FRAME.payload_bytes) if len(data) else np.zeros(512, np.uint8)
     head, payload = data[:wire.HEADER_BYTES], data[wire.HEADER_BYTES:wire.HEADER_BYTES + _FRAME.payload_bytes]
-    wire.check_payload(payload, wire.check_header(head, _FRAME), _FRAME)
+    wire.check_header(head, _FRAME)
+    wire.check_frame(head, payload, _FRAME, _KEY)
     return digest(payload)
 
 
 def _seal_frame(folder: Path, file: Path) -> None:
-    file.write_bytes(mutate.seal_crc(file.read_bytes(), wire.HEADER_BYTES))
+    """Who has the key makes the MAC of the changed frame."""
+    data = file.read_bytes()
+    fields, payload = data[:48], data[wire.HEADER_BYTES:]
+    mac = _KEY.mac(_FRAME.sender, _FRAME.receiver, 2 * _FRAME.sequence, fields, payload)
+    file.write_bytes(fields + mac + payload)
 
 
 def _make_rates(folder: Path) -> None:
