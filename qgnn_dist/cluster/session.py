@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import os
 import socket
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
 from ..errors import InputError
+from .local import for_this_machine_alone
 
 __all__ = ["RaySession"]
 
@@ -21,62 +23,83 @@ class RaySession:
     """Context manager: Ray is connected inside it.
 
     A process that is connected already keeps its connection, before and after. Otherwise `address`, or RAY_ADDRESS
-    (which Ray sets inside a job), is joined, and left at the end; without both, a local Ray is started and ended.
+    (which Ray sets inside a job), is joined, and left at the end; without both, a local Ray is started and ended, which
+    nobody but this command and its workers can reach (cluster/local.py).
 
     Args:
         address: `HOST:PORT`, `auto` or `ray://…`; None for RAY_ADDRESS or a local Ray.
         num_cpus: CPUs that a local Ray declares, at least; so many workers can be placed, however many cores there are.
     Raises:
-        InputError: no cluster answers at the address, or one of another Ray or Python version.
+        InputError: no cluster answers at the address, or one of another Ray or Python version, or it asks for another
+            token.
     """
 
     def __init__(self, address: str | None = None, *, num_cpus: float = 1.0) -> None:
         self._address = address or os.environ.get("RAY_ADDRESS") or "local"
         self._num_cpus = max(1, math.ceil(num_cpus))
-        self._ours = False
+        self._undo = ExitStack()
 
     def __enter__(self) -> RaySession:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        local = self._address == "local"
-        if local:
-            # Left open, a local Ray writes a token file under the home folder, after which `ray start` on this machine
-            # silently asks for tokens and joins fail. A cluster's own choice is in the environment of its members.
-            os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         import ray
 
         if ray.is_initialized():
             return self
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-        if local:
-            ray.init(address="local", num_cpus=self._num_cpus, include_dashboard=False,
-                     object_store_memory=OBJECT_STORE_BYTES, **quiet)
-        else:
-            self._probe()
-            try:
-                ray.init(address=self._address, **quiet)
-            except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-                raise self._refused(str(error).strip().splitlines()[0]) from None
-        self._ours = True
+        with ExitStack() as undo:
+            if self._address == "local":
+                undo.enter_context(for_this_machine_alone())
+                undo.callback(ray.shutdown)
+                ray.init(address="local", num_cpus=self._num_cpus, include_dashboard=False,
+                         object_store_memory=OBJECT_STORE_BYTES, **quiet)
+            else:
+                asks_for_a_token = self._probe()
+                if asks_for_a_token and os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
+                    raise self._refused("RAY_AUTH_MODE is not token", asks_for_a_token)
+                undo.callback(ray.shutdown)
+                try:
+                    ray.init(address=self._address, **quiet)
+                except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
+                    asks_for_a_token |= isinstance(error, getattr(ray.exceptions, "AuthenticationError", ()))
+                    raise self._refused(str(error).strip().splitlines()[0], asks_for_a_token) from None
+            self._undo = undo.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
-        if self._ours:
-            import ray
+        self._undo.close()
 
-            self._ours = False
-            ray.shutdown()
-
-    def _probe(self) -> None:
-        """Fail in seconds, not minutes, where nobody listens at HOST:PORT."""
+    def _probe(self) -> bool:
+        """Fail in seconds, not minutes, where nobody listens at HOST:PORT; whether who does asks for a token."""
         host, _, port = self._address.removeprefix("ray://").rpartition(":")
         if not host or not port.isdigit():
-            return
+            return False
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=PROBE_S).close()
         except OSError as error:
-            raise self._refused(str(error)) from None
+            raise self._refused(str(error), False) from None
+        return _asks_for_a_token(self._address.removeprefix("ray://"))
 
-    def _refused(self, why: str) -> InputError:
-        return InputError(f"--ray-address {self._address}: no Ray cluster could be joined there ({why}); see `ray "
-                          "status` on its head, or leave out the address and RAY_ADDRESS to run on this machine alone")
+    def _refused(self, why: str, asks_for_a_token: bool) -> InputError:
+        where = f"--ray-address {self._address}"
+        if asks_for_a_token:
+            return InputError(
+                f"{where}: the Ray cluster there asks for a token, and this command has none or another one ({why}); "
+                "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a file with the cluster's token (`ray "
+                "get-auth-token` on its head prints it)")
+        return InputError(f"{where}: no Ray cluster could be joined there ({why}); see `ray status` on its head, or "
+                          "leave out the address and RAY_ADDRESS to run on this machine alone")
+
+
+def _asks_for_a_token(address: str) -> bool:
+    """Whether a head turns away a call without a token. Ray itself only says, after 20 s, that it cannot connect."""
+    try:
+        import grpc
+    except ImportError:  # Ray's dashboard, which brings it, is not installed
+        return False
+    with grpc.insecure_channel(address) as channel:
+        try:
+            channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")(b"", timeout=PROBE_S)
+        except grpc.RpcError as error:
+            return bool(error.code() == grpc.StatusCode.UNAUTHENTICATED)
+    return False

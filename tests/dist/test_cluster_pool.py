@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import os
 import random
 import signal
@@ -12,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,10 +24,12 @@ from ray import cloudpickle
 from qgnn_dist.cluster.builders import ray_builders
 from qgnn_dist.cluster.pool import RayPool
 from qgnn_dist.cluster.session import RaySession
+from qgnn_dist.comm.formation import Formation
 from qgnn_dist.comm.pool import WorkerContext
 from qgnn_dist.config import ClusterConfig, TimeoutsConfig
 from qgnn_dist.errors import DeadlineError, InputError, StoreError, WorkerError
 from tests.processes import until_gone
+from tests.sockets import tree
 
 # Ray's workers cannot import a test module.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -56,6 +60,7 @@ class Probe:
 
         return {"pid": os.getpid(), "rank": self.context.rank, "size": self.context.size, "host": self.context.host,
                 "run_id": self.context.run_id, "torch": torch.get_num_threads(), "kernels": kernels.threads(),
+                "shown": f"{vars(self.context)}{vars(self.context.group) if self.context.group else ''}",
                 "omp": os.environ.get("OMP_NUM_THREADS"), "simd": os.environ.get("QGNN_SIMD"), "word": self.word}
 
     def add(self, values: np.ndarray) -> np.ndarray:
@@ -158,6 +163,30 @@ def test_workers_are_processes_of_their_own_that_share_a_group(monkeypatch: pyte
         assert workers.call_one(1, "where", timeout_s=20)["rank"] == 1
         pids = workers.pids()
     assert until_gone(pids, 10) == []
+
+
+def test_the_secret_of_a_formation_is_in_no_place_that_is_shown_or_kept() -> None:
+    """Of no process of Ray's and ours in its environment or command line, and in no file of the session, logs too."""
+    formation = Formation.new(run_id=9, generation=4)
+    spellings = {formation.secret, formation.secret.hex().encode(), repr(formation.secret)[2:-1].encode(),
+                 base64.b64encode(formation.secret)}
+    with pool(formation=formation) as workers:
+        found = workers.call("where", timeout_s=20)
+        assert {w["run_id"] for w in found} == {9}
+        shown = [str(vars(workers)), *(w["shown"] for w in found)]
+        pids = tree(os.getpid())
+        assert pids >= set(workers.pids())
+        shown += [Path(f"/proc/{pid}/{name}").read_text(errors="surrogateescape")
+                  for pid in pids for name in ("environ", "cmdline")]
+        names = [actor.get("name", "") for actor in ray.util.list_named_actors(all_namespaces=True)]
+        assert {f"qgnn-worker-{9:016x}-4-{rank}" for rank in (0, 1)} <= set(names)
+        folder = Path(ray._private.worker._global_node.get_session_dir_path())
+        kept = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+        assert any("worker" in file.name for file in kept), "no logs of workers were found"
+    assert any("Formation(run_id=9, generation=4)" in text for text in shown)
+    for spelling in spellings:
+        assert not any(spelling in text.encode(errors="surrogateescape") for text in shown)
+        assert [file for file, text in kept.items() if spelling in text] == []
 
 
 def test_errors_arrive_at_once_in_their_type_with_rank_host_and_trace() -> None:

@@ -2,10 +2,16 @@
 """What a run goes on after, and when it gives up."""
 from __future__ import annotations
 
+from contextlib import nullcontext
+from typing import Any
+
 import pytest
 
+from qgnn_dist.cluster import api, pool, session
 from qgnn_dist.cluster.pool import _fit
 from qgnn_dist.cluster.recovery import WITHOUT_PROGRESS, Restarts
+from qgnn_dist.comm.formation import Formation
+from qgnn_dist.config import load_config
 from qgnn_dist.errors import (
     ConfigError,
     DeadlineError,
@@ -56,3 +62,36 @@ def test_none_are_made_where_none_are_wanted() -> None:
                                                         ([4, 0, 2], 0.3, 19), ([], 1.0, 0)])
 def test_workers_that_hosts_hold(hosts: list[float], cpus: float, workers: int) -> None:
     assert _fit(hosts, cpus) == workers
+
+
+def test_each_formation_of_a_run_has_its_number_and_a_secret_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    formed: list[Formation] = []
+
+    class Lost:
+        """A pool whose workers are lost twice."""
+
+        def __init__(self, *_: Any, formation: Formation, **__: Any) -> None:
+            formed.append(formation)
+            self.server_call = None
+
+        def __enter__(self) -> Lost:
+            return self
+
+        def __exit__(self, *_: Any) -> None:
+            pass
+
+    def work(*_: Any) -> dict[str, Any]:
+        if len(formed) < 3:
+            raise WorkerLostError("lost")
+        return {"done": True}
+
+    monkeypatch.setattr(pool, "RayPool", Lost)
+    monkeypatch.setattr(pool, "placeable_cpus", lambda size, wanted, wait_s: wanted)
+    monkeypatch.setattr(session, "RaySession", lambda *_, **__: nullcontext())
+    for _ in range(2):
+        formed.clear()
+        epochs_done = iter(range(3)).__next__
+        assert api._with_workers(object, {}, 2, load_config(), None, None, work, epochs_done) == {"done": True}
+        assert [one.generation for one in formed] == [0, 1, 2]
+        assert len({one.run_id for one in formed}) == 1
+        assert len({one.secret for one in formed}) == 3
