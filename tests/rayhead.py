@@ -32,13 +32,14 @@ def ray_head(environment: Mapping[str, str], *, address: str, num_cpus: int = 2)
 
     Args: environment: on top of this process's, without its own RAY_AUTH_…
     """
-    port, agent = free_port(), free_port()
+    port, agent, client = (free_port() for _ in range(3))
     place = Path(tempfile.mkdtemp(prefix="qgnn-ray-", dir="/tmp"))  # Ray's sockets need a short path
     env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH_")}
     with open(place / "log", "wb") as out:
         process = subprocess.Popen(
             [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}",
-             f"--node-ip-address={address}", f"--dashboard-agent-listen-port={agent}", "--include-dashboard=false",
+             f"--node-ip-address={address}", f"--dashboard-agent-listen-port={agent}",
+             f"--ray-client-server-port={client}", "--include-dashboard=false",
              f"--num-cpus={num_cpus}", f"--temp-dir={place}", "--object-store-memory=200000000",
              "--disable-usage-stats"],
             stdout=out, stderr=subprocess.STDOUT, env={**env, **environment}, start_new_session=True)

@@ -98,8 +98,10 @@ def _asks_for_a_token(address: str) -> bool:
     except ImportError:  # Ray's dashboard, which brings it, is not installed
         return False
     with grpc.insecure_channel(address) as channel:
-        try:
-            channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")(b"", timeout=PROBE_S)
-        except grpc.RpcError as error:
-            return bool(error.code() == grpc.StatusCode.UNAUTHENTICATED)
+        for method in ("NodeInfoGcsService/CheckAlive", "RayletDriver/ClusterInfo"):  # of a head, and behind ray://
+            try:
+                channel.unary_unary(f"/ray.rpc.{method}")(b"", timeout=PROBE_S)
+            except grpc.RpcError as error:
+                if error.code() == grpc.StatusCode.UNAUTHENTICATED:
+                    return True
     return False

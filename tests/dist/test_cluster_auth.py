@@ -62,7 +62,7 @@ except Exception as error:
 
 def drive(home: Path, address: str = "", *, early: bool = False, turns: int = 1, stranger: bool = False,
           **environment: str) -> dict[str, Any]:
-    """What a command sees, in a process whose environment has these RAY_AUTH_… alone."""
+    """What a command sees, in a process whose environment has these RAY_… alone."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     done = subprocess.run([sys.executable, "-c", DRIVER, address, "early" if early else "late", str(turns),
                            *([STRANGER] if stranger else [])],
@@ -115,7 +115,7 @@ def test_a_cluster_is_joined_with_its_token(cluster: tuple[str, Path], tmp_path:
     {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "f" * 64}], ids=["unset", "disabled", "no token", "another token"])
 def test_a_missing_or_wrong_token_is_one_line_that_says_what_to_do(cluster: tuple[str, Path], tmp_path: Path,
                                                                    environment: dict[str, str]) -> None:
-    told = drive(tmp_path, cluster[0], **environment)
+    told = drive(tmp_path, cluster[0], RAY_NUM_REDIS_GET_RETRIES="2", **environment)  # Ray's own, of a second each
     assert "worker" not in told
     first, last = told["error"].split(" (", 1)[0], told["error"].rpartition("); ")[2]
     assert first == (f"--ray-address {cluster[0]}: the Ray cluster there asks for a token, and this command has none or "
