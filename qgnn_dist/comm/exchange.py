@@ -161,7 +161,8 @@ class Exchange:
     def _expect(self, buffer: np.ndarray, key: tuple[Any, ...]) -> _Round:
         """Post the receives of a round."""
         bits, columns, direction, layer, round = key[1:]
-        heads = np.empty((2 * len(self._peers), HEADER_BYTES), np.uint8)
+        # Zeros: a header that was cut must not be made whole by what the memory held before.
+        heads = np.zeros((2 * len(self._peers), HEADER_BYTES), np.uint8)
         one = _Round(f"{direction} round {round}", layer, round, key, heads)
         group = self._group
         for plan, head in zip(self._peers, heads):
