@@ -70,6 +70,7 @@ def command(epilog: str, group: typer.Typer, name: str | None = None, *,
 
 
 _AFTER_INTERRUPT = {"train": "; --resume goes on from the last checkpoint",
+                    "predict": "; finished parts are kept, the same command goes on",
                     "accuracy": "; finished cells are kept, the same command goes on",
                     "search": "; finished trials are kept, the same command goes on"}
 

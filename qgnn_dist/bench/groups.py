@@ -36,7 +36,7 @@ def cell_groups(store: Path, predictions: Path) -> dict[str, Any]:
 
     from ..data.graph import TEST, TRAIN
     from ..inference.groups import groups
-    from ..inference.worker import part_file
+    from ..inference.output import part_file
     from ..store.reader import Store
 
     part = Store.open(store).part(0)

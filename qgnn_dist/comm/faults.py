@@ -27,7 +27,8 @@ CALL_S = 60.0
 class Fault:
     """Where to strike, and how.
 
-    Attributes: direction: forward, backward or evaluation.
+    Attributes: direction: forward, backward or evaluation; of a prediction, which is epoch 1, evaluation, write (layer:
+        a row group) or written.
     """
 
     kind: str

@@ -2,32 +2,33 @@
 """The controller of a batch prediction: every node of a store, complete or not there at all."""
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import operator
-import os
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..comm.pool import WorkerPool
-from ..comm.trace import chrome_trace, overlap
+from ..comm.trace import Span, chrome_trace, overlap
 from ..config import TimeoutsConfig
 from ..errors import InputError, ModelError, QgnnError
-from ..files.write import disk_errors, make_folder, write_atomically
 from ..model.packed import PackedModel
 from ..planning.admission import check_prediction
 from ..propagation.elastic import refuse_parts
 from ..store.reader import Store
 from .groups import describe
+from .output import Predictions
 
 __all__ = ["check_output", "check_predictable", "run_prediction"]
 
 SUMMARY_VERSION = 1
 PREDICT_TIMEOUT_S = 24 * 3600.0
 """The batch as a whole; the waits inside it have their own, shorter deadlines."""
+FINISH_S = 60.0
+"""How long parts that are being written are waited for once a worker is lost."""
 
 
 def check_predictable(store: Store, model: PackedModel, model_file: str) -> None:
@@ -56,53 +57,51 @@ def run_prediction(pool: WorkerPool, store: Store, model: PackedModel, out: Path
                    timeouts: TimeoutsConfig, trace: bool = False, check_memory: bool = True) -> dict[str, Any]:
     """Predict all nodes on the pool's workers (one PredictWorker a part) and put the folder in place.
 
+    What an earlier call with the same store, model and columns has finished is kept. Every worker is needed for the
+    scores of any, so that all compute them again where a part is missing; only missing parts are written.
+
     Args:
-        trace: also write OUT/trace.json, where each layer's time goes on every rank (comm.trace.chrome_trace).
+        out: absolute. trace: also write OUT/trace.json, where each layer's time goes on every rank
+            (comm.trace.chrome_trace).
         check_memory: refuse what the hosts cannot hold (InputError), before anything is allocated.
     Returns: the summary, as written to OUT/summary.json; with `trace`, it has `overlap` by rank.
     """
     started = time.perf_counter()
-    data = model.to_bytes()
-    if check_memory:
-        check_prediction(pool, store, model.info, scores=scores, timeout_s=timeouts.start_s)
-    pool.call("load", store.fingerprint, data, timeout_s=timeouts.start_s)
-    temp = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    make_folder(temp, "the predictions")
-    try:
-        results = pool.call("predict", str(temp), scores, trace, timeout_s=PREDICT_TIMEOUT_S)
-        rows = sum(r["rows"] for r in results)
+    with Predictions(out, store, model, scores=scores) as output:
+        kept, spans = output.kept, list[list[Span]]()
+        results: list[dict[str, Any] | None] = [None] * store.num_parts
+        if trace or not output.complete:
+            if check_memory:
+                check_prediction(pool, store, model.info, scores=scores, timeout_s=timeouts.start_s)
+            pool.call("load", store.fingerprint, model.to_bytes(), timeout_s=timeouts.start_s)
+            spans = pool.call("predict", trace, timeout_s=PREDICT_TIMEOUT_S)
+            results = _write(pool, output, scores)
+        found = [kept.get(part, one) for part, one in enumerate(results)]
+        rows = sum(r["rows"] for r in found if r is not None)
         if rows != store.num_nodes:
             raise QgnnError(f"predicted {rows} rows, the store has {store.num_nodes} nodes")
-        summary = _summary(store, model, len(data), results, time.perf_counter() - started)
+        summary = _summary(store, model, [r for r in found if r is not None], time.perf_counter() - started)
+        files = {}
         if trace:
-            spans = [r["spans"] for r in results]
             summary["overlap"] = [overlap(own) for own in spans]
-            write_atomically(temp / "trace.json", (json.dumps(chrome_trace(spans)) + "\n").encode())
-        write_atomically(temp / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
-        with disk_errors(out.parent, 0, str(out), "the predictions"):
-            _put_in_place(temp, out)
-    finally:
-        shutil.rmtree(temp, ignore_errors=True)
+            files["trace.json"] = json.dumps(chrome_trace(spans))
+        output.commit({**files, "summary.json": json.dumps(summary, indent=2)})
     return summary
 
 
-def _put_in_place(temp: Path, out: Path) -> None:
-    """Swap the finished folder in; an older one is removed only after that."""
-    old = out.with_name(f".{out.name}.{os.getpid()}.old")
-    replaces = out.exists()
-    if replaces:
-        os.rename(out, old)
+def _write(pool: WorkerPool, output: Predictions, scores: bool) -> list[dict[str, Any] | None]:
+    """All parts that are missing; where a worker is lost meanwhile, the others' are finished before that is told."""
     try:
-        os.rename(temp, out)
-    except OSError:
-        if replaces:
-            os.rename(old, out)
+        return pool.call("write", str(output.folder), scores, sorted(output.kept), timeout_s=PREDICT_TIMEOUT_S)
+    except QgnnError:
+        until = time.monotonic() + FINISH_S
+        for rank in range(pool.size):
+            with contextlib.suppress(QgnnError):  # of a worker that is lost too, or cannot write either
+                pool.call_one(rank, "written", timeout_s=max(0.0, until - time.monotonic()))
         raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
-def _summary(store: Store, model: PackedModel, model_bytes: int, results: Sequence[dict[str, Any]],
-             seconds: float) -> dict[str, Any]:
+def _summary(store: Store, model: PackedModel, results: Sequence[dict[str, Any]], seconds: float) -> dict[str, Any]:
     counts = {name: functools.reduce(operator.add, (r["counts"][name] for r in results))
               for name in results[0]["counts"]}
     counts = {name: one for name, one in counts.items() if one.nodes}
@@ -118,7 +117,7 @@ def _summary(store: Store, model: PackedModel, model_bytes: int, results: Sequen
         "reliability": {name: one["reliability"] for name, one in told.items()},
         "class_counts": [int(c) for c in sum(r["classes"] for r in results)],
         "seconds": {**{k: max(r["seconds"][k] for r in results) for k in results[0]["seconds"]}, "total": seconds},
-        "model_bytes": model_bytes,
+        "model_bytes": len(model.to_bytes()),
         "message_bytes": sum(r["message_bytes"] for r in results),
         "peak_anon_bytes": [r["peak_anon_bytes"] for r in results],
         "peak_rss_bytes": [r["peak_rss_bytes"] for r in results],

@@ -6,6 +6,7 @@ the workers (a model trained at 32 bits uses this project's own float kernels, i
 """
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .. import kernels
+from ..comm import faults
 from ..comm.exchange import Exchange
-from ..comm.trace import Trace
+from ..comm.trace import Span, Trace
 from ..data.graph import SPLITS
-from ..errors import StoreError
-from ..files.write import disk_errors
+from ..errors import QgnnError, StoreError
 from ..memory import MemoryWatch
 from ..model.features import FeatureScheme, refuse_negative
 from ..model.forward import PackedForward, feature_gain, model_reader
@@ -30,16 +31,14 @@ from ..propagation.neighbourhood import Neighbourhood
 from ..store.columns import as_arrow, as_strings
 from ..store.reader import Store
 from .groups import Counts, count
+from .output import keep_part, open_part
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ..comm.pool import WorkerContext
 
-__all__ = ["PredictWorker", "part_file"]
-
-
-def part_file(part: int) -> str:
-    """Name of a part's output file."""
-    return f"part-{part:05d}.parquet"
+__all__ = ["PredictWorker"]
 
 
 class PredictWorker:
@@ -78,20 +77,32 @@ class PredictWorker:
         self._graph = Neighbourhood.of(self._part)
         self._exchange = Exchange(self._part.peers, self._part.num_local, self._part.num_halo, context.group,
                                   context.run_id, self._exchange_s)
+        self._exchange.on_round = self._look
         self._load_s = time.perf_counter() - start
 
-    def predict(self, folder: str, with_scores: bool, trace: bool = False) -> dict[str, Any]:
-        """Score all local nodes and write `folder`/part-NNNNN.parquet.
+    def predict(self, trace: bool = False) -> list[Span]:
+        """Score all local nodes; every worker must call it together.
 
-        Args: trace: also measure where each layer's time goes; the result then has `spans`.
-        Returns: rows, Counts of the labelled nodes by split, class counts, seconds, bytes sent, peak memory.
+        Args: trace: measure where each layer's time goes; this is what is returned then.
         """
-        forward = PackedForward(self._graph, self._exchange, self._context.group, "evaluation")
+        self._forward = PackedForward(self._graph, self._exchange, self._context.group, "evaluation")
         self._exchange.trace = Trace() if trace else None
         start = time.perf_counter()
-        gain = feature_gain(self._part, self._model, self._context.group)
+        self._gain = feature_gain(self._part, self._model, self._context.group)
         self._load_s += time.perf_counter() - start
-        scores = forward.run(self._model, model_reader(self._part, self._model, gain))
+        self._scores = self._forward.run(self._model, model_reader(self._part, self._model, self._gain))
+        return self._exchange.trace.spans if self._exchange.trace is not None else []
+
+    def write(self, folder: str, with_scores: bool, kept: Sequence[int] = ()) -> dict[str, Any] | None:
+        """Write the scored nodes to `folder`/part-NNNNN.parquet, and keep it (inference.output.keep_part).
+
+        Args: kept: parts that are finished; for such a one nothing is done.
+        Returns: rows, Counts of the labelled nodes by split, class counts, seconds, bytes sent, peak memory.
+        """
+        context, forward, scores = self._context, self._forward, self._scores
+        del self._scores
+        if context.rank in kept:
+            return None
         classes = np.empty(len(scores), np.int32)
         confidence = np.empty(len(scores), np.float32)
         kernels.softmax(scores, classes, confidence, None)
@@ -100,12 +111,17 @@ class PredictWorker:
         del scores
         seconds = {"load": self._load_s, **forward.seconds, "exchange": self._exchange.wait_s,
                    "write": time.perf_counter() - start}
-        group = self._context.group
-        spans = self._exchange.trace.spans if self._exchange.trace is not None else []
-        return {"rows": len(classes), "spans": spans, "counts": self._counts(classes, confidence), "seconds": seconds,
-                "gain": forward.gain, "feature_gain": gain,
-                "classes": np.bincount(classes, minlength=self._model.info.num_classes),
-                "message_bytes": group.counters.evaluation if group is not None else 0, **self._memory.peaks()}
+        group = context.group
+        result = {"rows": len(classes), "counts": self._counts(classes, confidence), "seconds": seconds,
+                  "gain": forward.gain, "feature_gain": self._gain,
+                  "classes": np.bincount(classes, minlength=self._model.info.num_classes),
+                  "message_bytes": group.counters.evaluation if group is not None else 0, **self._memory.peaks()}
+        keep_part(Path(folder), context.rank, result)
+        self._look("written")
+        return result
+
+    def written(self) -> None:
+        """Calls of a worker run one after the other: once this one returns, so has `write`."""
 
     def close(self) -> None:
         """Stop the memory watch."""
@@ -138,9 +154,19 @@ class PredictWorker:
                 columns["scores"] = pa.FixedSizeListArray.from_arrays(as_arrow(scores[rows].ravel()), scores.shape[1])
             return pa.table(columns)
 
-        file = folder / part_file(self._context.rank)
         size = len(order) * (16 + (0 if scores is None else 4 * scores.shape[1]))
-        with (disk_errors(folder, size, str(file), "the predictions"),
-              pq.ParquetWriter(file, group(len(order)).schema) as writer):
-            for begin in range(0, len(order), WRITTEN_ROWS):
-                writer.write_table(group(begin))
+        with open_part(folder, self._context.rank, size, self._context.run_id) as file:
+            with pq.ParquetWriter(file, group(len(order)).schema) as writer:
+                for number, begin in enumerate(range(0, len(order), WRITTEN_ROWS)):
+                    self._look("write", number)
+                    writer.write_table(group(begin))
+            rows = pq.read_metadata(file).num_rows
+            if rows != len(order):
+                raise QgnnError(f"{rows} rows can be read back, expected {len(order)}; look at the disk",
+                                file=str(folder))
+
+    def _look(self, direction: str, layer: int = 0, round: int = 0) -> None:
+        """Where tests place faults: the rounds' places as one of epoch 1; `write` and a row group; `written`."""
+        if faults.ENVIRONMENT in os.environ:
+            fault = faults.Fault.of(os.environ[faults.ENVIRONMENT])
+            fault.look(self._context.rank, 1, direction, layer, round)

@@ -10,6 +10,7 @@ import pytest
 
 from qgnn_dist.comm.pool import LocalPool
 from qgnn_dist.inference import worker
+from qgnn_dist.inference.output import UNFINISHED
 from qgnn_dist.inference.worker import PredictWorker
 from qgnn_dist.memory import available_bytes
 from qgnn_dist.model.packed import PackedModel
@@ -72,12 +73,13 @@ def test_prediction_takes_what_the_formula_says(tmp_path: Path, bits: int, score
     store = make_store(small_graph(nodes=40_000, classes=40, features=32, degree=5), tmp_path / "s", 1)
     model = untrained_model(store, bits=bits)
     data = model.to_bytes()
-    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / UNFINISHED).mkdir(parents=True)
 
     def run() -> None:
         pool = LocalPool(PredictWorker, {"store": str(store.path), "exchange_s": 60.0}, 1)
         pool.call("load", store.fingerprint, data, timeout_s=60)
-        pool.call("predict", str(tmp_path / "out"), scores, timeout_s=60)
+        pool.call("predict", timeout_s=60)
+        pool.call("write", str(tmp_path / "out"), scores, timeout_s=60)
         pool.close()
 
     got = _peak(run)
@@ -92,7 +94,7 @@ def test_elastic_takes_what_the_formula_says(tmp_path: Path, words: tuple[str, .
     """Two training epochs and a prediction; λ₁ is so small that every edge is projected, which the formula assumes."""
     store = make_store(small_graph(nodes=8000, classes=16, features=32, degree=20), tmp_path / "s", 1)
     config = settings("propagation.kind=elastic", "propagation.lambda1=1e-4", "model.feature_norm=l2", *words)
-    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / UNFINISHED).mkdir(parents=True)
     models: list[bytes] = []
 
     def train() -> None:
@@ -105,7 +107,8 @@ def test_elastic_takes_what_the_formula_says(tmp_path: Path, words: tuple[str, .
     def predict() -> None:
         pool = LocalPool(PredictWorker, {"store": str(store.path), "exchange_s": 60.0}, 1)
         pool.call("load", store.fingerprint, models[0], timeout_s=60)
-        pool.call("predict", str(tmp_path / "out"), False, timeout_s=60)
+        pool.call("predict", timeout_s=60)
+        pool.call("write", str(tmp_path / "out"), False, timeout_s=60)
         pool.close()
 
     part, size = parts_of(store)[0], GraphSize.of(store)

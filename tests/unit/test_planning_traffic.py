@@ -8,6 +8,7 @@ import pytest
 
 from qgnn_dist.comm.pool import LocalPool
 from qgnn_dist.errors import InputError
+from qgnn_dist.inference.output import UNFINISHED
 from qgnn_dist.inference.worker import PredictWorker
 from qgnn_dist.planning.cut import cut_of_graph, cut_of_numbers, cut_of_store
 from qgnn_dist.planning.plan import cut_of
@@ -33,11 +34,12 @@ def test_bytes_of_an_epoch_are_exact(tmp_path: Path, words: tuple[str, ...], par
 def test_bytes_of_a_prediction_are_exact(tmp_path: Path) -> None:
     store = make_store(small_graph(), tmp_path / "s", 2)
     model = untrained_model(store, bits=2)
-    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / UNFINISHED).mkdir(parents=True)
     pool = LocalPool(PredictWorker, {"store": str(store.path), "exchange_s": 60.0}, 2)
     try:
         pool.call("load", store.fingerprint, model.to_bytes(), timeout_s=60)
-        got = sum(r["message_bytes"] for r in pool.call("predict", str(tmp_path / "out"), False, timeout_s=60))
+        pool.call("predict", timeout_s=60)
+        got = sum(r["message_bytes"] for r in pool.call("write", str(tmp_path / "out"), False, timeout_s=60))
     finally:
         pool.close()
     assert traffic(cut_of_store(store), 2, settings("quant.bits=2")).predict == got

@@ -15,6 +15,7 @@ import pytest
 
 from qgnn_dist.data.graph import Graph, SparseFeatures
 from qgnn_dist.errors import InputError, OutputError, StoreError
+from qgnn_dist.files import folders
 from qgnn_dist.partitioning import api, build
 from qgnn_dist.partitioning.api import partition_graph
 from qgnn_dist.partitioning.clean import clean
@@ -213,7 +214,7 @@ def _fail(*_: Any, **__: Any) -> Any:
 
 
 @pytest.mark.parametrize(("module", "name"), [(build, "write_columns"), (api, "spool"), (writer, "read_manifest"),
-                                              (writer, "_sync_folder"), (build, "write_batches")])
+                                              (writer, "sync_folder"), (build, "write_batches")])
 def test_a_failed_build_leaves_nothing_and_keeps_the_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Any,
                                                          name: str) -> None:
     old = make_store(small_graph(seed=1), tmp_path / "s", 2)
@@ -291,3 +292,40 @@ def test_summary_is_the_manifest_without_files(tmp_path: Path) -> None:
     assert {**manifest, "feature_bytes": count, "num_parts": 2, "parts": parts} == summary
     assert steps == ["reading and sorting the edges", "partitioning into 2 by random", "ordering the nodes",
                      "building the parts"]
+
+
+def test_what_killed_builds_left_goes_with_the_next(tmp_path: Path) -> None:
+    store = make_store(small_graph(seed=1), tmp_path / "s", 2)
+    kept = {name: tmp_path / name for name in (".s.1-aa.tmp", ".s.2-bb.tmp", ".other.3-cc.old", ".s.fresh.tmp",
+                                                 ".s.t.7-aa.tmp", ".s.t.8-bb.old")}
+    gone = {name: tmp_path / name for name in (".s.4-dd.old", ".s.5-ee.tmp", ".s.6-ff.tmp")}
+    for folder in [*kept.values(), *gone.values()]:
+        folder.mkdir()
+        (folder / "file").write_text("x")
+    for name in (".s.1-aa.tmp", ".s.2-bb.tmp", ".s.t.7-aa.tmp"):
+        (kept[name] / "lock").touch()
+    (gone[".s.5-ee.tmp"] / "lock").touch()  # nobody holds it
+    os.utime(gone[".s.6-ff.tmp"], (1e9, 1e9))  # killed before it had a lock, or after it gave it back
+    with folders.held(kept[".s.1-aa.tmp"]) as first, folders.held(kept[".s.2-bb.tmp"]) as second:
+        assert first
+        assert second
+        with folders.held(kept[".s.1-aa.tmp"]) as taken:
+            assert not taken
+        partition_graph(small_graph(), parts=2, out=tmp_path / "s", overwrite=True)
+    assert not any(folder.exists() for folder in gone.values())
+    assert all((folder / "file").exists() for folder in kept.values())
+    assert Store.open(tmp_path / "s").fingerprint != store.fingerprint
+
+
+def test_a_store_that_only_lies_aside_stays_until_a_new_one_is_whole(tmp_path: Path,
+                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    """A build that replaced it was killed between its two renames."""
+    aside = tmp_path / ".s.1-aa.old"
+    os.rename(make_store(small_graph(seed=1), tmp_path / "s", 1).path, aside)
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "write_columns", _fail)
+        with pytest.raises(OutputError):
+            partition_graph(small_graph(), parts=1, out=tmp_path / "s")
+    assert Store.open(aside).num_parts == 1
+    partition_graph(small_graph(), parts=1, out=tmp_path / "s")
+    assert [p.name for p in tmp_path.iterdir()] == ["s"]

@@ -26,6 +26,7 @@ from qgnn_dist.comm.pool import LocalPool
 from qgnn_dist.config import load_config
 from qgnn_dist.data.load import load_graph
 from qgnn_dist.files.checksum import checksum_of
+from qgnn_dist.inference.output import UNFINISHED
 from qgnn_dist.inference.worker import PredictWorker
 from qgnn_dist.model.packed import PackedModel
 from qgnn_dist.partitioning.api import partition_graph
@@ -84,8 +85,9 @@ def _predict(store: Store, model: PackedModel) -> None:
     try:
         pool.call("load", store.fingerprint, model.to_bytes(), timeout_s=10)
         out = store.path.parent.parent / "out"
-        out.mkdir(exist_ok=True)
-        pool.call("predict", str(out), True, timeout_s=10)
+        (out / UNFINISHED).mkdir(parents=True, exist_ok=True)
+        pool.call("predict", timeout_s=10)
+        pool.call("write", str(out), True, timeout_s=10)
     finally:
         pool.close()
 
