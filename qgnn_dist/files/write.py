@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..errors import OutputError
 
-__all__ = ["check_room", "disk_errors", "make_folder", "write_atomically"]
+__all__ = ["check_room", "disk_errors", "make_folder", "remove_halves", "write_atomically"]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -34,6 +34,13 @@ def write_atomically(path: Path, data: bytes) -> None:
         finally:
             with contextlib.suppress(OSError):  # of a disk that is read-only: there is none then
                 temp.unlink(missing_ok=True)
+
+
+def remove_halves(folder: Path) -> None:
+    """Remove what `write_atomically` had begun in processes that were killed; nobody else may be writing there."""
+    for temp in folder.glob(".*.tmp"):
+        with contextlib.suppress(OSError):
+            temp.unlink()
 
 
 def make_folder(path: Path, what: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import DeadlineError, InputError, OutputError, QgnnError
 from ..files.read import parse_json, read_bytes, read_json, reason
-from ..files.write import disk_errors, make_folder, write_atomically
+from ..files.write import disk_errors, make_folder, remove_halves, write_atomically
 from .checkpoint import Checkpoint
 
 __all__ = ["CheckpointWriter", "RunFolder"]
@@ -82,12 +82,14 @@ class RunFolder:
             old.unlink(missing_ok=True)
 
     def begin(self, config: str) -> None:
-        """Make the folder with its settings; where that fails, nothing is left.
+        """Make the folder with its settings; where that fails, nothing is left. What a killed run had begun goes.
 
         Raises: OutputError: the disk.
         """
         made = not self.path.exists()
         make_folder(self.path, "the run")
+        for folder in (self.path, self.checkpoints):
+            remove_halves(folder)
         try:
             write_atomically(self.path / "config.toml", config.encode())
         except OutputError:

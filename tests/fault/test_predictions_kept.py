@@ -135,7 +135,8 @@ def test_complete_parts_need_no_worker(store: Store, model: PackedModel, whole: 
     assert _files(out) == whole
 
 
-def test_damaged_parts_are_written_again(store: Store, model: PackedModel, whole: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_damaged_parts_are_written_again(store: Store, model: PackedModel, whole: dict[str, Any], tmp_path: Path,
+                                         caplog: pytest.LogCaptureFixture) -> None:
     out = tmp_path / "out"
     with _failing(1), pytest.raises(OutputError):
         _predict(store, model, out)
@@ -157,8 +158,8 @@ def test_damaged_parts_are_written_again(store: Store, model: PackedModel, whole
 
 
 @pytest.mark.parametrize("other", ["another model", "other columns (--scores)", "another graph and another partition"])
-def test_what_is_left_of_other_predictions_goes(store: Store, model: PackedModel, whole: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture,
-                                                other: str) -> None:
+def test_what_is_left_of_other_predictions_goes(store: Store, model: PackedModel, whole: dict[str, Any], tmp_path: Path,
+                                                caplog: pytest.LogCaptureFixture, other: str) -> None:
     out, first, columns = tmp_path / "out", model, True
     source = store
     if other == "another model":
@@ -176,7 +177,8 @@ def test_what_is_left_of_other_predictions_goes(store: Store, model: PackedModel
     assert _hidden(out) == []
 
 
-def test_a_traced_prediction_goes_on_too(store: Store, model: PackedModel, whole: dict[str, Any], tmp_path: Path) -> None:
+def test_a_traced_prediction_goes_on_too(store: Store, model: PackedModel, whole: dict[str, Any],
+                                         tmp_path: Path) -> None:
     out = tmp_path / "out"
     with _failing(0), pytest.raises(OutputError):
         _predict(store, model, out)
@@ -262,8 +264,7 @@ def test_a_killed_command_leaves_nothing_that_looks_whole_and_goes_on(store: Sto
 
 
 def test_a_prediction_that_is_given_up_keeps_what_is_finished(ray: None, store: Store, model: PackedModel,
-                                                              tmp_path: Path,
-                                                              monkeypatch: pytest.MonkeyPatch) -> None:
+                                                              tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file, out = tmp_path / "model", tmp_path / "out"
     model.save(file)
     monkeypatch.setenv(faults.ENVIRONMENT, f"kill direction=write layer=0 rank=2 mark={tmp_path / 'mark'}")

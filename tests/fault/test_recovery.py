@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import ray
 from ray.cluster_utils import Cluster
@@ -23,9 +22,9 @@ from qgnn_dist.errors import WorkerLostError
 from qgnn_dist.store.reader import Store
 from qgnn_dist.training.run_folder import RunFolder
 from tests.helpers import make_store, settings, small_graph
-from tests.processes import until_gone
+from tests.processes import parent, until_gone
+from tests.recovering import same_end
 
-TIMES = ("train_s", "compute_s", "evaluation_s", "epoch_s", "slow_workers")
 HEALTH = {"RAY_health_check_initial_delay_ms": "1000", "RAY_health_check_period_ms": "500",
           "RAY_health_check_timeout_ms": "1000", "RAY_health_check_failure_threshold": "3"}
 WORDS = ("train.epochs=8", "train.checkpoint_every=3", "model.feature_norm=l2", "quant.gradients=4",
@@ -71,22 +70,6 @@ def _config(*words: str) -> RunConfig:
     return settings(*WORDS, *words)
 
 
-def _records(run: Path) -> list[dict[str, Any]]:
-    return [{key: value for key, value in record.items() if key not in TIMES}
-            for record in RunFolder(run).read_metrics()]
-
-
-def _same_end(run: Path, whole: Path) -> None:
-    assert _records(run) == _records(whole)
-    found, wanted = RunFolder(run).load_checkpoint(), RunFolder(whole).load_checkpoint()
-    assert found is not None
-    assert wanted is not None
-    assert set(found.tensors) == set(wanted.tensors)
-    for name, value in wanted.tensors.items():
-        np.testing.assert_array_equal(found.tensors[name], value, err_msg=name)
-    assert (found.progress, found.server) == (wanted.progress, wanted.server)
-
-
 def _outside(mark: Path, act: Callable[[], None]) -> threading.Thread:
     """Once the fault `call` has struck, act, and let the worker go on."""
     def work() -> None:
@@ -116,7 +99,7 @@ def test_a_killed_worker_costs_the_epochs_since_the_checkpoint(cluster: Cluster,
                                                                tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                                                caplog: pytest.LogCaptureFixture, fault: str) -> None:
     summary, struck = _train(monkeypatch, store, tmp_path / "run", fault, tmp_path / "mark")
-    _same_end(tmp_path / "run", whole)
+    same_end(tmp_path / "run", whole)
     (restart,) = summary["restarts"]
     assert (restart["epoch"], restart["rank"]) == (struck["epoch"] - 1, struck["rank"])
     assert f"the worker process {struck['pid']} was lost" in restart["error"]
@@ -129,7 +112,7 @@ def test_a_killed_worker_costs_the_epochs_since_the_checkpoint(cluster: Cluster,
 def test_a_frozen_worker_is_named_after_the_deadline(cluster: Cluster, store: Store, whole: Path, tmp_path: Path,
                                                      monkeypatch: pytest.MonkeyPatch) -> None:
     summary, struck = _train(monkeypatch, store, tmp_path / "run", "stop epoch=4 layer=1 rank=1", tmp_path / "mark")
-    _same_end(tmp_path / "run", whole)
+    same_end(tmp_path / "run", whole)
     (restart,) = summary["restarts"]
     assert "peer 1" in restart["error"]
     assert "layer 1" in restart["error"]
@@ -152,7 +135,7 @@ def test_a_lost_multiplier_server_is_named_and_replaced(cluster: Cluster, store:
     thread = _outside(mark, kill_server)
     summary, _ = _train(monkeypatch, store, tmp_path / "run", "call epoch=5 layer=2 rank=0", mark)
     thread.join(10)
-    _same_end(tmp_path / "run", whole)
+    same_end(tmp_path / "run", whole)
     assert "the multiplier server was lost" in summary["restarts"][0]["error"]
     assert len(summary["restarts"]) == 1
 
@@ -170,14 +153,14 @@ def test_a_lost_host_is_replaced_by_the_spare_one_and_then_by_sharing(cluster: C
             def kill_host(mark: Path = mark) -> None:
                 pid = json.loads(mark.read_text())["pid"]
                 node = next(node for node in cluster.list_all_nodes()
-                            if any(info.process.pid == _parent(pid) for info in node.all_processes["raylet"]))
+                            if any(info.process.pid == parent(pid) for info in node.all_processes["raylet"]))
                 cluster.remove_node(node, allow_graceful=False)
                 until_gone([pid], 3.5)  # a worker may outlive its raylet by a moment, and a run so small would be over
 
             thread = _outside(mark, kill_host)
             summary, struck = _train(monkeypatch, store, out, "call epoch=5 layer=2 rank=1", mark)
             thread.join(10)
-            _same_end(out, whole)
+            same_end(out, whole)
             assert len(summary["restarts"]) >= 1
             first = summary["restarts"][0]
             assert first["time"] - struck["time"] < 5.0
@@ -202,10 +185,6 @@ def _actors(name: str) -> list[int]:
             if words.startswith(f"ray::{name}"):
                 found.append(int(place.name))
     return found
-
-
-def _parent(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def test_a_fault_that_stays_is_given_up_with_its_reason(cluster: Cluster, store: Store, tmp_path: Path,
