@@ -25,6 +25,8 @@ __all__ = ["Checkpoint", "Progress"]
 VERSION = 2
 """Version 1 had no checksum and one file a run, RUN/checkpoint.safetensors; it is read."""
 LARGEST_HEADER, LARGEST_FILE = 16 << 20, 8 << 30
+LARGEST_FIGURE = 1e300
+"""Of a range: whole numbers of any size are JSON, and none of them a float."""
 
 
 @dataclass
@@ -131,5 +133,5 @@ def _check(progress: Progress, identity: Any, server: Any) -> None:
     if not isinstance(server, dict) or not isinstance(server.get("ranges"), dict):
         raise ValueError(f"server is {shown(server)}")
     for name, values in server["ranges"].items():
-        if not all(isinstance(v, (int, float)) for v in asdict(Range(**values)).values()):
+        if not all(isinstance(v, (int, float)) and abs(v) < LARGEST_FIGURE for v in asdict(Range(**values)).values()):
             raise ValueError(f"server: range {shown(name)} is {shown(values)}")

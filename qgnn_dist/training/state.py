@@ -60,6 +60,8 @@ def check_tensors(tensors: Mapping[str, np.ndarray], network: nn.Module) -> None
         if got is None or got.shape != shape or got.dtype.kind != kind or not np.isfinite(got).all():
             found = "missing" if got is None else f"{got.dtype} {got.shape}"
             raise _refused(f"tensor {shown(name)} is {found}, expected finite numbers {shape}")
+        if name.startswith("adam.") and name.endswith((".step", ".exp_avg_sq")) and (got < 0).any():
+            raise _refused(f"tensor {shown(name)} has numbers below 0")
 
 
 def _refused(why: str) -> InputError:

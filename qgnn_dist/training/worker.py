@@ -23,7 +23,7 @@ from ..comm.trace import Span, Trace
 from ..config import RunConfig
 from ..data.graph import SPLITS
 from ..device.training import DeviceTraining
-from ..errors import StoreError
+from ..errors import InputError, StoreError
 from ..memory import MemoryWatch
 from ..model.features import FeatureScheme, feature_level, feature_statistics, keeps_dense, read_block
 from ..model.forward import PackedForward
@@ -215,6 +215,11 @@ class TrainWorker:
         self._multipliers = [float(v) for v in tensors["multipliers"]]
         self._ranges = {name: Range(**values) for name, values in ranges.items()}
         self._best = best
+        try:
+            self._frozen_model()  # asks for all figures that epochs ask for
+        except KeyError as error:
+            raise InputError(f"checkpoint: the running figures of {error} are missing; it is damaged, or another "
+                             "program's: start again with --overwrite") from None
 
     def best_model(self) -> bytes | None:
         """The best model so far as the bytes of a packed model file."""

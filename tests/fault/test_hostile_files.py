@@ -31,6 +31,7 @@ from qgnn_dist.files.ipc import check_compression
 from qgnn_dist.files.read import parse_json, parse_toml
 from qgnn_dist.model.packed import PackedModel
 from qgnn_dist.store.reader import Store
+from qgnn_dist.training.checkpoint import Checkpoint
 from tests.fault.fuzzing.child import _memory, _reset_peak
 from tests.fault.fuzzing.targets import TARGETS
 from tests.helpers import edit_manifest, make_store, small_graph, untrained_model
@@ -376,6 +377,34 @@ def test_a_checkpoint_of_another_network(tmp_path: Path, tensors: dict[str, Any]
     if "network.weight1" in tensors:
         bad = {name: value for name, value in good.items() if name != "network.weight"}
     refused(lambda: check_tensors(bad, network), InputError, *words)
+
+
+def _enlarge(ranges: dict[str, Any]) -> None:
+    ranges["hidden"]["rms"] = 10**400
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    (_enlarge, ["damaged checkpoint: server: range hidden is "]),
+    (lambda ranges: ranges.pop("news/1"), ["the running figures of 'news/1' are missing", "--overwrite"])])
+def test_running_figures_that_are_none(tmp_path: Path, change: Callable[[dict[str, Any]], Any],
+                                       words: list[str]) -> None:
+    """The checkpoint's checksum is right: somebody wrote it so."""
+    folder = sample("checkpoint", tmp_path / "sample")
+    (file,) = (folder / "run" / "checkpoints").iterdir()
+    found = Checkpoint.read(file)
+    change(found.server["ranges"])
+    file.write_bytes(found.to_bytes())
+    refused(lambda: TARGETS["checkpoint"].read(folder), InputError, *words)
+
+
+def test_an_optimiser_before_its_first_step(tmp_path: Path) -> None:
+    folder = sample("checkpoint", tmp_path / "sample")
+    (file,) = (folder / "run" / "checkpoints").iterdir()
+    found = Checkpoint.read(file)
+    name = next(name for name in found.tensors if name.endswith(".step"))
+    found.tensors[name] = np.array(-1.0, np.float32)  # Adam would divide by 1 − β⁰
+    file.write_bytes(found.to_bytes())
+    refused(lambda: TARGETS["checkpoint"].read(folder), InputError, f"tensor {name} has numbers below 0")
 
 
 @pytest.mark.parametrize(("file", "text", "words"), [

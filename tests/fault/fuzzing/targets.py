@@ -2,6 +2,8 @@
 """Every reader of what comes from outside: a valid sample, how it is mutated and sealed again, and how it is read."""
 from __future__ import annotations
 
+import atexit
+import functools
 import gzip
 import io
 import json
@@ -31,15 +33,17 @@ from qgnn_dist.inference.worker import PredictWorker
 from qgnn_dist.model.packed import PackedModel
 from qgnn_dist.partitioning.api import partition_graph
 from qgnn_dist.planning import rates
+from qgnn_dist.propagation.multiplier import InProcessServer, MultiplierRule, MultiplierServer
 from qgnn_dist.store.columns import checksum
 from qgnn_dist.store.describe import describe_store
 from qgnn_dist.store.reader import Store
+from qgnn_dist.training import loop
 from qgnn_dist.training.loop import prepare_run
 from qgnn_dist.training.run_folder import RunFolder
 from tests.fault.fuzzing import mutate
 from tests.fault.fuzzing.digest import digest, graph_values, part_values
 from tests.fault.fuzzing.target import Target
-from tests.helpers import edit_manifest, make_store, small_graph, untrained_model
+from tests.helpers import edit_manifest, make_store, small_graph, train_pool, untrained_model
 
 __all__ = ["TARGETS"]
 
@@ -114,7 +118,8 @@ def _read_model(file: Path) -> str | None:
     return found if b"checksum" in file.read_bytes() else None
 
 
-def _seal_model(folder: Path, file: Path) -> None:
+def _seal_safetensors(folder: Path, file: Path) -> None:
+    """Of packed models and of checkpoints."""
     data = file.read_bytes()
     try:
         (size,) = struct.unpack_from("<Q", data)
@@ -123,7 +128,7 @@ def _seal_model(folder: Path, file: Path) -> None:
         del values["checksum"]
         values["checksum"] = checksum_of(values, load(data))
         header["__metadata__"]["qgnn"] = json.dumps(values)
-    except Exception:  # not a model any more: nothing to seal
+    except Exception:  # no such file any more: nothing to seal
         return
     text = json.dumps(header).encode()
     file.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + size:])
@@ -134,6 +139,12 @@ def _make_run(folder: Path) -> None:
     api.train(store.path, out=folder / "run", overrides=["train.epochs=3", "model.hidden=4", "propagation.layers=2"])
 
 
+def _make_checkpoint(folder: Path) -> None:
+    """The run's last one, with its summary gone, as of a run that was killed."""
+    _make_run(folder)
+    (folder / "run" / "summary.json").unlink()
+
+
 def _read_run(folder: Path) -> str:
     run = folder / "run"
     _show(api.inspect(run))
@@ -142,6 +153,30 @@ def _read_run(folder: Path) -> str:
     prepare_run(run, store, load_config(run / "config.toml"), resume=True, overwrite=False)
     RunFolder(run).read_metrics()
     return ""
+
+
+@functools.lru_cache(maxsize=1)
+def _worker(place: Path) -> tuple[LocalPool, InProcessServer]:
+    """What goes on with checkpoints of a run, the same for all mutants: one that is refused must leave it usable."""
+    store, config = Store.open(place / "graph" / "s"), load_config(place / "run" / "config.toml")
+    server = InProcessServer(MultiplierServer(1, MultiplierRule.of(config, store.num_edges), 10.0))
+    made = train_pool(store, config, server)
+    atexit.register(made.__exit__, None, None, None)
+    return made.__enter__(), server
+
+
+def _read_checkpoint(folder: Path) -> str | None:
+    """As `qgnn inspect`, `qgnn export` and `qgnn train --resume` do, with an epoch more."""
+    run, (pool, server) = folder / "run", _worker(folder)
+    _show(api.inspect(run))
+    api.export(run, out=folder / "exported", overwrite=True)
+    prepare_run(run, Store.open(folder / "graph" / "s"), load_config(run / "config.toml"), resume=True, overwrite=False)
+    found = RunFolder(run).load_checkpoint()
+    assert found is not None
+    progress = loop._restore(pool, server.call, found)
+    pool.call("train_epoch", progress.epoch + 1, True, timeout_s=10)
+    content = digest(found.identity, found.progress, found.server, *sorted(found.tensors.items()))
+    return content if b"checksum" in RunFolder(run).checkpoint_files()[0].read_bytes() else None
 
 
 def _read_config(folder: Path) -> str:
@@ -299,11 +334,13 @@ TARGETS: dict[str, Target] = {
                        tells=True, apart=True),
     "part": Target(_make_stores, _read_parts, {"*/part-*/*.arrow": None}, _seal_part,
                    lambda place: Store.open(place).verify(), tells=True, apart=True),
-    "model": Target(_make_models, _read_model, {"*.safetensors": mutate.safetensors}, _seal_model, tells=True,
+    "model": Target(_make_models, _read_model, {"*.safetensors": mutate.safetensors}, _seal_safetensors, tells=True,
                     apart=True),
     "run": Target(_make_run, _read_run, {
         "run/checkpoints/*.safetensors": mutate.safetensors, "run/summary.json": mutate.json_text,
         "run/metrics.jsonl": None, "run/config.toml": mutate.toml_text}),
+    "checkpoint": Target(_make_checkpoint, _read_checkpoint, {"run/checkpoints/*.safetensors": mutate.safetensors},
+                         _seal_safetensors, tells=True),
     "config": Target(lambda folder: (folder / "config.toml").write_text(load_config().to_toml()), _read_config,
                      {"config.toml": mutate.toml_text}),
     "npz": Target(_make_npz, _read_npz, {"*.npz": mutate.npz}, tells=True, apart=True),
