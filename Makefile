@@ -51,8 +51,13 @@ test: setup check sanitize
 	  $(BIN)/pip install --quiet --no-deps --no-index --find-links "$(QGNN_TEST_WHEELS)" torch-sparse torch-scatter || true; fi
 	$(BIN)/python -m pytest -m "not long"
 
+# Its results are the page docs/long-tests.md, also where some failed.
+LONG := build/long-tests
 test-long: setup
-	$(BIN)/python -m pytest -m long
+	mkdir -p build
+	$(BIN)/python -m pytest -m long --collect-only -q > $(LONG).txt
+	failed=0; $(BIN)/python -m pytest -m long --junit-xml=$(LONG).xml || failed=$$?; \
+	  $(BIN)/python -m tests.long_table $(LONG).xml --collected $(LONG).txt --out docs/long-tests.md && exit $$failed
 
 clean:
 	rm -rf $(VENV) build demo-run .pytest_cache .mypy_cache .ruff_cache
