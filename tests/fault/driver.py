@@ -6,16 +6,18 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from qgnn_dist.store.reader import Store
 from tests.processes import command, descendants
 
-__all__ = ["RAY_AGENTS", "Driver", "actors"]
+__all__ = ["Driver", "actors", "not_agents"]
 
-RAY_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
-"""Ray's own helpers of a host: they tell a Ray that is gone of its end for 60 s before they end too."""
+RAY_AGENTS = ("ray::DashboardAgent", "dashboard/agent.py", "ray::RuntimeEnvAgent", "runtime_env/agent/main.py")
+"""Ray's own two helpers of a host, by title and before they have one: they tell a Ray that is gone of its end for a
+minute before they end too.
+"""
 WORKERS, SERVER = "ray::WorkerActor", "ray::ServerActor"
 
 
@@ -54,6 +56,11 @@ class Driver:
         """SIGKILL, as an end without notice."""
         self.process.kill()
         self.process.wait(10)
+
+
+def not_agents(pids: Iterable[int]) -> list[int]:
+    """All of these processes but Ray's own helpers."""
+    return [pid for pid in pids if not any(name in command(pid) for name in RAY_AGENTS)]
 
 
 def actors(*roots: int) -> dict[int, str]:

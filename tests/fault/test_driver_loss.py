@@ -15,7 +15,7 @@ from ray.cluster_utils import Cluster
 import qgnn_dist as qgnn
 from qgnn_dist.store.reader import Store
 from qgnn_dist.training.run_folder import RunFolder
-from tests.fault.driver import RAY_AGENTS, Driver, actors
+from tests.fault.driver import Driver, actors, not_agents
 from tests.helpers import make_store, settings, small_graph
 from tests.processes import command, descendants, shared_memory, until_gone
 from tests.recovering import same_end, undisturbed
@@ -72,13 +72,13 @@ def _kill(place: Place, joined: bool, run: Path, wait: Callable[[Driver], None])
         wait(driver)
         below = list(actors(*place.raylets)) if joined else descendants(driver.process.pid)
         names = {pid: command(pid) for pid in below}
-        ours = [pid for pid in below if not names[pid].startswith(RAY_AGENTS)]
+        ours = not_agents(below)
         files = shared_memory([driver.process.pid, *ours])
         driver.kill()
         start = time.monotonic()
         # What was being started at that moment is looked for too.
-        ours += [pid for pid in descendants(*ours) if not command(pid).startswith(RAY_AGENTS)]
-        assert until_gone(ours, LEFT_S) == [], names
+        ours += not_agents(descendants(*ours))
+        assert not_agents(until_gone(ours, LEFT_S)) == [], names
         while actors(*place.raylets) and time.monotonic() < start + LEFT_S:
             time.sleep(0.05)
         assert actors(*place.raylets) == {}
