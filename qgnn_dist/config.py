@@ -147,6 +147,17 @@ class TimeoutsConfig:
     exchange_s: float = _setting(60.0, "until a round of messages has arrived", above=0.0)
     server_s: float = _setting(60.0, "until the multiplier server has answered", above=0.0)
     checkpoint_s: float = _setting(120.0, "until a checkpoint is on disk", above=0.0)
+    stall_s: float | None = _setting(None, "until workers of which none comes further are asked where they stand; "
+                                           "open: a third of the shorter of exchange_s and server_s", above=0.0)
+
+    def resolved(self) -> TimeoutsConfig:
+        """The same settings with an open `stall_s` filled in."""
+        return self if self.stall_s is not None else dataclasses.replace(self, stall_s=self.shortest_s / 3)
+
+    @property
+    def shortest_s(self) -> float:
+        """After which a worker that waits for others gives up."""
+        return min(self.exchange_s, self.server_s)
 
 
 PUBLISHED_DEFAULTS = {"lambda0": 1e-3, "slack0": 1e-3, "eta_lambda": 1e-5, "eta_slack": 1e-5, "alpha": 0.2}
@@ -235,7 +246,8 @@ def load_config(path: str | Path | None = None, overrides: list[str] | tuple[str
         for name, kind in _SECTIONS.items()
     }
     config = RunConfig(**({"seed": typed["seed"]} if "seed" in typed else {}), **sections)
-    config = dataclasses.replace(config, quant=config.quant.resolved(config.propagation.layers))
+    config = dataclasses.replace(config, quant=config.quant.resolved(config.propagation.layers),
+                                 timeouts=config.timeouts.resolved())
     _check_together(config)
     return config
 
@@ -329,6 +341,12 @@ def _check_together(config: RunConfig) -> None:
         raise ConfigError(
             f"propagation.eta={p.eta:g}: diverges on every graph at mu={p.mu:g}; "
             f"expected less than 2/(1+2*mu) = {2 / (1 + 2 * p.mu):g}")
+    times = config.timeouts
+    if times.stall_s is not None and times.stall_s > times.shortest_s / 2:
+        raise ConfigError(
+            f"timeouts.stall_s={times.stall_s:g}: workers would be gone before they are asked where they stand; "
+            f"expected at most half of the shorter of timeouts.exchange_s={times.exchange_s:g} and "
+            f"timeouts.server_s={times.server_s:g}")
     if config.messages.stride > 1:
         wrong = [f"{key}={value}" for key, value, fits in (
             ("messages.coding", config.messages.coding, "innovation"), ("propagation.rounds", p.rounds, "merged"),

@@ -9,6 +9,7 @@ __all__ = [
     "DeadlineError",
     "DivergedError",
     "ExchangeError",
+    "HostLeavingError",
     "InputError",
     "ModelError",
     "OutputError",
@@ -98,6 +99,15 @@ class WorkerError(QgnnError):
 
 class WorkerLostError(WorkerError):
     """A worker's process or its host is gone, or cannot be reached: another one can take its place."""
+
+
+class HostLeavingError(WorkerLostError):
+    """Hosts said that they are about to end their workers; all that was finished is in a checkpoint.
+
+    Attributes: ranks: the workers that have to go elsewhere.
+    """
+
+    ranks: tuple[int, ...] = ()
 
 
 class ExchangeError(QgnnError):

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import ray
+
+from ..comm.standing import Report, Standing
 from .failure import attempt
 
 if TYPE_CHECKING:
     from ..comm.formation import Formation
 
-__all__ = ["WorkerActor"]
+__all__ = ["WATCH", "WorkerActor"]
+
+WATCH = "watch"
+"""Ray's concurrency group, a thread of its own, in which a worker answers while it computes or waits."""
 
 
 class WorkerActor:
-    """Ray actor around one worker object; its calls run one after the other, in one thread.
+    """Ray actor around one worker object; its calls run one after the other, in one thread, beside which `report`
+    answers at any time. SIGTERM does not end it: it is noted, for the controller to move the worker elsewhere.
 
     Args:
         environment: variables of the controller that decide how this process computes (QGNN_SIMD).
@@ -28,6 +37,8 @@ class WorkerActor:
         os.environ["OMP_NUM_THREADS"] = str(threads)
         self._rank, self._size, self._threads = rank, size, threads
         self._host = socket.gethostname()
+        self._standing = Standing()
+        _note_sigterm(self._standing)
         self._group: Any = None
         self._worker: Any = None
         self._store: Any = None
@@ -59,7 +70,16 @@ class WorkerActor:
 
     def call(self, method: str, *args: Any) -> Any:
         """Call a method of the worker object; its result, or a Failure."""
-        return attempt(lambda: getattr(self._worker, method)(*args), host=self._host, rank=self._rank)
+        self._standing.step(f"{method}()")
+        try:
+            return attempt(lambda: getattr(self._worker, method)(*args), host=self._host, rank=self._rank)
+        finally:
+            self._standing.step(f"done with {method}()")
+
+    @ray.method(concurrency_group=WATCH)
+    def report(self, stacks_after_s: float) -> Report:
+        """Where the worker stands, with stacks where it has not moved for so many seconds."""
+        return self._standing.report(stacks_after_s)
 
     def close(self) -> None:
         """Close the worker object and leave the group."""
@@ -78,7 +98,8 @@ class WorkerActor:
 
         torch.set_num_threads(self._threads)
         kernels.set_threads(self._threads)
-        return {"host": self._host, "address": _own_address(), "pid": os.getpid(), "sees_gpu": sees_gpu()}
+        return {"host": self._host, "address": _own_address(), "pid": os.getpid(), "sees_gpu": sees_gpu(),
+                "node": ray.get_runtime_context().get_node_id()}
 
     def _build(self, worker_class: type, kwargs: Mapping[str, Any], meeting: tuple[str, int] | None,
                formation: Formation, timeouts: Any, server: Any, device: str | None) -> None:
@@ -91,12 +112,24 @@ class WorkerActor:
                                      formation=formation, rendezvous_s=timeouts.rendezvous_s)
         client = RayMultiplierClient(server, self._rank) if server is not None else None
         context = WorkerContext(self._rank, self._size, self._host, self._threads, self._group, client,
-                                formation.run_id, device)
+                                formation.run_id, device, self._standing)
         self._worker = worker_class(context, **kwargs)
 
 
 def _own_address() -> str:
     """The address by which Ray's other hosts reach this one."""
-    import ray
-
     return str(ray.util.get_node_ip_address())
+
+
+def _note_sigterm(standing: Standing) -> None:
+    """Have SIGTERM noted, at once and whatever the main thread does: a handler in Python would wait for that thread."""
+    there, here = os.pipe()
+    os.set_blocking(here, False)
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
+    signal.set_wakeup_fd(here, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        while numbers := os.read(there, 16):
+            standing.leaving = standing.leaving or signal.SIGTERM in numbers
+
+    threading.Thread(target=watch, name="qgnn-sigterm", daemon=True).start()

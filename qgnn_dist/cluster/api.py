@@ -21,7 +21,7 @@ from ..config import RunConfig, load_config
 from ..data.graph import Graph
 from ..diagnosis.pictures import MODEL_PICTURES, RUN_PICTURES, check_pictures, draw_diagnosis, draw_run
 from ..diagnosis.report import diagnose
-from ..errors import InputError, QgnnError
+from ..errors import HostLeavingError, InputError, QgnnError
 from ..inference.batch import check_output, check_predictable, run_prediction
 from ..inference.worker import PredictWorker
 from ..model.packed import PackedModel
@@ -31,6 +31,7 @@ from ..store.describe import describe_store
 from ..store.reader import Store
 from ..training.loop import check_trainable, device_can_train, prepare_run, run_training
 from ..training.run_folder import RunFolder
+from ..training.stop import StoppedError
 from ..training.worker import TrainWorker
 from .recovery import Restart, Restarts
 
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["export", "inspect", "partition", "predict", "train"]
 
 _LOG = logging.getLogger(__name__)
-HOSTS_BACK_S, PLACE_AGAIN_S = 3.0, 5.0
+HOSTS_BACK_S, PLACE_AGAIN_S = 1.0, 5.0
 """How long a lost host's CPUs are waited for before workers share what is left; and after a loss, to be placed: Ray may
 still count on a host that is gone.
 """
@@ -130,7 +131,8 @@ def train(store: str | Path, *, out: str | Path, config: RunConfig | dict[str, A
         return run_training(pool, server_call, opened, resolved, run, resume=resume or bool(restarts),
                             on_epoch=on_epoch, signals=signals)
 
-    return _with_workers(TrainWorker, kwargs, opened.num_parts, resolved, ray_address, rule, once, run.epochs_done)
+    return _with_workers(TrainWorker, kwargs, opened.num_parts, resolved, ray_address, rule, once, run.epochs_done,
+                         run.keep_stall)
 
 
 def export(run: str | Path, *, out: str | Path, bits: int | None = None, overwrite: bool = False) -> dict[str, Any]:
@@ -235,8 +237,12 @@ Work = Callable[[WorkerPool, Callable[..., Any], list[Restart]], dict[str, Any]]
 
 
 def _with_workers(worker: type, kwargs: dict[str, Any], size: int, config: RunConfig, ray_address: str | None,
-                  rule: MultiplierRule | None, work: Work, epochs_done: Callable[[], int]) -> dict[str, Any]:
-    """Do `work` with one worker a part; where some are lost, again with new ones, as `cluster.recovery` decides."""
+                  rule: MultiplierRule | None, work: Work, epochs_done: Callable[[], int],
+                  keep_stall: Callable[[int, str], None] | None = None) -> dict[str, Any]:
+    """Do `work` with one worker a part; where some are lost, again with new ones, as `cluster.recovery` decides.
+
+    Args: keep_stall: writes what workers said of themselves while they stood still, in an epoch.
+    """
     times, cluster = config.timeouts, config.cluster
     if rule is None or (cluster.device == "auto" and not device_can_train(config)):
         cluster = dataclasses.replace(cluster, device="cpu")  # predictions are the host's kernels', bit for bit
@@ -251,17 +257,24 @@ def _with_workers(worker: type, kwargs: dict[str, Any], size: int, config: RunCo
             local.close()
             if server is not None:
                 server.close()
-    from .pool import RayPool, placeable_cpus
+    from .hosts import placeable_cpus, unreachable_hosts
+    from .pool import RayPool
     from .session import RaySession
+    from .watch import Stall
+
+    def on_stall(stall: Stall) -> None:
+        if keep_stall is not None:
+            keep_stall(stall.epoch, str(stall))
 
     factory = _ServerFactory(size, rule, times.server_s) if rule is not None else None
     restarts, begun, run_id = Restarts.of(cluster), False, new_run_id()
-    place_s = times.start_s
+    place_s, leaving, without = times.start_s, set[str](), set[str]()
     with RaySession(ray_address, num_cpus=size * cluster.cpus_per_worker):
         while True:
             try:
                 with RayPool(worker, kwargs, size, cluster=cluster, timeouts=times, server_factory=factory,
-                             place_s=place_s, formation=Formation.new(run_id, len(restarts.made))) as pool:
+                             place_s=place_s, formation=Formation.new(run_id, len(restarts.made)), without=without,
+                             on_stall=on_stall if keep_stall is not None else None) as pool:
                     begun = True
                     return work(pool, pool.server_call, restarts.made)
             except QgnnError as error:
@@ -270,7 +283,14 @@ def _with_workers(worker: type, kwargs: dict[str, Any], size: int, config: RunCo
                 restart = restarts.after(error, epochs_done())
                 _LOG.warning("%s", restart)
                 time.sleep(restart.pause_s)
-            cpus = placeable_cpus(size, config.cluster.cpus_per_worker, HOSTS_BACK_S)
+                if isinstance(error, HostLeavingError):
+                    leaving |= {pool.nodes()[rank] for rank in error.ranks}
+            without = leaving | unreachable_hosts()
+            cpus = placeable_cpus(size, config.cluster.cpus_per_worker, HOSTS_BACK_S, without)
+            if cpus == 0 and leaving:
+                raise StoppedError("stopped by SIGTERM: all hosts end their workers, and none is left to go on with; "
+                                   "what was finished is in a checkpoint, --resume goes on with it")
+            cpus = cpus or config.cluster.cpus_per_worker  # the placement's error says what is there
             if cpus < cluster.cpus_per_worker:
                 _LOG.warning("the hosts that are left have %g CPUs for each of %d workers, %g were asked for", cpus,
                              size, config.cluster.cpus_per_worker)

@@ -6,9 +6,12 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import DeadlineError, QgnnError, WorkerError, WorkerLostError
+
+if TYPE_CHECKING:
+    from .watch import StallWatch
 
 __all__ = ["Failure", "attempt", "died", "unwrap", "wait_for_all"]
 
@@ -26,14 +29,19 @@ class Failure:
 
 
 def attempt(call: Callable[[], Any], *, host: str | None = None, rank: int | None = None) -> Any:
-    """The result of `call`, or a Failure: our own errors as they are, others as WorkerError."""
+    """The result of `call`, or a Failure: our own errors as they are, others as WorkerError; a worker that is out of
+    memory is as good as lost."""
     try:
         return call()
     except QgnnError as error:
         return failure(error, error, host, rank)
     except Exception as error:
         words = str(error).strip().splitlines()
-        return failure(WorkerError(f"{type(error).__name__}: {words[0] if words else 'no message'}"), error, host, rank)
+        told = f"{type(error).__name__}: {words[0] if words else 'no message'}"
+        if isinstance(error, MemoryError) or "can't allocate memory" in told:  # torch's has no type of its own
+            lost = WorkerLostError(f"out of memory ({told}); use more parts on more hosts, or fewer bits")
+            return failure(lost, error, host, rank)
+        return failure(WorkerError(told), error, host, rank)
 
 
 def failure(error: QgnnError, origin: BaseException, host: str | None, rank: int | None) -> Failure:
@@ -71,12 +79,12 @@ def died(error: Exception, *, who: str, host: str | None, rank: int | None) -> W
 
 
 def wait_for_all(refs: Mapping[int, Any], hosts: Mapping[int, str], timeout_s: float, what: str,
-                 who: Callable[[int], str], setting: str = "") -> list[Any]:
+                 who: Callable[[int], str], setting: str = "", watch: StallWatch | None = None) -> list[Any]:
     """Results of all ranks' calls, in the order of `refs`; the first failing rank ends the wait.
 
     Args:
         refs: rank → ObjectRef. hosts: rank → host, for errors. what: the call's name. who: names a rank's process.
-        setting: the setting that made the deadline, if any.
+        setting: the setting that made the deadline, if any. watch: looks at the workers meanwhile.
     Raises:
         QgnnError: of the rank that is the likely cause. DeadlineError: names the ranks that have not answered.
     """
@@ -90,7 +98,10 @@ def wait_for_all(refs: Mapping[int, Any], hosts: Mapping[int, str], timeout_s: f
     failures: dict[int, Exception] = {}
     pending, until = list(ranks), time.monotonic() + timeout_s
     while pending and time.monotonic() < until:
-        ready, pending = ray.wait(pending, num_returns=1, timeout=max(0.0, until - time.monotonic()))
+        left = max(0.0, until - time.monotonic())
+        ready, pending = ray.wait(pending, num_returns=1, timeout=min(left, watch.pause_s()) if watch else left)
+        if watch is not None and not ready:
+            watch.look()
         for ref in ready:
             rank = ranks[ref]
             try:
@@ -106,7 +117,7 @@ def wait_for_all(refs: Mapping[int, Any], hosts: Mapping[int, str], timeout_s: f
             patience_s = GRACE_S if all(is_consequence(e) for e in failures.values()) else ALIKE_S
             until = min(until, time.monotonic() + patience_s)
     if failures:
-        raise blame(failures)
+        raise _with_peers_host(blame(failures), hosts)
     if pending:
         late = sorted(ranks[ref] for ref in pending)
         where = ", ".join(f"{r} on {hosts[r]}" if r in hosts else str(r) for r in late)
@@ -114,3 +125,11 @@ def wait_for_all(refs: Mapping[int, Any], hosts: Mapping[int, str], timeout_s: f
         raise DeadlineError(f"rank(s) {where} did not answer {what} within {timeout_s:g} s; look at those workers"
                             f"{advice}", rank=late[0] if len(late) == 1 else None)
     return [results[rank] for rank in refs]
+
+
+def _with_peers_host(error: Exception, hosts: Mapping[int, str]) -> Exception:
+    """Who complains of a peer does not know its host."""
+    if isinstance(error, QgnnError) and error.peer is not None and error.peer in hosts:
+        error.message += f" (rank {error.peer} is on host {hosts[error.peer]})"
+        error.args = (error.message,)
+    return error

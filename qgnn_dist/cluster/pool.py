@@ -6,23 +6,30 @@ does, so that a controller that is killed leaves nothing behind.
 """
 from __future__ import annotations
 
+import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
 from ..comm import faults
 from ..comm.formation import Formation
+from ..comm.standing import Report
 from ..config import ClusterConfig, TimeoutsConfig
 from ..errors import DeadlineError, InputError
-from .actor import WorkerActor
-from .failure import wait_for_all
+from .actor import WATCH, WorkerActor
+from .failure import Failure, wait_for_all
+from .hosts import describe_hosts, place_off
 from .server import call_server, start_server
+from .watch import Stall, StallWatch
 
-__all__ = ["PlacementError", "RayPool", "placeable_cpus"]
+__all__ = ["PlacementError", "RayPool"]
 
+_LOG = logging.getLogger(__name__)
 CLOSE_S = 5.0
+LONG_CALL_S = 3600.0
+"""Of the deadline of calls in which workers wait for one another, under deadlines of their own; those are watched."""
 FORWARDED = ("QGNN_SIMD", faults.ENVIRONMENT)
 """Variables of the controller that every worker gets."""
 
@@ -45,6 +52,8 @@ class RayPool:
         place_s: deadline of the placement alone, default `timeouts.start_s`.
         strategy: Ray's placement strategy: PACK (few hosts), SPREAD (many), STRICT_SPREAD (one worker a host).
         formation: of the run's workers, whose secret this pool hands to each of them; default one of its own.
+        without: ids of Ray's nodes where no worker may be placed. on_stall: is given what workers say of themselves
+            where none of them has come further for `timeouts.stall_s`; default: their stacks go to the log.
     Raises:
         InputError: cluster.device=cuda, and the cluster has fewer GPUs than workers.
         PlacementError: not placed in time; says what was asked for and what is there.
@@ -54,11 +63,12 @@ class RayPool:
 
     def __init__(self, worker_class: type, kwargs: Mapping[str, Any], size: int, *, cluster: ClusterConfig,
                  timeouts: TimeoutsConfig, server_factory: Callable[[], Any] | None = None,
-                 place_s: float | None = None, strategy: str = "PACK",
-                 formation: Formation | None = None) -> None:
+                 place_s: float | None = None, strategy: str = "PACK", formation: Formation | None = None,
+                 without: Collection[str] = (), on_stall: Callable[[Stall], None] | None = None) -> None:
         self.size = size
-        self._cluster, self._timeouts = cluster, timeouts
+        self._cluster, self._timeouts = cluster, timeouts.resolved()
         self._formation = formation or Formation.new()
+        self._without, self._on_stall = frozenset(without), on_stall or _log_stacks
         self._actors: list[Any] = []
         self._server: Any = None
         self._placement: Any = None
@@ -90,6 +100,10 @@ class RayPool:
         """Host names of the workers, in rank order."""
         return [str(w["host"]) for w in self._where]
 
+    def nodes(self) -> list[str]:
+        """Ids of Ray's nodes that the workers are on, in rank order."""
+        return [str(w["node"]) for w in self._where]
+
     def call(self, method: str, *args: Any, timeout_s: float) -> list[Any]:
         """Call a method with the same arguments on every worker at once; the results in rank order.
 
@@ -99,11 +113,31 @@ class RayPool:
             WorkerError: a worker's process or host was lost. DeadlineError: names the ranks that did not answer.
         """
         return self._wait({r: actor.call.remote(method, *args) for r, actor in enumerate(self._actors)}, timeout_s,
-                          f"{method}()")
+                          f"{method}()", watch=self._watch(f"{method}()") if timeout_s >= LONG_CALL_S else None)
 
     def call_one(self, rank: int, method: str, *args: Any, timeout_s: float) -> Any:
         """Call a method on one worker."""
         return self._wait({rank: self._actors[rank].call.remote(method, *args)}, timeout_s, f"{method}()")[0]
+
+    def call_any(self, method: str, *args: Any, timeout_s: float) -> Any:
+        """See comm.pool.WorkerPool."""
+        import ray
+        from ray.exceptions import RayError
+
+        from ..comm.pool import nobody_answered
+
+        waiting = [actor.call.remote(method, *args) for actor in self._actors]
+        until = time.monotonic() + timeout_s
+        while waiting and time.monotonic() < until:
+            ready, waiting = ray.wait(waiting, num_returns=1, timeout=max(0.0, until - time.monotonic()))
+            for ref in ready:
+                try:
+                    result = ray.get(ref, timeout=max(until - time.monotonic(), 1.0))
+                except RayError:
+                    continue  # that worker is gone, and another one asked
+                if not isinstance(result, Failure):
+                    return result
+        raise nobody_answered(method, timeout_s)
 
     def server_call(self, method: str, *args: Any) -> Any:
         """Call a plain method of the multiplier server (`state`, `load_state`)."""
@@ -137,11 +171,12 @@ class RayPool:
         cpus, gpus = self._cluster.cpus_per_worker, self._gpus_per_worker()
         self._num_gpus = gpus
         bundle = {"CPU": cpus, **({"GPU": gpus} if gpus else {})}
-        self._placement = placement_group([bundle] * self.size, strategy=strategy)
+        self._placement = placement_group([bundle] * self.size, strategy=strategy,
+                                          **place_off(self._without, self.size))
         if not self._placement.wait(limit_s):
             raise PlacementError(
                 f"{self.size} workers of {cpus:g} CPU{' and 1 GPU' * gpus} ({strategy}) could not be placed within "
-                f"{limit_s:g} s; {_what_is_there()}; add hosts, lower cluster.cpus_per_worker, or raise "
+                f"{limit_s:g} s; {describe_hosts()}; add hosts, lower cluster.cpus_per_worker, or raise "
                 "timeouts.start_s")
 
     def _gpus_per_worker(self) -> int:
@@ -153,7 +188,7 @@ class RayPool:
         there = int(ray.cluster_resources().get("GPU", 0))
         if there < self.size and self._cluster.device == "cuda":
             raise InputError(f"cluster.device=cuda: {self.size} workers need a GPU each, and Ray knows {there}; "
-                             f"{_what_is_there()}; set cluster.device=cpu or auto, or join hosts with GPUs")
+                             f"{describe_hosts()}; set cluster.device=cpu or auto, or join hosts with GPUs")
         return int(there >= self.size)
 
     def _start(self, server_factory: Callable[[], Any] | None) -> None:
@@ -166,7 +201,8 @@ class RayPool:
         cpus = self._cluster.cpus_per_worker
         threads = self._cluster.threads or max(1, int(cpus))
         environment = {name: os.environ[name] for name in FORWARDED if name in os.environ}
-        actor = ray.remote(WorkerActor)
+        remote: Any = ray.remote  # whose types know no groups
+        actor = remote(concurrency_groups={WATCH: 1})(WorkerActor)
         for rank in range(self.size):
             place = PlacementGroupSchedulingStrategy(self._placement, placement_group_bundle_index=rank)
             self._actors.append(actor.options(
@@ -187,60 +223,42 @@ class RayPool:
                    self._timeouts.rendezvous_s + self._timeouts.start_s, "the meeting of all workers",
                    "timeouts.rendezvous_s")
 
-    def _wait(self, refs: Mapping[int, Any], timeout_s: float, what: str, setting: str = "") -> list[Any]:
+    def _wait(self, refs: Mapping[int, Any], timeout_s: float, what: str, setting: str = "",
+              watch: StallWatch | None = None) -> list[Any]:
         hosts = dict(enumerate(self.hosts()))
         pids = dict(enumerate(self.pids()))
         try:
             return wait_for_all(refs, hosts, timeout_s, what, lambda r: f"the worker process {pids.get(r, '')}".strip(),
-                                setting)
+                                setting, watch)
         except BaseException:
             # Other workers may be in the middle of a call, so that only ending them is left.
             self._broken = True
             raise
 
+    def _watch(self, what: str) -> StallWatch:
+        def ask(rank: int, stacks_after_s: float) -> Any:
+            return self._actors[rank].report.remote(stacks_after_s)
 
-def placeable_cpus(size: int, wanted: float, wait_s: float) -> float:
-    """CPUs a worker, at most `wanted`, with which `size` workers fit the hosts that are there.
+        who = {r: f"host {w['host']}, rank {r}, process {w['pid']}" for r, w in enumerate(self._where)}
+        stall_s = self._timeouts.stall_s
+        assert stall_s is not None
+        return StallWatch(ask, _taken, who, stall_s, what, self._on_stall)
 
-    Hosts may come back: they are waited for, `wait_s` seconds at most, before workers get less than they want.
-    """
+
+def _taken(refs: Sequence[Any]) -> dict[Any, Report]:
+    """Those answers that are there; a worker that is gone gives none."""
     import ray
+    from ray.exceptions import RayError
 
-    until = time.monotonic() + wait_s
-    while True:
-        hosts = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
-        if _fit(hosts, wanted) >= size:
-            return wanted
-        if time.monotonic() >= until:
-            break
-        time.sleep(0.2)
-    shares = {int(100 * host / k) / 100 for host in hosts for k in range(1, size + 1)}
-    fitting = [share for share in shares if 0 < share <= wanted and _fit(hosts, share) >= size]
-    return max(fitting, default=wanted)
+    found = {}
+    for ref in ray.wait(list(refs), num_returns=len(refs), timeout=0)[0] if refs else []:
+        try:
+            found[ref] = ray.get(ref, timeout=1.0)
+        except RayError:
+            continue
+    return found
 
 
-def _fit(hosts: Sequence[float], cpus: float) -> int:
-    """Workers of so many CPUs that the hosts hold."""
-    return sum(int(host / cpus + 1e-9) for host in hosts)
-
-
-def _what_is_there() -> str:
-    """CPUs of the cluster, all and free, by host."""
-    import ray
-
-    free: dict[str, dict[str, float]] = {}
-    try:
-        from ray._private.state import available_resources_per_node
-
-        free = available_resources_per_node()
-    except (ImportError, AttributeError):
-        # Not a public interface of Ray: without it, totals have to do.
-        pass
-    hosts = []
-    for node in ray.nodes():
-        if node["Alive"]:
-            total = node["Resources"].get("CPU", 0.0)
-            left = f"{free[node['NodeID']].get('CPU', 0.0):g} free of " if node["NodeID"] in free else ""
-            gpus = f", {node['Resources']['GPU']:g} GPU" if node["Resources"].get("GPU") else ""
-            hosts.append(f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}) {left}{total:g} CPU{gpus}")
-    return f"the cluster has {len(hosts)} host(s): {', '.join(hosts)}"
+def _log_stacks(stall: Stall) -> None:
+    for rank, text in sorted(stall.stacks.items()):
+        _LOG.warning("rank %d\n%s", rank, text)

@@ -3,23 +3,29 @@
 
     QGNN_FAULT="kill epoch=3 layer=2 rank=1 mark=/tmp/struck"
 
-`kill` and `stop` send this process SIGKILL and SIGSTOP; `call` waits until the file `mark`.done exists, so that a test
-can break something outside. A fault strikes once: where the file `mark` exists already it doesn't. What is written to
-it says where it struck.
+`kill`, `stop` and `term` send this process SIGKILL, SIGSTOP and SIGTERM; `memory` has an allocation fail under a limit
+(RLIMIT_AS) of what the process holds; `call` waits until the file `mark`.done exists, so that a test can break
+something outside. A fault strikes once: where the file `mark` exists already it doesn't. What is written to it says
+where it struck.
 """
 from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 __all__ = ["ENVIRONMENT", "Fault"]
 
 ENVIRONMENT = "QGNN_FAULT"
-KINDS = ("kill", "stop", "call")
+KINDS = ("kill", "stop", "term", "memory", "call")
+SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM}
+TOO_MUCH_BYTES = 1 << 30
 CALL_S = 60.0
 
 
@@ -66,5 +72,19 @@ class Fault:
             until, done = time.monotonic() + CALL_S, self.mark.with_name(self.mark.name + ".done")
             while not done.exists() and time.monotonic() < until:
                 time.sleep(0.01)
+        elif self.kind == "memory":
+            _run_out_of_memory()
         else:
-            os.kill(os.getpid(), signal.SIGKILL if self.kind == "kill" else signal.SIGSTOP)
+            os.kill(os.getpid(), SIGNALS[self.kind])
+
+
+def _run_out_of_memory() -> None:
+    """Ask for more than a limit just above what this process holds; the limit goes again, or Ray's threads would end
+    the process before it could say what happened."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + TOO_MUCH_BYTES // 2, before[1]))
+    try:
+        np.empty(TOO_MUCH_BYTES, np.uint8)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)

@@ -8,19 +8,20 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
+from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
 
 from .. import kernels
-from ..errors import DeadlineError, ExchangeError, QgnnError
+from ..errors import DeadlineError, ExchangeError, QgnnError, WorkerError
 from .formation import Formation
 from .group import ConnectionLostError, Group
+from .standing import Standing
 
 __all__ = ["LocalPool", "MultiplierClient", "Reply", "TimedClient", "WorkerContext", "WorkerPool", "blame",
-           "is_consequence"]
+           "is_consequence", "nobody_answered"]
 
 GRACE_S = 1.0
 """How long to wait, after a worker complained of another one, for that other one's own error."""
@@ -75,7 +76,8 @@ class _TimedReply:
 class WorkerContext:
     """What a worker is told of its place. `group` is None with one worker, `server` where there is none.
 
-    `device` is torch's name of where the rows live in training; None: on the host, by our own kernels.
+    `device` is torch's name of where the rows live in training; None: on the host, by our own kernels. `standing` is
+    for the worker to say how far it is.
     """
 
     rank: int
@@ -86,10 +88,11 @@ class WorkerContext:
     server: MultiplierClient | None
     run_id: int
     device: str | None = None
+    standing: Standing = field(default_factory=Standing)
 
 
 class WorkerPool(Protocol):
-    """Workers 0 … size−1. After a call has raised, only `close` makes sense."""
+    """Workers 0 … size−1. After a call has raised, only `call_any` and `close` make sense."""
 
     @property
     def size(self) -> int: ...
@@ -103,8 +106,19 @@ class WorkerPool(Protocol):
     def call_one(self, rank: int, method: str, *args: Any, timeout_s: float) -> Any:
         """Call a method on one worker."""
 
+    def call_any(self, method: str, *args: Any, timeout_s: float) -> Any:
+        """Call a method on every worker that is left, and take the first answer.
+
+        Raises: WorkerError: none has answered, or all with errors.
+        """
+
     def close(self) -> None:
         """End the workers."""
+
+
+def nobody_answered(method: str, timeout_s: float) -> WorkerError:
+    """For WorkerPool.call_any."""
+    return WorkerError(f"no worker is left that answers {method}() within {timeout_s:g} s")
 
 
 def is_consequence(error: BaseException) -> bool:
@@ -116,7 +130,8 @@ def blame(failures: Mapping[int, Exception]) -> Exception:
     """The error to report out of those of several ranks: the likely cause, not what followed from it.
 
     A worker's own error comes before a wrong frame, that before a peer that is late, that before a lost connection; a
-    late peer that did not complain itself before one that did. Equal errors of several ranks become one.
+    late peer that did not complain itself before one that did. Equal errors of several ranks become one. A lost
+    worker's error gets the layer in which others lost their connection to it.
     """
     def weight(rank: int) -> tuple[int, bool, int]:
         error = failures[rank]
@@ -124,9 +139,13 @@ def blame(failures: Mapping[int, Exception]) -> Exception:
         kind = next((i for i, cls in enumerate(order) if isinstance(error, cls)), len(order))
         return len(order) - kind, getattr(error, "peer", None) in failures, rank
 
-    first = failures[min(failures, key=weight)]
+    culprit = min(failures, key=weight)
+    first = failures[culprit]
     if not isinstance(first, QgnnError):
         return first
+    if first.layer is None:  # a process that died could not say; who waited for it can
+        first.layer = next((one.layer for one in failures.values() if isinstance(one, ExchangeError)
+                            and one.peer == culprit and one.layer is not None), None)
     alike = [rank for rank, error in sorted(failures.items()) if type(error) is type(first)
              and error.message == first.message and error.peer == first.peer and error.layer == first.layer]
     if len(alike) < 2:
@@ -196,6 +215,18 @@ class LocalPool:
             return getattr(self.workers[rank], method)(*args)
         future = self._threads[rank].submit(getattr(self.workers[rank], method), *args)
         return self._gather([future], timeout_s, method, first_rank=rank)[0]
+
+    def call_any(self, method: str, *args: Any, timeout_s: float) -> Any:
+        """See WorkerPool."""
+        waiting = {thread.submit(getattr(worker, method), *args)
+                   for thread, worker in zip(self._threads, self.workers)}
+        until = time.monotonic() + timeout_s
+        while waiting and time.monotonic() < until:
+            done, waiting = wait(waiting, timeout=until - time.monotonic(), return_when=FIRST_COMPLETED)
+            for future in done:
+                if future.exception() is None:
+                    return future.result()
+        raise nobody_answered(method, timeout_s)
 
     def close(self) -> None:
         """See WorkerPool. Ranks that are still busy lose their connections and are waited for until their deadline."""

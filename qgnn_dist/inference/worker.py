@@ -166,7 +166,9 @@ class PredictWorker:
                                 file=str(folder))
 
     def _look(self, direction: str, layer: int = 0, round: int = 0) -> None:
-        """Where tests place faults: the rounds' places as one of epoch 1; `write` and a row group; `written`."""
+        """Tell where this worker stands. Tests place faults there: rounds as of epoch 1; `write` and a row group;
+        `written`."""
+        self._context.standing.round(direction, layer, round)
         if faults.ENVIRONMENT in os.environ:
             fault = faults.Fault.of(os.environ[faults.ENVIRONMENT])
             fault.look(self._context.rank, 1, direction, layer, round)

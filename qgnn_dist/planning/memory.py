@@ -84,8 +84,9 @@ def training_need(part: PartSize, size: GraphSize, config: RunConfig, *, base: i
         "node data": 4 * n + 8 * n + 8 * part.labelled,
         # RowBlocks._input, _hidden, _grad.
         "perceptron rows": 4 * min(n, block_rows(widest)) * (dense + 2 * config.model.hidden),
-        # Parameters, gradients, both moments of Adam; codes, their gradient and what autograd keeps of them.
-        "weights, optimiser": 40 * weight_count(size, config.model.hidden),
+        # Parameters, gradients, both moments of Adam; codes, their gradient and what autograd keeps of them; parameters
+        # and moments before the step (TrainWorker._before).
+        "weights, optimiser": 52 * weight_count(size, config.model.hidden),
     }
     if config.propagation.kind == "elastic":
         held["edges, by nodes"] = _INCIDENCE_BYTES * (part.edges // 2)

@@ -21,7 +21,15 @@ import numpy as np
 from .. import __version__, kernels
 from ..comm.pool import WorkerPool
 from ..config import RunConfig
-from ..errors import DivergedError, InputError
+from ..errors import (
+    DeadlineError,
+    DivergedError,
+    ExchangeError,
+    HostLeavingError,
+    InputError,
+    QgnnError,
+    WorkerLostError,
+)
 from ..files.read import shown
 from ..files.write import write_atomically
 from ..model.features import FeatureStatistics, choose_norm
@@ -44,6 +52,8 @@ SUMMARY_VERSION = 1
 WIRE_KINDS = ("forward", "backward", "evaluation", "control")
 EPOCH_TIMEOUT_S = 24 * 3600.0
 """An epoch as a whole; the waits inside it have their own, shorter deadlines."""
+KEEP_FINISHED_S = 5.0
+"""For one of the workers that are left to hand over its state; longer, and what it saves is computed again by then."""
 
 ServerCall = Callable[..., Any]
 OnEpoch = Callable[[dict[str, Any]], None]
@@ -154,7 +164,12 @@ def run_training(pool: WorkerPool, server_call: ServerCall, store: Store, config
     keep, limit_s = config.train.keep_checkpoints, config.timeouts.checkpoint_s
     with StopSignals(signals) as stop, CheckpointWriter(run, keep=keep, timeout_s=limit_s) as writer:
         while not progress.finished:
-            record = _run_epoch(pool, config, progress)
+            before = dataclasses.replace(progress)
+            try:
+                record, leaving = _run_epoch(pool, config, progress)
+            except (WorkerLostError, ExchangeError, DeadlineError):
+                _keep_finished(pool, writer, identity, before)
+                raise
             for text in slow.look(record["epoch"], record["compute_s"]):
                 _LOG.warning(text)
                 record.setdefault("slow_workers", []).append(text)
@@ -162,7 +177,8 @@ def run_training(pool: WorkerPool, server_call: ServerCall, store: Store, config
             run.append_metrics(record)
             progress.finished = progress.epoch >= config.train.epochs or progress.out_of_patience(
                 config.train.patience)
-            if progress.finished or stop.received or progress.epoch % config.train.checkpoint_every == 0:
+            if (progress.finished or stop.received or leaving
+                    or progress.epoch % config.train.checkpoint_every == 0):
                 tensors = pool.call_one(0, "state", timeout_s=limit_s)
                 writer.save(Checkpoint(tensors, identity, dataclasses.replace(progress), server_call("state")))
             if on_epoch is not None:
@@ -171,13 +187,37 @@ def run_training(pool: WorkerPool, server_call: ServerCall, store: Store, config
                 writer.flush()
                 raise StoppedError(f"stopped by {stop.received} after epoch {progress.epoch}, with a checkpoint; go on "
                                    "with --resume", file=str(run.path))
+            if leaving and not progress.finished:
+                writer.flush()
+                raise _leaving(leaving, loaded, progress.epoch)
     summary = _summary(pool, config, store, identity, progress, records, run, time.perf_counter() - started)
     write_atomically(run.summary_path, (json.dumps(summary, indent=2) + "\n").encode())
     return summary
 
 
-def _run_epoch(pool: WorkerPool, config: RunConfig, progress: Progress) -> dict[str, Any]:
-    """One epoch on all workers; `progress` is brought up to date."""
+def _keep_finished(pool: WorkerPool, writer: CheckpointWriter, identity: dict[str, Any], progress: Progress) -> None:
+    """After an epoch was cut short: what was finished before it, as a checkpoint, by a worker that is left."""
+    if pool.size == 1 or progress.epoch == 0:
+        return
+    try:
+        tensors, server = pool.call_any("finished_state", progress.epoch, timeout_s=KEEP_FINISHED_S)
+        writer.save(Checkpoint(tensors, identity, progress, server))
+    except QgnnError as error:
+        _LOG.warning("the state after epoch %d could not be kept (%s); an earlier checkpoint has to do", progress.epoch,
+                     error)
+
+
+def _leaving(ranks: list[int], workers: list[dict[str, Any]], epoch: int) -> HostLeavingError:
+    hosts = sorted({str(workers[rank]["host"]) for rank in ranks})
+    error = HostLeavingError(f"SIGTERM to rank(s) {', '.join(map(str, ranks))}: stopped after epoch {epoch}, with a "
+                             "checkpoint, to go on elsewhere", host=", ".join(hosts),
+                             rank=ranks[0] if len(ranks) == 1 else None)
+    error.ranks = tuple(ranks)
+    return error
+
+
+def _run_epoch(pool: WorkerPool, config: RunConfig, progress: Progress) -> tuple[dict[str, Any], list[int]]:
+    """One epoch on all workers; `progress` is brought up to date. Returns: its record, and ranks that must leave."""
     epoch = progress.epoch + 1
     start = time.perf_counter()
     evaluate = epoch % config.train.eval_every == 0 or epoch == config.train.epochs
@@ -203,7 +243,7 @@ def _run_epoch(pool: WorkerPool, config: RunConfig, progress: Progress) -> dict[
     record["evaluation_s"] = max(r.get("evaluation_s", 0.0) for r in results)
     record["epoch_s"] = time.perf_counter() - start
     progress.epoch = epoch
-    return record
+    return record, [rank for rank, r in enumerate(results) if r["leaving"]]
 
 
 def _add_wire(sent: list[dict[str, int]]) -> dict[str, int]:

@@ -78,7 +78,8 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove what an earlier run left: summary, metrics and checkpoints."""
-        for old in (self.summary_path, self.metrics_path, self.restarts_path, *self.checkpoint_files()):
+        for old in (self.summary_path, self.metrics_path, self.restarts_path, *self.checkpoint_files(),
+                    *self.stall_files()):
             old.unlink(missing_ok=True)
 
     def begin(self, config: str) -> None:
@@ -132,6 +133,26 @@ class RunFolder:
     def read_restarts(self) -> list[dict[str, Any]]:
         """All such lines."""
         return _lines(self.restarts_path)
+
+    def keep_stall(self, epoch: int, text: str) -> None:
+        """Write what workers said of themselves while they stood still; where that fails, to the log.
+
+        A run that has no folder yet gets none for it: what is refused at its start must leave nothing.
+        """
+        file = self.path / "stalls" / f"epoch-{epoch:06d}-{len(self.stall_files()) + 1}.txt"
+        try:
+            if self.path.exists():
+                make_folder(file.parent, "the stalls")
+                write_atomically(file, text.encode())
+                _LOG.warning("their stacks are in %s", file)
+                return
+        except OutputError as error:
+            _LOG.warning("%s", error)
+        _LOG.warning("%s", text)
+
+    def stall_files(self) -> list[Path]:
+        """What was written of stalls."""
+        return sorted((self.path / "stalls").glob("epoch-*.txt"))
 
     def epochs_done(self) -> int:
         """Epochs that have their line."""

@@ -2,7 +2,7 @@
 """A network and its optimiser as a checkpoint's tensors, and back; and their gradients, the same on all workers."""
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,8 +14,9 @@ from ..files.read import shown
 
 if TYPE_CHECKING:
     from ..comm.group import Group
+    from ..model.packed import PackedModel
 
-__all__ = ["check_tensors", "load_tensors", "reduce_gradients", "tensors_of"]
+__all__ = ["check_tensors", "checkpointed", "load_tensors", "reduce_gradients", "tensors_of"]
 
 
 def tensors_of(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, np.ndarray]:
@@ -25,6 +26,13 @@ def tensors_of(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"adam.{name}.{key}"] = np.asarray(value).copy()
     return tensors
+
+
+def checkpointed(tensors: Mapping[str, np.ndarray], multipliers: Sequence[float],
+                 best: PackedModel | None) -> dict[str, np.ndarray]:
+    """What `tensors_of` gave, with what else a worker goes on from: the last multipliers, and the best model so far."""
+    more = {} if best is None else {"best": np.frombuffer(best.to_bytes(), np.uint8)}
+    return {**tensors, "multipliers": np.array(multipliers, np.float64), **more}
 
 
 def load_tensors(tensors: Mapping[str, np.ndarray], network: nn.Module, optimizer: torch.optim.Optimizer) -> None:

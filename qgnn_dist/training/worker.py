@@ -23,7 +23,7 @@ from ..comm.trace import Span, Trace
 from ..config import RunConfig
 from ..data.graph import SPLITS
 from ..device.training import DeviceTraining
-from ..errors import InputError, StoreError
+from ..errors import InputError, StoreError, WorkerError
 from ..memory import MemoryWatch
 from ..model.features import FeatureScheme, feature_level, feature_statistics, keeps_dense, read_block
 from ..model.forward import PackedForward
@@ -58,7 +58,7 @@ from ..quant.ranges import (
 from ..store.reader import Store
 from .affine import AffineTraining
 from .metrics import evaluation, loss_gradient
-from .state import load_tensors, reduce_gradients, tensors_of
+from .state import checkpointed, load_tensors, reduce_gradients, tensors_of
 
 if TYPE_CHECKING:
     from ..comm.pool import WorkerContext
@@ -88,6 +88,8 @@ class TrainWorker:
         self._best: PackedModel | None = None
         self._memory = MemoryWatch()
         self._epoch = CALIBRATION_EPOCH
+        self._begun: dict[str, Any] = {}  # what the epoch under way began with, all but the tensors
+        self._before: dict[str, np.ndarray] | None = None  # the tensors before its step, where it was taken
 
     def room(self) -> dict[str, Any]:
         """See planning.admission.room; called before `load`."""
@@ -136,10 +138,15 @@ class TrainWorker:
         self._propagation = Propagation.of(config)
         self._exchange = Exchange(part.peers, part.num_local, part.num_halo, self._context.group,
                                   self._context.run_id, config.timeouts.exchange_s)
+        self._exchange.on_round = self._context.standing.round
         if faults.ENVIRONMENT in os.environ:
-            fault, rank = faults.Fault.of(os.environ[faults.ENVIRONMENT]), self._context.rank
-            self._exchange.on_round = lambda direction, layer, round: fault.look(rank, self._epoch, direction, layer,
-                                                                                 round)
+            fault = faults.Fault.of(os.environ[faults.ENVIRONMENT])
+
+            def stand_and_look(direction: str, layer: int, round: int) -> None:
+                self._context.standing.round(direction, layer, round)
+                fault.look(self._context.rank, self._epoch, direction, layer, round)
+
+            self._exchange.on_round = stand_and_look
         self._device: DeviceTraining | None = None
         if self._place is not None:
             self._device = DeviceTraining(self._place, self._context, config, self._network, self._block, part,
@@ -183,9 +190,12 @@ class TrainWorker:
 
         Returns: this worker's share of the loss, and on evaluation its confusion matrices (and scores for roc_auc);
         seconds and bytes sent; `wait_s`, the seconds of `train_s` in which it waited, by what for; what the
-        multipliers did.
+        multipliers did; `leaving`, whether this host is about to end it.
         """
-        self._epoch = epoch
+        self._epoch = self._context.standing.epoch = epoch
+        self._context.standing.step("perceptron, forward")
+        self._begun = {"epoch": epoch, "multipliers": self._multipliers, "ranges": self._ranges, "best": self._best}
+        self._before = None
         start, before, waited = time.perf_counter(), self._wire(), self._waits()
         loss, report = self._step(epoch)
         result: dict[str, Any] = {"loss": loss, "train_s": time.perf_counter() - start, **report}
@@ -194,7 +204,7 @@ class TrainWorker:
             start = time.perf_counter()
             result["evaluation"] = self._evaluate(epoch)
             result["evaluation_s"] = time.perf_counter() - start
-        return {**result, "wire_bytes": self._sent_since(before)}
+        return {**result, "wire_bytes": self._sent_since(before), "leaving": self._context.standing.leaving}
 
     def keep_best(self) -> None:
         """The model evaluated last is the best one so far."""
@@ -202,11 +212,19 @@ class TrainWorker:
 
     def state(self) -> dict[str, np.ndarray]:
         """Everything of this worker that a checkpoint needs; equal on all workers at an epoch's end."""
-        tensors = tensors_of(self._network, self._optimizer)
-        tensors["multipliers"] = np.array(self._multipliers, np.float64)
-        if self._best is not None:
-            tensors["best"] = np.frombuffer(self._best.to_bytes(), np.uint8)
-        return tensors
+        return checkpointed(tensors_of(self._network, self._optimizer), self._multipliers, self._best)
+
+    def finished_state(self, epoch: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """`state()` and the multiplier server's as they were after `epoch`, of which the next one was cut short.
+
+        Raises: WorkerError: this worker is in another epoch.
+        """
+        begun = self._begun
+        if begun.get("epoch") != epoch + 1:
+            raise WorkerError(f"this worker is in epoch {begun.get('epoch')}, expected {epoch + 1}")
+        tensors = self._before if self._before is not None else tensors_of(self._network, self._optimizer)
+        server = {"ranges": {name: dataclasses.asdict(figures) for name, figures in begun["ranges"].items()}}
+        return checkpointed(tensors, begun["multipliers"], begun["best"]), server
 
     def load_state(self, tensors: dict[str, np.ndarray], ranges: dict[str, dict[str, float]],
                    best: PackedModel | None) -> None:
@@ -279,9 +297,17 @@ class TrainWorker:
         rows = self._split_rows["train"]
         loss, grad = device.loss(out, rows, self._labels[rows], self._num_train)
         device.backward(grad, self._multipliers, self._gradient_coding(epoch))
-        reduce_gradients(self._network, self._context.group, self._epoch)
-        self._optimizer.step()
+        self._update()
         return loss, self._follow(epoch, {**moments, "hidden": figures})
+
+    def _update(self) -> None:
+        """Sum the gradients over all workers and take the optimiser's step; what was before it stays until the next
+        epoch, since others may have to go back there."""
+        self._context.standing.step("sum of the gradients")
+        reduce_gradients(self._network, self._context.group, self._epoch)
+        if self._context.group is not None:
+            self._before = tensors_of(self._network, self._optimizer)
+        self._optimizer.step()
 
     def _device_layers(self, device: DeviceTraining, state: torch.Tensor, multipliers: Multipliers,
                        ranges: dict[str, Range], record: bool) -> tuple[torch.Tensor, dict[str, list[float]]]:
@@ -322,8 +348,7 @@ class TrainWorker:
             h0.backward(torch.from_numpy(grad))
         else:
             self._blocks.backward(self._propagate_back(grad, self._gradient_coding(epoch)))
-        reduce_gradients(self._network, self._context.group, self._epoch)
-        self._optimizer.step()
+        self._update()
         return loss, self._follow(epoch, {**moments, "hidden": figures})
 
     def _propagate(self, state: np.ndarray, multipliers: Multipliers, ranges: dict[str, Range], *, record: bool,
@@ -459,6 +484,7 @@ class TrainWorker:
     def _follow(self, epoch: int, moments: dict[str, list[float]]) -> dict[str, Any]:
         """Post this epoch's moments, take the running ranges for the next one."""
         assert self._server is not None
+        self._context.standing.step("the multiplier server's ranges")
         reply = self._server.post_ranges(epoch, moments).result(self._config.timeouts.server_s)
         self._ranges = {name: Range(*figures) for name, figures in reply["ranges"].items()}
         return {key: reply[key] for key in ("multipliers", "residuals", "clamps")}

@@ -2,195 +2,188 @@
 """Runs on a real cluster of several Ray nodes that lose workers, servers and hosts, and end as if nothing had been."""
 from __future__ import annotations
 
-import json
 import os
+import re
 import signal
-import threading
+import socket
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import ray
-from ray.cluster_utils import Cluster
 
-import qgnn_dist as qgnn
 from qgnn_dist.comm import faults
-from qgnn_dist.config import RunConfig
 from qgnn_dist.errors import WorkerLostError
 from qgnn_dist.store.reader import Store
 from qgnn_dist.training.run_folder import RunFolder
-from tests.helpers import make_store, settings, small_graph
-from tests.processes import parent, until_gone
-from tests.recovering import same_end
+from tests.processes import parent
+from tests.recovering import (
+    AGAIN_S,
+    EPOCHS,
+    SILENCE_S,
+    SOON_S,
+    Hosts,
+    Struck,
+    actors,
+    config,
+    same_end,
+    strike,
+    tell,
+    undisturbed,
+)
 
-HEALTH = {"RAY_health_check_initial_delay_ms": "1000", "RAY_health_check_period_ms": "500",
-          "RAY_health_check_timeout_ms": "1000", "RAY_health_check_failure_threshold": "3"}
-WORDS = ("train.epochs=8", "train.checkpoint_every=3", "model.feature_norm=l2", "quant.gradients=4",
-         "timeouts.exchange_s=4", "timeouts.server_s=8", "propagation.alpha=0.001")
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    """A head without CPUs, and three nodes of one CPU each."""
-    before = {name: os.environ.get(name) for name in (*HEALTH, "RAY_AUTH_MODE", "RAY_ADDRESS")}
-    os.environ.update({**HEALTH, "RAY_AUTH_MODE": "disabled"})
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    try:
-        for _ in range(3):
-            made.add_node(num_cpus=1)
-        made.wait_for_nodes()
-        ray.init(address=made.address, log_to_driver=False, logging_level="ERROR")
-        yield made
-    finally:
-        ray.shutdown()
-        made.shutdown()
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+Property = Callable[[str, object], None]
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return make_store(small_graph(), tmp_path_factory.mktemp("store") / "s", 2)
-
-
-@pytest.fixture(scope="module")
-def whole(cluster: Cluster, store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing happened to."""
-    out = tmp_path_factory.mktemp("whole") / "run"
-    qgnn.train(store.path, out=out, config=_config())
-    return out
-
-
-def _config(*words: str) -> RunConfig:
-    return settings(*WORDS, *words)
-
-
-def _outside(mark: Path, act: Callable[[], None]) -> threading.Thread:
-    """Once the fault `call` has struck, act, and let the worker go on."""
-    def work() -> None:
-        until = time.monotonic() + 60
-        while not (mark.exists() and mark.stat().st_size) and time.monotonic() < until:
-            time.sleep(0.01)
-        act()
-        mark.with_name(mark.name + ".done").touch()
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    return thread
-
-
-def _train(monkeypatch: pytest.MonkeyPatch, store: Store, out: Path, fault: str, mark: Path,
-           *words: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The summary, and where the fault struck."""
-    monkeypatch.setenv(faults.ENVIRONMENT, f"{fault} mark={mark}")
-    summary = qgnn.train(store.path, out=out, config=_config(*words))
-    monkeypatch.delenv(faults.ENVIRONMENT)
-    return summary, json.loads(mark.read_text())
+def _whole_again(struck: Struck, whole: Path, within_s: float) -> None:
+    """Equal to a run that nothing happened to, noticed in time, and no finished epoch was lost."""
+    same_end(struck.run, whole)
+    assert struck.epochs == list(range(1, EPOCHS + 1)), "each epoch was finished once"
+    assert struck.restart["epoch"] == struck.place["epoch"] - 1
+    assert struck.detected_s < within_s
+    assert struck.restart["started_s"] < AGAIN_S
+    assert struck.restart["host"] == socket.gethostname()
 
 
 @pytest.mark.parametrize("fault", ["kill epoch=5 layer=2 rank=1", "kill epoch=1 layer=0 rank=0",
                                    "kill epoch=7 layer=3 rank=1 direction=backward"])
-def test_a_killed_worker_costs_the_epochs_since_the_checkpoint(cluster: Cluster, store: Store, whole: Path,
-                                                               tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                                               caplog: pytest.LogCaptureFixture, fault: str) -> None:
-    summary, struck = _train(monkeypatch, store, tmp_path / "run", fault, tmp_path / "mark")
-    same_end(tmp_path / "run", whole)
-    (restart,) = summary["restarts"]
-    assert (restart["epoch"], restart["rank"]) == (struck["epoch"] - 1, struck["rank"])
-    assert f"the worker process {struck['pid']} was lost" in restart["error"]
+def test_a_killed_worker_costs_the_epoch_in_hand(hosts: Hosts, store: Store, whole: Path, tmp_path: Path,
+                                                 monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+                                                 record_property: Property, fault: str) -> None:
+    struck = strike(monkeypatch, store, tmp_path, fault)
+    _whole_again(struck, whole, SOON_S)
+    restart = struck.restart
+    assert (restart["rank"], restart["layer"]) == (struck.place["rank"], struck.place["layer"])
+    assert f"the worker process {struck.place['pid']} was lost" in restart["error"]
     assert restart["error"] in caplog.text
-    assert restart["time"] - struck["time"] < 5.0, "seconds to detection"
-    assert restart["started_s"] < 20.0, "seconds until it trains again"
-    print(f"{fault}: detected in {restart['time'] - struck['time']:.2f} s, again in {restart['started_s']:.2f} s")
+    tell(record_property, fault, struck)
 
 
-def test_a_frozen_worker_is_named_after_the_deadline(cluster: Cluster, store: Store, whole: Path, tmp_path: Path,
-                                                     monkeypatch: pytest.MonkeyPatch) -> None:
-    summary, struck = _train(monkeypatch, store, tmp_path / "run", "stop epoch=4 layer=1 rank=1", tmp_path / "mark")
-    same_end(tmp_path / "run", whole)
-    (restart,) = summary["restarts"]
-    assert "peer 1" in restart["error"]
-    assert "layer 1" in restart["error"]
-    assert "timeouts.exchange_s" in restart["error"]
-    took = restart["time"] - struck["time"]
-    assert 3.5 < took < 4 + 3, "the exchange's deadline, and the grace for others"
-    assert restart["started_s"] < 20.0
-    print(f"frozen: detected in {took:.2f} s, again in {restart['started_s']:.2f} s")
+def test_a_worker_that_is_out_of_memory_says_so(hosts: Hosts, store: Store, whole: Path, tmp_path: Path,
+                                                monkeypatch: pytest.MonkeyPatch, record_property: Property) -> None:
+    """An allocation fails; the kernel's own way with processes that take too much is SIGKILL, as above."""
+    struck = strike(monkeypatch, store, tmp_path, "memory epoch=4 layer=1 rank=1 direction=evaluation")
+    _whole_again(struck, whole, SOON_S)
+    assert struck.restart["rank"] == 1
+    assert re.search(r"out of memory \(MemoryError: Unable to allocate 1\.00 GiB", struck.restart["error"])
+    tell(record_property, "memory", struck)
 
 
-def test_a_lost_multiplier_server_is_named_and_replaced(cluster: Cluster, store: Store, whole: Path, tmp_path: Path,
-                                                        monkeypatch: pytest.MonkeyPatch) -> None:
-    mark = tmp_path / "mark"
+def test_a_frozen_worker_is_asked_in_vain_and_named_after_the_deadline(
+        hosts: Hosts, store: Store, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture, record_property: Property) -> None:
+    struck = strike(monkeypatch, store, tmp_path, "stop epoch=4 layer=1 rank=1")
+    _whole_again(struck, whole, SILENCE_S + 2)
+    error = struck.restart["error"]
+    assert struck.detected_s > SILENCE_S - 0.5
+    assert "peer 1, layer 1: peer(s) 1 sent nothing" in error
+    assert f"(rank 1 is on host {socket.gethostname()})" in error
+    assert "timeouts.exchange_s" in error
+    (stall,) = RunFolder(struck.run).stall_files()
+    text = stall.read_text()
+    assert f"rank 1, process {struck.place['pid']}: no answer within" in text
+    assert re.search(r"rank 0, process \d+: epoch 4, forward, layer 1, round 1; it waits, for 1\.\d s", text)
+    assert re.search(r"in finish\n.*\n.* in _wait\n", text), "the stack of the worker that waits for messages"
+    for line in text.split("\n\n")[0].splitlines():
+        assert line in caplog.text
+    assert caplog.text.index("no worker has come further") < caplog.text.index("timeouts.exchange_s")
+    tell(record_property, "stop", struck)
 
-    def kill_server() -> None:
-        (server,) = _actors("ServerActor")
+
+def test_a_lost_multiplier_server_is_named_and_replaced(hosts: Hosts, store: Store, whole: Path, tmp_path: Path,
+                                                        monkeypatch: pytest.MonkeyPatch,
+                                                        record_property: Property) -> None:
+    def kill_server(worker: int) -> None:
+        (server,) = actors("ServerActor")
         os.kill(server, signal.SIGKILL)
         time.sleep(0.2)
 
-    thread = _outside(mark, kill_server)
-    summary, _ = _train(monkeypatch, store, tmp_path / "run", "call epoch=5 layer=2 rank=0", mark)
-    thread.join(10)
-    same_end(tmp_path / "run", whole)
-    assert "the multiplier server was lost" in summary["restarts"][0]["error"]
-    assert len(summary["restarts"]) == 1
+    struck = strike(monkeypatch, store, tmp_path, "call epoch=5 layer=2 rank=0", act=kill_server)
+    _whole_again(struck, whole, SOON_S)
+    assert "the multiplier server was lost" in struck.restart["error"]
+    assert len(struck.summary["restarts"]) == 1
+    tell(record_property, "multiplier server", struck)
 
 
-def test_a_lost_host_is_replaced_by_the_spare_one_and_then_by_sharing(cluster: Cluster, store: Store, whole: Path,
-                                                                      tmp_path: Path,
-                                                                      monkeypatch: pytest.MonkeyPatch,
-                                                                      caplog: pytest.LogCaptureFixture) -> None:
+def test_a_lost_host_is_replaced_by_the_spare_one_and_then_by_sharing(
+        hosts: Hosts, store: Store, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture, record_property: Property) -> None:
     """Three hosts of one CPU and two workers: the first loss takes the spare host, the second one doubles up."""
-    added = []
-    try:
-        for number in range(2):
-            mark, out = tmp_path / f"mark{number}", tmp_path / f"run{number}"
-
-            def kill_host(mark: Path = mark) -> None:
-                pid = json.loads(mark.read_text())["pid"]
-                node = next(node for node in cluster.list_all_nodes()
-                            if any(info.process.pid == parent(pid) for info in node.all_processes["raylet"]))
-                cluster.remove_node(node, allow_graceful=False)
-                until_gone([pid], 3.5)  # a worker may outlive its raylet by a moment, and a run so small would be over
-
-            thread = _outside(mark, kill_host)
-            summary, struck = _train(monkeypatch, store, out, "call epoch=5 layer=2 rank=1", mark)
-            thread.join(10)
-            same_end(out, whole)
-            assert len(summary["restarts"]) >= 1
-            first = summary["restarts"][0]
-            assert first["time"] - struck["time"] < 5.0
-            assert first["started_s"] < 20.0
-            print(f"host {number}: detected in {first['time'] - struck['time']:.2f} s, {summary['restarts']}")
-        assert "0.5 CPUs for each of 2 workers" in caplog.text
-    finally:
-        for _ in range(2):
-            added.append(cluster.add_node(num_cpus=1))
-        cluster.wait_for_nodes()
+    for number in range(2):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        struck = strike(monkeypatch, store, folder, "call epoch=5 layer=2 rank=1", act=hosts.kill)
+        _whole_again(struck, whole, SOON_S)
+        assert struck.restart["rank"] == 1
+        assert len(struck.summary["restarts"]) == 1
+        tell(record_property, f"host {number}", struck)
+    assert "0.5 CPUs for each of 2 workers" in caplog.text
 
 
-def _actors(name: str) -> list[int]:
-    """Processes of actors of a class: Ray puts its name in their command lines, and only this test's cluster runs."""
-    found = []
-    for place in Path("/proc").iterdir():
-        if place.name.isdigit():
-            try:
-                words = (place / "cmdline").read_bytes().decode(errors="replace")
-            except OSError:
-                continue
-            if words.startswith(f"ray::{name}"):
-                found.append(int(place.name))
-    return found
+def test_a_frozen_host_is_found_by_health_checks_before_the_deadline(
+        hosts: Hosts, store: Store, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+        record_property: Property) -> None:
+    struck = strike(monkeypatch, store, tmp_path, "call epoch=6 layer=3 rank=1 direction=backward",
+                    "timeouts.exchange_s=30", "timeouts.server_s=30", "timeouts.stall_s=1", act=hosts.freeze)
+    _whole_again(struck, whole, SOON_S)
+    assert len(struck.summary["restarts"]) == 1
+    assert struck.restart["rank"] == 1
+    assert f"the worker process {struck.place['pid']} was lost" in struck.restart["error"]
+    (stall,) = RunFolder(struck.run).stall_files()
+    assert f"rank 1, process {struck.place['pid']}: no answer within" in stall.read_text()
+    tell(record_property, "host frozen", struck)
 
 
-def test_a_fault_that_stays_is_given_up_with_its_reason(cluster: Cluster, store: Store, tmp_path: Path,
+def test_a_worker_with_sigterm_finishes_its_epoch_and_moves(hosts: Hosts, store: Store, whole: Path, tmp_path: Path,
+                                                            monkeypatch: pytest.MonkeyPatch,
+                                                            record_property: Property) -> None:
+    at: dict[int, dict[int, int]] = {}
+
+    def note(epoch: int) -> None:
+        at[epoch] = {pid: parent(pid) for pid in actors("WorkerActor")}
+
+    struck = strike(monkeypatch, store, tmp_path, "term epoch=5 layer=2 rank=1", on_epoch=note)
+    same_end(struck.run, whole)
+    assert struck.epochs == list(range(1, EPOCHS + 1))
+    assert struck.restart["epoch"] == 5, "the epoch under way was finished"
+    assert struck.restart["rank"] == 1
+    assert "SIGTERM to rank(s) 1: stopped after epoch 5, with a checkpoint" in struck.restart["error"]
+    left = at[5][struck.place["pid"]]
+    assert left not in at[EPOCHS].values(), "nobody works on the host that is about to end"
+    assert len(at[EPOCHS]) == 2
+    tell(record_property, "term", struck)
+
+
+def test_a_host_with_sigterm_costs_no_finished_epoch(hosts: Hosts, store: Store, whole: Path, tmp_path: Path,
+                                                     monkeypatch: pytest.MonkeyPatch,
+                                                     record_property: Property) -> None:
+    """Ray ends at once, and its workers with it: who is left hands over what was finished."""
+    struck = strike(monkeypatch, store, tmp_path, "call epoch=6 layer=1 rank=0", act=hosts.terminate)
+    _whole_again(struck, whole, SOON_S)
+    assert struck.restart["rank"] == 0
+    tell(record_property, "host with SIGTERM", struck)
+
+
+def test_where_all_hosts_end_the_run_says_so_and_can_go_on(store: Store, whole: Path, tmp_path: Path) -> None:
+    """A Ray of one host, which is about to end."""
+    run, file = tmp_path / "run", tmp_path / "config.toml"
+    file.write_text(config().to_toml())
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment[faults.ENVIRONMENT] = f"term epoch=4 layer=1 rank=1 direction=backward mark={tmp_path / 'mark'}"
+    done = subprocess.run([sys.executable, "-m", "qgnn_dist.cli", "train", str(store.path), "--out", str(run),
+                           "--config", str(file)], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1, done.stderr
+    assert "error: stopped by SIGTERM: all hosts end their workers" in done.stderr
+    assert "--resume" in done.stderr
+    assert RunFolder(run).checkpoint_files()[0].name == "epoch-000004.safetensors"
+    same_end(undisturbed(store, run, config(), resume=True), whole)
+
+
+def test_a_fault_that_stays_is_given_up_with_its_reason(hosts: Hosts, store: Store, tmp_path: Path,
                                                         monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(WorkerLostError, match=r"given up: 0 restarts|was lost") as lost:
-        _train(monkeypatch, store, tmp_path / "run", "kill epoch=2 layer=0 rank=1", tmp_path / "mark",
-               "cluster.max_restarts=0")
+        strike(monkeypatch, store, tmp_path, "kill epoch=2 layer=0 rank=1", "cluster.max_restarts=0")
     assert lost.value.rank == 1
     assert RunFolder(tmp_path / "run").read_restarts() == []

@@ -30,7 +30,7 @@ class _Pool:
         confusion = np.array([[right, 10 - right], [0, 0]])
         evaluation = {"confusion": dict.fromkeys(("train", "valid", "test"), confusion), "valid_loss": (10 * loss, 10)}
         return [{"loss": 1.0, "evaluation": evaluation, "multipliers": [], "residuals": [], "clamps": 0,
-                 "wire_bytes": {}, "train_s": 0.0, "wait_s": {}}]
+                 "wire_bytes": {}, "train_s": 0.0, "wait_s": {}, "leaving": False}]
 
 
 @pytest.mark.parametrize(("epochs", "kept"), [

@@ -17,12 +17,14 @@ import numpy as np
 import pytest
 
 import qgnn_dist as qgnn
-from qgnn_dist.errors import DeadlineError, InputError, OutputError, QgnnError
+from qgnn_dist.errors import DeadlineError, ExchangeError, InputError, OutputError, QgnnError, WorkerError
 from qgnn_dist.model.row_blocks import RowBlocks
+from qgnn_dist.propagation.multiplier import InProcessServer, MultiplierRule, MultiplierServer
 from qgnn_dist.training import run_folder
 from qgnn_dist.training.checkpoint import Checkpoint, Progress
 from qgnn_dist.training.run_folder import CheckpointWriter, RunFolder
 from qgnn_dist.training.stop import StopSignals
+from qgnn_dist.training.worker import TrainWorker
 from tests.helpers import make_store, settings, small_graph, train_pool
 
 _IDENTITY = {"parts": 2, "fingerprint": "f", "features": {"norm": "row", "signed": False}}
@@ -230,3 +232,40 @@ def test_a_gradient_that_is_not_finite_ends_the_run_and_changes_nothing(tmp_path
         after = pool.workers[0].state()
         for name, value in weights.items():
             np.testing.assert_array_equal(after[name], value, err_msg=name)
+
+
+@pytest.mark.parametrize("cut", ["before the step", "after the step", "at its end"])
+def test_the_state_before_an_epoch_that_was_cut_short_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                              cut: str) -> None:
+    store, config = make_store(small_graph(), tmp_path / "s", 2), settings("model.feature_norm=l2")
+    server = InProcessServer(MultiplierServer(2, MultiplierRule.of(config, store.num_edges), 60.0))
+    with train_pool(store, config, server) as pool:
+        for epoch in (1, 2):
+            pool.call("train_epoch", epoch, True, timeout_s=60)
+            pool.call("keep_best", timeout_s=60)
+        wanted, ranges = pool.call("state", timeout_s=60), server.call("state")
+
+        def fail(*_: Any, **__: Any) -> None:
+            raise ExchangeError("a peer is gone")
+
+        if cut != "at its end":
+            method = "_follow" if cut == "after the step" else "_propagate_back"
+            monkeypatch.setattr(TrainWorker, method, fail)
+            with pytest.raises(ExchangeError):
+                pool.call("train_epoch", 3, True, timeout_s=60)
+        else:
+            pool.call("train_epoch", 3, True, timeout_s=60)
+            pool.call("keep_best", timeout_s=60)
+        moved = cut != "before the step"
+        for rank, worker in enumerate(pool.workers):
+            assert moved != np.array_equal(worker.state()["network.weight1"], wanted[rank]["network.weight1"])
+        tensors, kept = pool.call_any("finished_state", 2, timeout_s=10)
+        assert kept == ranges
+        assert set(tensors) == set(wanted[0])
+        for name, value in wanted[0].items():
+            np.testing.assert_array_equal(tensors[name], value, err_msg=name)
+        with pytest.raises(WorkerError, match="in epoch 3, expected 4"):
+            pool.workers[0].finished_state(3)
+        with pytest.raises(WorkerError, match=r"no worker is left that answers finished_state\(\) within 10 s"):
+            pool.call_any("finished_state", 3, timeout_s=10)
+    server.close()

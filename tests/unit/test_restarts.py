@@ -2,15 +2,20 @@
 """What a run goes on after, and when it gives up."""
 from __future__ import annotations
 
+import socket
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import pytest
 
-from qgnn_dist.cluster import api, pool, session
-from qgnn_dist.cluster.pool import _fit
+from qgnn_dist.cluster import api, hosts, pool, session
+from qgnn_dist.cluster.failure import attempt, unwrap
+from qgnn_dist.cluster.hosts import fit
 from qgnn_dist.cluster.recovery import WITHOUT_PROGRESS, Restarts
 from qgnn_dist.comm.formation import Formation
+from qgnn_dist.comm.group import ConnectionLostError
+from qgnn_dist.comm.pool import blame
 from qgnn_dist.config import load_config
 from qgnn_dist.errors import (
     ConfigError,
@@ -58,10 +63,44 @@ def test_none_are_made_where_none_are_wanted() -> None:
         Restarts(0).after(WorkerLostError("lost"), 1)
 
 
-@pytest.mark.parametrize(("hosts", "cpus", "workers"), [([1, 1, 1], 1.0, 3), ([1, 1, 1], 0.75, 3), ([1], 0.5, 2),
+@pytest.mark.parametrize(("each", "cpus", "workers"), [([1, 1, 1], 1.0, 3), ([1, 1, 1], 0.75, 3), ([1], 0.5, 2),
                                                         ([4, 0, 2], 0.3, 19), ([], 1.0, 0)])
-def test_workers_that_hosts_hold(hosts: list[float], cpus: float, workers: int) -> None:
-    assert _fit(hosts, cpus) == workers
+def test_workers_that_hosts_hold(each: list[float], cpus: float, workers: int) -> None:
+    assert fit(each, cpus) == workers
+
+
+def test_hosts_whose_port_does_not_open_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    listening, closed = (socket.create_server(("127.0.0.1", 0)) for _ in range(2))
+    nodes = [{"NodeID": name, "NodeManagerAddress": "127.0.0.1", "NodeManagerPort": one.getsockname()[1],
+              "Resources": {"CPU": 2.0}} for name, one in (("there", listening), ("gone", closed))]
+    closed.close()
+    monkeypatch.setattr(hosts, "_alive", lambda: nodes)
+    with listening:
+        assert hosts.unreachable_hosts() == {"gone"}
+        assert hosts.placeable_cpus(4, 1.0, 0.0) == 1.0
+        assert hosts.placeable_cpus(4, 1.0, 0.0, {"gone"}) == 0.5
+        assert hosts.placeable_cpus(4, 1.0, 0.0, {"gone", "there"}) == 0.0
+    assert hosts.unreachable_hosts() == set(), "who reaches nobody is outside, and cannot know"
+
+
+def test_placements_are_kept_off_hosts() -> None:
+    assert hosts.place_off((), 3) == {}
+    assert hosts.place_off({"b", "a"}, 2) == {"bundle_label_selector": [{"ray.io/node-id": "!in(a,b)"}] * 2}
+
+
+def test_memory_that_cannot_be_had_loses_a_worker_and_a_lost_one_has_the_layer_of_who_waited() -> None:
+    def too_much() -> None:
+        np.empty(1 << 60, np.uint8)
+
+    def torch_has_none() -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    for call in (too_much, torch_has_none):
+        with pytest.raises(WorkerLostError, match=r"^host h, rank 1: out of memory \("):
+            unwrap(attempt(call, host="h", rank=1))
+    lost = WorkerLostError("lost", rank=1)
+    assert blame({1: lost, 0: ConnectionLostError("closed", rank=0, peer=1, layer=3)}) is lost
+    assert lost.layer == 3
 
 
 def test_each_formation_of_a_run_has_its_number_and_a_secret_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,7 +125,8 @@ def test_each_formation_of_a_run_has_its_number_and_a_secret_of_its_own(monkeypa
         return {"done": True}
 
     monkeypatch.setattr(pool, "RayPool", Lost)
-    monkeypatch.setattr(pool, "placeable_cpus", lambda size, wanted, wait_s: wanted)
+    monkeypatch.setattr(hosts, "placeable_cpus", lambda size, wanted, wait_s, without: wanted)
+    monkeypatch.setattr(hosts, "unreachable_hosts", set)
     monkeypatch.setattr(session, "RaySession", lambda *_, **__: nullcontext())
     for _ in range(2):
         formed.clear()
