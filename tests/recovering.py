@@ -129,6 +129,26 @@ class Hosts:
         until_gone([worker], 3.5)
 
 
+    def actors(self, name: str) -> list[int]:
+        """Processes of actors of a class: Ray puts its name in their command lines."""
+        found = []
+        for node in self.cluster.list_all_nodes():
+            for pid in children(node.all_processes["raylet"][0].process.pid):
+                try:
+                    words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+                except OSError:
+                    continue
+                if words.startswith(f"ray::{name}"):
+                    found.append(pid)
+        return found
+
+    def kill_server(self, worker: int) -> None:
+        """The multiplier server's process is gone, whoever's round it is."""
+        (server,) = self.actors("ServerActor")
+        os.kill(server, signal.SIGKILL)
+        time.sleep(0.2)
+
+
 def state(pid: int) -> str:
     """As the kernel has it: R, S, T for stopped, Z and so on; empty where there is none."""
     try:
@@ -230,17 +250,3 @@ def drawn(seed: str, rounds: list[tuple[str, int, int]]) -> str:
     direction, layer, round = draw.choice(rounds)
     return (f"epoch={draw.randint(1, EPOCHS)} layer={layer} round={round} rank={draw.randint(0, 1)} "
             f"direction={direction}")
-
-
-def actors(name: str) -> list[int]:
-    """Processes of actors of a class: Ray puts its name in their command lines, and only this test's cluster runs."""
-    found = []
-    for place in Path("/proc").iterdir():
-        if place.name.isdigit():
-            try:
-                words = (place / "cmdline").read_bytes().decode(errors="replace")
-            except OSError:
-                continue
-            if words.startswith(f"ray::{name}"):
-                found.append(int(place.name))
-    return found

@@ -77,6 +77,11 @@ class WorkerActor:
             self._standing.step(f"done with {method}()")
 
     @ray.method(concurrency_group=WATCH)
+    def call_aside(self, method: str, *args: Any) -> Any:
+        """`call` beside the worker's own thread, which may hang in a call: for methods that say that they allow it."""
+        return attempt(lambda: getattr(self._worker, method)(*args), host=self._host, rank=self._rank)
+
+    @ray.method(concurrency_group=WATCH)
     def report(self, stacks_after_s: float) -> Report:
         """Where the worker stands, with stacks where it has not moved for so many seconds."""
         return self._standing.report(stacks_after_s)

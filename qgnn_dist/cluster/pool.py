@@ -126,7 +126,7 @@ class RayPool:
 
         from ..comm.pool import nobody_answered
 
-        waiting = [actor.call.remote(method, *args) for actor in self._actors]
+        waiting = [actor.call_aside.remote(method, *args) for actor in self._actors]
         until = time.monotonic() + timeout_s
         while waiting and time.monotonic() < until:
             ready, waiting = ray.wait(waiting, num_returns=1, timeout=max(0.0, until - time.monotonic()))

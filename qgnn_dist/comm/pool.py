@@ -8,7 +8,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -108,6 +108,8 @@ class WorkerPool(Protocol):
 
     def call_any(self, method: str, *args: Any, timeout_s: float) -> Any:
         """Call a method on every worker that is left, and take the first answer.
+
+        Workers may still hang in an earlier call; the method runs beside it.
 
         Raises: WorkerError: none has answered, or all with errors.
         """
@@ -218,14 +220,11 @@ class LocalPool:
 
     def call_any(self, method: str, *args: Any, timeout_s: float) -> Any:
         """See WorkerPool."""
-        waiting = {thread.submit(getattr(worker, method), *args)
-                   for thread, worker in zip(self._threads, self.workers)}
-        until = time.monotonic() + timeout_s
-        while waiting and time.monotonic() < until:
-            done, waiting = wait(waiting, timeout=until - time.monotonic(), return_when=FIRST_COMPLETED)
-            for future in done:
-                if future.exception() is None:
-                    return future.result()
+        for worker in self.workers:
+            try:
+                return getattr(worker, method)(*args)
+            except QgnnError:
+                continue  # another one may have what is asked for
         raise nobody_answered(method, timeout_s)
 
     def close(self) -> None:

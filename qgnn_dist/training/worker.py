@@ -217,12 +217,16 @@ class TrainWorker:
     def finished_state(self, epoch: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """`state()` and the multiplier server's as they were after `epoch`, of which the next one was cut short.
 
+        It may be called from another thread while this worker's own still hangs in that epoch.
+
         Raises: WorkerError: this worker is in another epoch.
         """
         begun = self._begun
         if begun.get("epoch") != epoch + 1:
             raise WorkerError(f"this worker is in epoch {begun.get('epoch')}, expected {epoch + 1}")
-        tensors = self._before if self._before is not None else tensors_of(self._network, self._optimizer)
+        tensors = tensors_of(self._network, self._optimizer)
+        if self._before is not None:  # looked at last: it is there before a step changes what was copied
+            tensors = self._before
         server = {"ranges": {name: dataclasses.asdict(figures) for name, figures in begun["ranges"].items()}}
         return checkpointed(tensors, begun["multipliers"], begun["best"]), server
 

@@ -2,17 +2,14 @@
 """Every kind of fault at twenty drawn places of a run, each of which ends as if nothing had been."""
 from __future__ import annotations
 
-import os
 import re
-import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from qgnn_dist.store.reader import Store
-from tests.recovering import AGAIN_S, EPOCHS, SILENCE_S, SOON_S, Hosts, actors, drawn, places, same_end, strike, tell
+from tests.recovering import AGAIN_S, EPOCHS, SILENCE_S, SOON_S, Hosts, drawn, places, same_end, strike, tell
 
 SEEDS = range(20)
 INSIDE = {"kill": "was lost", "memory": "out of memory", "term": "SIGTERM to rank"}
@@ -33,13 +30,8 @@ def test_any_fault_anywhere_changes_nothing(hosts: Hosts, store: Store, whole: P
                                             monkeypatch: pytest.MonkeyPatch, rounds: list[tuple[str, int, int]],
                                             record_property: Callable[[str, object], None], kind: str,
                                             seed: int) -> None:
-    def kill_server(worker: int) -> None:
-        (server,) = actors("ServerActor")
-        os.kill(server, signal.SIGKILL)
-        time.sleep(0.2)
-
     act = {"host killed": hosts.kill, "host frozen": hosts.freeze, "host with SIGTERM": hosts.terminate,
-           "server": kill_server}.get(kind)
+           "server": hosts.kill_server}.get(kind)
     place = drawn(f"{kind} {seed}", rounds)
     struck = strike(monkeypatch, store, tmp_path, f"{'call' if kind in OUTSIDE else kind} {place}", act=act)
     same_end(struck.run, whole)

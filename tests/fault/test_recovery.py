@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,7 +24,6 @@ from tests.recovering import (
     SOON_S,
     Hosts,
     Struck,
-    actors,
     config,
     same_end,
     strike,
@@ -95,12 +92,7 @@ def test_a_frozen_worker_is_asked_in_vain_and_named_after_the_deadline(
 def test_a_lost_multiplier_server_is_named_and_replaced(hosts: Hosts, store: Store, whole: Path, tmp_path: Path,
                                                         monkeypatch: pytest.MonkeyPatch,
                                                         record_property: Property) -> None:
-    def kill_server(worker: int) -> None:
-        (server,) = actors("ServerActor")
-        os.kill(server, signal.SIGKILL)
-        time.sleep(0.2)
-
-    struck = strike(monkeypatch, store, tmp_path, "call epoch=5 layer=2 rank=0", act=kill_server)
+    struck = strike(monkeypatch, store, tmp_path, "call epoch=5 layer=2 rank=0", act=hosts.kill_server)
     _whole_again(struck, whole, SOON_S)
     assert "the multiplier server was lost" in struck.restart["error"]
     assert len(struck.summary["restarts"]) == 1
@@ -142,7 +134,7 @@ def test_a_worker_with_sigterm_finishes_its_epoch_and_moves(hosts: Hosts, store:
     at: dict[int, dict[int, int]] = {}
 
     def note(epoch: int) -> None:
-        at[epoch] = {pid: parent(pid) for pid in actors("WorkerActor")}
+        at[epoch] = {pid: parent(pid) for pid in hosts.actors("WorkerActor")}
 
     struck = strike(monkeypatch, store, tmp_path, "term epoch=5 layer=2 rank=1", on_epoch=note)
     same_end(struck.run, whole)
