@@ -17,8 +17,8 @@ __all__ = ["HEALTH_CHECKS", "NODE_ID_LABEL", "describe_hosts", "place_off", "pla
 
 HEALTH_CHECKS = {"RAY_health_check_initial_delay_ms": "1000", "RAY_health_check_period_ms": "500",
                  "RAY_health_check_timeout_ms": "500", "RAY_health_check_failure_threshold": "3"}
-"""Variables of all of a cluster's processes with which Ray takes a host that answers nothing for dead after 3 s. Not for
-a Ray of one host: there is none to go on with, and a busy one may be slow to answer."""
+"""Variables of all of a cluster's processes with which Ray takes a host that answers nothing for dead after 3 s. Not
+for a Ray of one host: there is none to go on with, and a busy one may be slow to answer."""
 KNOCK_S = 1.0
 KNOCKS = 32
 """At the same time."""
