@@ -45,8 +45,9 @@ def read_results(files: Iterable[Path]) -> list[Case]:
     found: dict[str, Case] = {}
     for file in files:
         for one in ET.parse(file).getroot().iter("testcase"):
-            case = _case(one)
-            found[case.name] = case
+            if one.get("name"):  # none of a case that was interrupted
+                case = _case(one)
+                found[case.name] = case
     return list(found.values())
 
 
