@@ -27,7 +27,7 @@ def usage(text: str) -> list[str]:
         if not line.startswith("#"):
             break
         header.append(line)
-    commands = [line for line in header if line.startswith("#   ")]
+    commands = [line for line in header if re.match(r"#   \S", line)]
     expected = "expected three, each after '#   '"
     return [] if len(commands) >= 3 else [f"first comment: got {len(commands)} commands, {expected}"]
 

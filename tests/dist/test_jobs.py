@@ -141,14 +141,3 @@ def test_the_pipeline_as_a_job_goes_on_where_it_was(head: str, tmp_path: Path) -
     assert "export: done before" in again.stdout
     assert "epoch 1" not in again.stdout
     assert (folder / "predictions" / "summary.json").exists()
-
-
-def test_launcher_file_is_valid() -> None:
-    """Ray's own validator; a typo in it must fail."""
-    import yaml
-    from ray.autoscaler._private.util import prepare_config, validate_config
-
-    text = (JOBS.parent / "cluster_configs" / "local.yaml").read_text()
-    validate_config(prepare_config(yaml.safe_load(text)))
-    with pytest.raises(Exception, match="providerr"):
-        validate_config(prepare_config({**yaml.safe_load(text), "providerr": {}}))
