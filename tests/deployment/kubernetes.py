@@ -10,6 +10,8 @@ from typing import Any
 import yaml
 from jsonschema import Draft202012Validator
 
+from qgnn_dist.cluster.actor import WorkerActor
+
 from .commands import parse_job, parse_ray_start, parse_shown
 from .dockerfile import jobs_folder, user
 from .faults import differ, explain
@@ -164,12 +166,15 @@ def _volumes(pod: dict[str, Any], path: str, object_store: int | None) -> list[s
 
 
 def _leaving(pod: dict[str, Any], path: str) -> list[str]:
-    """Before a pod goes Ray is stopped, and has the time that this may take."""
+    """Before a pod goes its workers are told and Ray is stopped, and there is the time that this may take."""
     hook = ((pod["containers"][0].get("lifecycle") or {}).get("preStop") or {}).get("exec") or {}
     words, grace = hook.get("command") or [], pod.get("terminationGracePeriodSeconds", 30)
-    if words[:3] != ["ray", "stop", "--grace-period"] or len(words) != 4 or not words[3].isdigit():
-        return [f"{path}.containers[0].lifecycle.preStop.exec.command: got {words}, expected ray stop --grace-period "
-                "SECONDS"]
-    if grace <= int(words[3]):
-        return [f"{path}.terminationGracePeriodSeconds: got {grace}, expected more than the {words[3]} of preStop"]
+    tell = rf"pkill -TERM -f \^ray::{WorkerActor.__name__}; .*\$\(seq (\d+)\).*; ray stop --grace-period (\d+)"
+    found = re.fullmatch(tell, words[-1]) if words[:2] == ["sh", "-c"] else None
+    if found is None:
+        return [f"{path}.containers[0].lifecycle.preStop.exec.command: got {words}, expected SIGTERM to workers, a "
+                "wait, and ray stop --grace-period SECONDS"]
+    needed = int(found[1]) + int(found[2])
+    if grace <= needed:
+        return [f"{path}.terminationGracePeriodSeconds: got {grace}, expected more than the {needed} of preStop"]
     return []

@@ -134,13 +134,14 @@ PODS = [
     ("key: auth_token", "key: token", "secretKeyRef.key: got 'token', expected 'auth_token'"),
     ("authOptions: {mode: token,", "authOptions: {mode: tokens,", "authOptions.mode: got 'tokens', expected one of"),
     ("RAY_health_check_timeout_ms", "RAY_health_check_timeot_ms",
-     "env RAY_health_check_timeout_ms: got None, expected '1000'"),
+     "env RAY_health_check_timeout_ms: got None, expected '500'"),
     ('value: "500"', "value: 500", "value: got 500, expected type string"),
-    ("terminationGracePeriodSeconds: 90", "terminationGracePeriodSeconds: 60",
-     "terminationGracePeriodSeconds: got 60, expected more than the 60 of preStop"),
+    ("terminationGracePeriodSeconds: 90", "terminationGracePeriodSeconds: 80",
+     "terminationGracePeriodSeconds: got 80, expected more than the 80 of preStop"),
     ("preStop:", "prestop:", "lifecycle.prestop: unknown field, expected preStop"),
-    ('[ray, stop, --grace-period, "60"]', "[sleep, \"60\"]",
-     "preStop.exec.command: got ['sleep', '60'], expected ray stop"),
+    ("pkill -TERM -f ^ray::WorkerActor;", "", "expected SIGTERM to workers, a wait, and ray stop"),
+    ("ray stop --grace-period 20", "ray stop", "expected SIGTERM to workers, a wait, and ray stop --grace-period"),
+    ("^ray::WorkerActor", "^ray::Worker", "preStop.exec.command: got ['sh', '-c', 'pkill -TERM -f ^ray::Worker;"),
     ("{name: metrics, containerPort: 8080}", "{name: metrics, containerPort: 9090}",
      "ports of name metrics: got 9090, expected 8080"),
     ("containerPort: 6379", "containerPort: 637900", "ports[0].containerPort: got 637900, expected at most 65535"),
@@ -243,8 +244,9 @@ def test_both_files_for_kuberay_have_the_same_pods() -> None:
 
 
 def test_the_constants_are_read_from_where_they_are_told() -> None:
-    assert HEALTH == {"RAY_health_check_initial_delay_ms": "1000", "RAY_health_check_period_ms": "500",
-                      "RAY_health_check_timeout_ms": "1000", "RAY_health_check_failure_threshold": "3"}
+    assert set(HEALTH) == {"RAY_health_check_initial_delay_ms", "RAY_health_check_period_ms",
+                           "RAY_health_check_timeout_ms", "RAY_health_check_failure_threshold"}
+    assert all(0 < int(value) <= 1000 for value in HEALTH.values())
     assert f"ray=={RAY} " in (ROOT / "constraints.txt").read_text()
     given = ("2Gi", "512Mi", "500m", "4", 3, "1G", "5 Gi")
     assert [quantity(one) for one in given] == [2**31, 2**29, 0.5, 4, 3, 1e9, 0]
