@@ -11,6 +11,7 @@ from .project import RAY, ROOT, VERSION
 __all__ = ["check_dockerfile", "jobs_folder", "user"]
 
 _KNOWN = ("FROM", "ARG", "RUN", "WORKDIR", "COPY", "USER", "ENV", "CMD", "LABEL", "EXPOSE")
+_PROGRAMS = {"wget": "KubeRay's probes", "procps": "pkill and pgrep of preStop"}
 _BASE = re.compile(r"python:3\.(\d+)\.\d+-slim-\w+")
 _HOST = re.compile(r"https?://\S+|\b[\w-]+\.(?:com|io|org|net|dev)\b")
 
@@ -62,6 +63,10 @@ def check_dockerfile(text: str) -> list[str]:
     needed = {"constraints.txt", "pyproject.toml", "CMakeLists.txt", "README.md", "qgnn_dist", "jobs"}
     missing = needed - {source for _, name, rest in lines if name == "COPY" for source in _copied(rest)}
     faults += [f"COPY: got no {name}, expected it in the image or its build" for name in sorted(missing)]
+    last = max((i for i, (_, name, _) in enumerate(lines) if name == "FROM"), default=0)
+    installed = set(" ".join(rest for _, name, rest in lines[last:] if name == "RUN" and "apt-get" in rest).split())
+    faults += [f"RUN apt-get of the last stage: got no {name}, expected it for {why}" for name, why in _PROGRAMS.items()
+               if name not in installed]
     if not re.fullmatch(r"[1-9]\d*", user(text)):
         faults.append(f"USER: got {user(text)!r}, expected a number other than 0, last in the file")
     return faults

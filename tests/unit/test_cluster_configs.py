@@ -197,6 +197,8 @@ IMAGE = [
     ("USER 1000\n", "", "USER: got '', expected a number other than 0"),
     (f"=={RAY}", "==2.52.0", f"ray: got '2.52.0', expected '{RAY}'"),
     ("qgnn_dist-0.1.0-", "qgnn_dist-0.0.9-", "qgnn_dist: got '0.0.9', expected '0.1.0'"),
+    (" wget ", " curl ", "RUN apt-get of the last stage: got no wget, expected it for KubeRay's probes"),
+    (" procps ", " ", "got no procps, expected it for pkill and pgrep of preStop"),
     ("COPY jobs ", "COPY job ", "got job, expected a file or folder of the checkout"),
     ("COPY jobs /opt/qgnn/jobs\n", "", "COPY: got no jobs, expected it in the image"),
     ("COPY qgnn_dist", "COPPY qgnn_dist", "got COPPY, expected one of FROM, ARG"),
