@@ -88,8 +88,8 @@ class TrainWorker:
         self._best: PackedModel | None = None
         self._memory = MemoryWatch()
         self._epoch = CALIBRATION_EPOCH
-        self._begun: dict[str, Any] = {}  # what the epoch under way began with, all but the tensors
-        self._before: dict[str, np.ndarray] | None = None  # the tensors before its step, where it was taken
+        self._begun: dict[str, Any] = {}  # with what the epoch under way began, tensors aside: they are here
+        self._before: dict[str, np.ndarray] | None = None  # once its step is taken
 
     def room(self) -> dict[str, Any]:
         """See planning.admission.room; called before `load`."""
@@ -138,15 +138,7 @@ class TrainWorker:
         self._propagation = Propagation.of(config)
         self._exchange = Exchange(part.peers, part.num_local, part.num_halo, self._context.group,
                                   self._context.run_id, config.timeouts.exchange_s)
-        self._exchange.on_round = self._context.standing.round
-        if faults.ENVIRONMENT in os.environ:
-            fault = faults.Fault.of(os.environ[faults.ENVIRONMENT])
-
-            def stand_and_look(direction: str, layer: int, round: int) -> None:
-                self._context.standing.round(direction, layer, round)
-                fault.look(self._context.rank, self._epoch, direction, layer, round)
-
-            self._exchange.on_round = stand_and_look
+        self._exchange.on_round = self._look
         self._device: DeviceTraining | None = None
         if self._place is not None:
             self._device = DeviceTraining(self._place, self._context, config, self._network, self._block, part,
@@ -287,6 +279,13 @@ class TrainWorker:
     def close(self) -> None:
         """Stop the memory watch."""
         self._memory.close()
+
+    def _look(self, direction: str, layer: int, round: int) -> None:
+        """It came to a round, where tests place faults."""
+        self._context.standing.round(direction, layer, round)
+        if faults.ENVIRONMENT in os.environ:
+            fault = faults.Fault.of(os.environ[faults.ENVIRONMENT])
+            fault.look(self._context.rank, self._epoch, direction, layer, round)
 
     def _device_step(self, device: DeviceTraining, epoch: int) -> tuple[float, dict[str, Any]]:
         """`_step` of rows that lie on a device."""

@@ -52,7 +52,8 @@ def test_a_killed_worker_costs_the_epoch_in_hand(hosts: Hosts, store: Store, who
     struck = strike(monkeypatch, store, tmp_path, fault)
     _whole_again(struck, whole, SOON_S)
     restart = struck.restart
-    assert (restart["rank"], restart["layer"]) == (struck.place["rank"], struck.place["layer"])
+    assert restart["rank"] == struck.place["rank"]
+    assert restart["layer"] in (struck.place["layer"], None), "None where Ray tells long before who waited for it"
     assert f"the worker process {struck.place['pid']} was lost" in restart["error"]
     assert restart["error"] in caplog.text
     tell(record_property, fault, struck)
