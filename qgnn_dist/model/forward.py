@@ -196,7 +196,7 @@ def model_reader(part: Part, model: PackedModel, gain: int = 0) -> Callable[[int
     """
     info = model.info
     scheme = FeatureScheme(info.feature_norm, info.feature_signed, info.bits["features"])
-    as_dense = keeps_dense(part.stored_values, part.num_features, scheme.bits)
+    as_dense = part.feature_kind == "sparse" and keeps_dense(part.stored_values, part.num_features, scheme.bits)
 
     def read(begin: int, end: int) -> FeatureBlock:
         block = read_block(part, scheme, begin, end, as_dense=as_dense)
