@@ -122,6 +122,7 @@ def test_submitted_commands_end_with_their_own_codes(head: str, tmp_path: Path) 
     assert "there has been a job named looks on this cluster" in again.stderr
 
 
+@pytest.mark.long
 @pytest.mark.timeout(400)
 def test_the_pipeline_as_a_job_goes_on_where_it_was(head: str, tmp_path: Path) -> None:
     uploaded, folder = tmp_path / "job", tmp_path / "all"

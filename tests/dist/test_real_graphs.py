@@ -38,7 +38,7 @@ def whole_path(graph: Path, work: Path, parts: int, *words: str) -> tuple[dict[s
     return result, table.sort_by("node_id")
 
 
-@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("parts", [2, pytest.param(4, marks=pytest.mark.long)])
 def test_cora_int2_on_ray(data_dir: Path, tmp_path: Path, session: Any, parts: int) -> None:
     result, table = whole_path(data_dir / "cora.npz", tmp_path / "w", parts, "quant.bits=2")
     print(f"cora INT2, {parts} parts, seed 0: test {100 * result['accuracy']['test']:.2f} %")

@@ -109,7 +109,8 @@ def test_a_lost_host_is_replaced_by_the_spare_one_and_then_by_sharing(
         folder.mkdir()
         struck = strike(monkeypatch, store, folder, "call epoch=5 layer=2 rank=1", act=hosts.kill)
         _whole_again(struck, whole, SOON_S)
-        assert struck.restart["rank"] == 1
+        # Ray may need longer than the grace after a peer's complaint, which names the one that it has lost.
+        assert struck.restart["rank"] == 1 or "rank 0, peer 1, layer" in struck.restart["error"]
         assert len(struck.summary["restarts"]) == 1
         tell(record_property, f"host {number}", struck)
     assert "0.5 CPUs for each of 2 workers" in caplog.text
