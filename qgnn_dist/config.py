@@ -73,6 +73,9 @@ class MessagesConfig:
 
 
 WIDTHS = (1, 2, 4, 8, 32)
+GRADIENT_BITS = 4
+"""The lowest width with which no graph's validation figure fell by more than 0.3 points (docs/method.md)."""
+_ONE_STEP = ("recipe", "lsq", "minmax")
 LARGEST_WHOLE, LONGEST_WAIT_S = 2**63, 1e9
 """No whole number and no deadline is as large; clocks and files have room for those."""
 MOST_FAULTS, LONGEST_KEY = 20, 100
@@ -81,7 +84,10 @@ MOST_FAULTS, LONGEST_KEY = 20, 100
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QuantConfig:
-    """Widths left open follow `bits`: weights, features and hidden at least 2, residual at least 8."""
+    """Widths left open follow `bits`: weights, features and hidden at least 2, residual at least 8.
+
+    Gradients left open have GRADIENT_BITS where messages are innovation-coded on a grid of one step, else 32.
+    """
 
     method: str = _setting("recipe", "how ranges are found, and how values are rounded inside them", choices=(
         "recipe", "qlr", "bt", "bt_star", "lsq", "minmax", "percentile", "degree_quant"))
@@ -95,19 +101,23 @@ class QuantConfig:
     step_floor: float | None = _setting(None, "a round's step is at least this share of the step before (recipe)",
                                         low=0.0, high=1.0)
 
-    def resolved(self, layers: int) -> QuantConfig:
-        """The same settings with every open width and the step floor filled in (METHOD: step floor by depth)."""
+    def resolved(self, layers: int, *, innovation: bool) -> QuantConfig:
+        """The same settings with every open width and the step floor filled in (METHOD: step floor by depth).
+
+        Args: innovation: whether messages are of smp or appnp, and innovation-coded.
+        """
         def at_least(value: int | None, least: int) -> int:
             return value if value is not None else max(self.bits, least)
 
         floor = self.step_floor
         if floor is None:
             floor = 0.75 + 0.10 * min(1.0, max(0.0, (layers - 20) / 44))
+        coded = innovation and self.bits < 32 and self.method in _ONE_STEP
+        gradients = self.gradients or (GRADIENT_BITS if coded else 32)
         return dataclasses.replace(
             self, weights=at_least(self.weights, 2), features=at_least(self.features, 2),
             hidden=at_least(self.hidden, 2), messages=at_least(self.messages, 1),
-            residual=at_least(self.residual, 8), gradients=32 if self.gradients is None else self.gradients,
-            step_floor=round(floor, 6))
+            residual=at_least(self.residual, 8), gradients=gradients, step_floor=round(floor, 6))
 
     def stages(self) -> dict[str, int]:
         """Stage name → bits, of a resolved configuration."""
@@ -246,8 +256,10 @@ def load_config(path: str | Path | None = None, overrides: list[str] | tuple[str
         for name, kind in _SECTIONS.items()
     }
     config = RunConfig(**({"seed": typed["seed"]} if "seed" in typed else {}), **sections)
-    config = dataclasses.replace(config, quant=config.quant.resolved(config.propagation.layers),
-                                 timeouts=config.timeouts.resolved())
+    innovation = config.messages.coding == "innovation" and config.propagation.kind in ("smp", "appnp")
+    config = dataclasses.replace(
+        config, quant=config.quant.resolved(config.propagation.layers, innovation=innovation),
+        timeouts=config.timeouts.resolved())
     _check_together(config)
     return config
 

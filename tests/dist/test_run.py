@@ -106,9 +106,9 @@ def test_bytes_are_what_the_formula_says(tmp_path: Path, words: tuple[str, ...],
         results = pool.call("train_epoch", 1, True, timeout_s=60)
     wire = {kind: sum(r["wire_bytes"][kind] for r in results) for kind in ("forward", "backward", "evaluation")}
     round_bytes = sends * row_bytes(columns, bits) + frames * HEADER_BYTES
-    float_bytes = sends * row_bytes(columns, 32) + frames * HEADER_BYTES
-    assert wire == {"forward": sent * round_bytes, "backward": rounds * float_bytes,
-                    "evaluation": sent * round_bytes}
+    gradient_row = row_bytes(columns, 32) if bits == 32 else row_bytes(columns, 4) + 1
+    assert wire == {"forward": sent * round_bytes, "evaluation": sent * round_bytes,
+                    "backward": rounds * (sends * gradient_row + frames * HEADER_BYTES)}
     assert 0.01 * 10_000 * row_bytes(40, 1) > HEADER_BYTES
 
 

@@ -60,10 +60,10 @@ def test_datasets_and_methods_replace_add_and_drop_and_own_values_are_choices(tm
     assert (found.trials, found.seeds) == (7, 3)
     assert found.spaces["a/m/int2/K10"] == {
         "train.lr": {"low": 0.001, "high": 1.0, "log": True}, "model.hidden": (12, 8, 16), "propagation.mu": (4.0, 9.0),
-        "quant.gradients": (32, 8)}
+        "quant.gradients": (4, 8)}
     assert found.spaces["b/m/int2/K10"] == {
         "train.lr": {"low": 0.01, "high": 0.1, "log": False}, "model.hidden": (64, 8, 16), "model.dropout": (0.5, 0.25),
-        "propagation.mu": (4.0, 9.0), "quant.gradients": (32, 8)}
+        "propagation.mu": (4.0, 9.0), "quant.gradients": (4, 8)}
 
 
 def test_all_faults_are_told_together(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from qgnn_dist.errors import ConfigError
 
 def test_int2_means_what_the_design_says() -> None:
     assert load_config().quant.stages() == {
-        "weights": 2, "features": 2, "hidden": 2, "messages": 2, "residual": 8, "gradients": 32}
+        "weights": 2, "features": 2, "hidden": 2, "messages": 2, "residual": 8, "gradients": 4}
     one = load_config(overrides=["quant.bits=1"]).quant.stages()
     assert (one["weights"], one["features"], one["hidden"], one["messages"], one["residual"]) == (2, 2, 2, 1, 8)
     assert set(load_config(overrides=["quant.bits=32"]).quant.stages().values()) == {32}
@@ -17,6 +17,16 @@ def test_int2_means_what_the_design_says() -> None:
     for bits in (2, 4, 8, 32):
         assert load_config(overrides=[f"quant.gradients={bits}"]).quant.gradients == bits
         assert load_config(overrides=["quant.bits=32", f"quant.gradients={bits}"]).quant.gradients == bits
+
+
+def test_gradients_left_open_are_coded_where_messages_are_innovations() -> None:
+    for words, bits in (((), 4), (("quant.bits=1",), 4), (("quant.bits=8",), 4), (("quant.method=minmax",), 4),
+                        (("propagation.kind=appnp",), 4), (("quant.bits=32",), 32), (("quant.method=qlr",), 32),
+                        (("messages.coding=direct", "propagation.rounds=two"), 32), (("propagation.kind=none",), 32),
+                        (("propagation.kind=elastic",), 32), (("messages.coding=direct", "quant.gradients=8"), 8)):
+        resolved = load_config(overrides=list(words))
+        assert resolved.quant.gradients == bits, words
+        assert load_config(values=resolved.to_dict()) == resolved
 
 
 @pytest.mark.parametrize(("layers", "floor"), [(2, 0.75), (20, 0.75), (42, 0.8), (64, 0.85), (100, 0.85)])
