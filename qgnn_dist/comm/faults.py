@@ -26,7 +26,7 @@ ENVIRONMENT = "QGNN_FAULT"
 KINDS = ("kill", "stop", "term", "memory", "call")
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM}
 TOO_MUCH_BYTES = 1 << 30
-CALL_S = 60.0
+CALL_S, TAKES_HOLD_S = 60.0, 0.5
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,8 @@ class Fault:
             _run_out_of_memory()
         else:
             os.kill(os.getpid(), SIGNALS[self.kind])
+            if self.kind != "term":
+                time.sleep(TAKES_HOLD_S)  # another thread may take the signal, and this one send its round meanwhile
 
 
 def _run_out_of_memory() -> None:

@@ -43,7 +43,7 @@ def test_training_reports_what_the_interfaces_sent(tmp_path: Path) -> None:
         idle_rate = (_sent(hosts) - idle) / idle_s
         before, start = _sent(hosts), time.monotonic()
         run = hosts.exec(0, [str(BIN / "qgnn"), "train", str(store), "--out", str(tmp_path / "run"), "--ray-address",
-                             address, "--json", "--set", f"train.epochs={EPOCHS}", "--set", "model.hidden=16"],
+                             address, "--json", "--set", f"train.epochs={EPOCHS}", "--set", "model.hidden=16", "--set", "quant.gradients=32"],
                          stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         out, err = run.communicate(timeout=150)
         assert run.returncode == 0, err
