@@ -99,13 +99,15 @@ class JobTalk:
 
     def asked(self) -> str:
         """What to do with the job; it goes on where nobody can be asked, or asks again by another Ctrl-C."""
+        from .cluster.jobs import DETACH, STOP
+
         if not (sys.stdin.isatty() and self._console.is_terminal):
-            return "detach"
+            return DETACH
         try:
-            return Prompt.ask("\nthe job runs on the cluster", choices=["detach", "stop"], default="detach",
+            return Prompt.ask("\nthe job runs on the cluster", choices=[DETACH, STOP], default=DETACH,
                               console=self._console)
         except (KeyboardInterrupt, EOFError):
-            return "detach"
+            return DETACH
 
 
 def job(result: dict[str, Any], console: Console) -> None:

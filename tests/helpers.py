@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from qgnn_dist.comm.pool import LocalPool
 from qgnn_dist.config import RunConfig, load_config
 from qgnn_dist.data.graph import Graph, SparseFeatures
+from qgnn_dist.errors import InputError
 from qgnn_dist.model.packed import ModelInfo, PackedModel
 from qgnn_dist.partitioning.api import partition_graph
 from qgnn_dist.propagation.elastic import Elastic
@@ -22,6 +24,7 @@ from qgnn_dist.propagation.smp import Propagation
 from qgnn_dist.quant.grids import AFFINE_METHODS, affine_grid, as_lists, stage_names
 from qgnn_dist.store.manifest import CHECKSUM, MANIFEST, manifest_checksum
 from qgnn_dist.store.reader import Store
+from qgnn_dist.training.loop import _identity, prepare_run
 from qgnn_dist.training.worker import TrainWorker
 
 
@@ -64,6 +67,21 @@ def edit_manifest(store: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     if CHECKSUM in manifest:
         manifest[CHECKSUM] = manifest_checksum(manifest)
     (store / MANIFEST).write_text(json.dumps(manifest))
+
+
+def goes_on_alone(store: Store, other: Store, run: Path, key: str, message: str) -> None:
+    """A complete run on `store`, also one that knows no `key` yet, is resumed there, and refused on `other`."""
+    config = settings()
+    run.mkdir()
+    (run / "config.toml").write_text(config.to_toml())
+    for older in (True, False):
+        identity = _identity(store, config)
+        if older:
+            del identity[key]
+        (run / "summary.json").write_text(json.dumps({"identity": identity}))
+        assert prepare_run(run, store, config, resume=True, overwrite=False)[1] is not None
+        with pytest.raises(InputError, match=message):
+            prepare_run(run, other, config, resume=True, overwrite=False)
 
 
 @contextmanager

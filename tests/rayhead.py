@@ -27,10 +27,12 @@ def free_port() -> int:
 
 
 @contextmanager
-def ray_head(environment: Mapping[str, str], *, address: str, num_cpus: int = 2) -> Iterator[str]:
+def ray_head(environment: Mapping[str, str], *, address: str, num_cpus: int = 2,
+             dashboard: int | None = None) -> Iterator[str]:
     """`HOST:PORT` of a head on `address`, which answers.
 
-    Args: environment: on top of this process's, without its own RAY_AUTH_…
+    Args: environment: on top of this process's, without its own RAY_AUTH_… dashboard: port of one, whose jobs server
+        may come up a moment later; default: none.
     """
     port, agent, client = (free_port() for _ in range(3))
     place = Path(tempfile.mkdtemp(prefix="qgnn-ray-", dir="/tmp"))  # Ray's sockets need a short path
@@ -39,7 +41,8 @@ def ray_head(environment: Mapping[str, str], *, address: str, num_cpus: int = 2)
         process = subprocess.Popen(
             [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}",
              f"--node-ip-address={address}", f"--dashboard-agent-listen-port={agent}",
-             f"--ray-client-server-port={client}", "--include-dashboard=false",
+             f"--ray-client-server-port={client}", f"--include-dashboard={str(dashboard is not None).lower()}",
+             *([f"--dashboard-port={dashboard}"] if dashboard is not None else []),
              f"--num-cpus={num_cpus}", f"--temp-dir={place}", "--object-store-memory=200000000",
              "--disable-usage-stats"],
             stdout=out, stderr=subprocess.STDOUT, env={**env, **environment}, start_new_session=True)

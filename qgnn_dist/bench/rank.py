@@ -19,6 +19,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from ..errors import DeadlineError, QgnnError, WorkerError
+from ..propagation.multiplier import ANSWER_S
 
 __all__ = ["RankProcess", "main"]
 
@@ -174,7 +175,7 @@ class _Client:
 
     def take(self, number: int, what: str, timeout_s: float) -> Any:
         """Wait for one answer; others that come before it are kept."""
-        self._socket.settimeout(timeout_s)
+        self._socket.settimeout(timeout_s + ANSWER_S)
         while number not in self._answers:
             try:
                 line = self._lines.readline()

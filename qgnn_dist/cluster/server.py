@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..errors import DeadlineError, QgnnError, WorkerError
+from ..propagation.multiplier import ANSWER_S
 from .failure import attempt, died, failure, unwrap
 
 __all__ = ["RayMultiplierClient", "ServerActor", "call_server", "start_server"]
@@ -70,14 +71,14 @@ class RayReply:
         """Wait for the answer.
 
         Raises:
-            DeadlineError: none within `timeout_s` seconds, or the server says which ranks did not post.
+            DeadlineError: the server says which ranks did not post within `timeout_s` seconds, or nothing at all.
             WorkerError: the server is gone.
         """
         import ray
         from ray.exceptions import GetTimeoutError, RayError
 
         try:
-            return unwrap(ray.get(self._ref, timeout=timeout_s))
+            return unwrap(ray.get(self._ref, timeout=timeout_s + ANSWER_S))
         except GetTimeoutError:
             raise DeadlineError(f"no answer of the multiplier server to {self._what} within {timeout_s:g} s; raise "
                                 "timeouts.server_s if its host is busy", rank=self._rank) from None

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FeatureBlock", "FeatureScheme", "FeatureStatistics", "choose_norm", "feature_level",
            "feature_statistics", "keeps_dense",
-           "read_block", "refuse_negative"]
+           "read_block", "reads_dense", "refuse_negative"]
 
 NORMS = ("none", "row", "l2")
 """Position = the number that the kernels know a normalisation by."""
@@ -182,6 +182,11 @@ def keeps_dense(stored: float, num_features: int, bits: int) -> bool:
     Products of codes are exact, so no score depends on it; float rows keep their order of addition.
     """
     return bits < 32 and stored >= DENSE_SHARE * num_features > 0
+
+
+def reads_dense(part: Part, scheme: FeatureScheme) -> bool:
+    """`keeps_dense` of a part's own features, where they are sparse."""
+    return part.feature_kind == "sparse" and keeps_dense(part.stored_values, part.num_features, scheme.bits)
 
 
 def read_block(part: Part, scheme: FeatureScheme, begin: int, end: int, *, as_dense: bool = False) -> FeatureBlock:

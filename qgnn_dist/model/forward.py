@@ -26,7 +26,7 @@ from ..quant.grids import AffineGrid
 from ..quant.levels import NUM_LEVELS, level_of, octaves
 from ..quant.ranges import moments_of
 from .affine import AffinePerceptron
-from .features import BLOCK_ROWS, FeatureBlock, FeatureScheme, feature_level, keeps_dense, read_block
+from .features import BLOCK_ROWS, FeatureBlock, FeatureScheme, feature_level, read_block, reads_dense
 from .packed import PackedModel
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ def model_reader(part: Part, model: PackedModel, gain: int = 0) -> Callable[[int
     """
     info = model.info
     scheme = FeatureScheme(info.feature_norm, info.feature_signed, info.bits["features"])
-    as_dense = part.feature_kind == "sparse" and keeps_dense(part.stored_values, part.num_features, scheme.bits)
+    as_dense = reads_dense(part, scheme)
 
     def read(begin: int, end: int) -> FeatureBlock:
         block = read_block(part, scheme, begin, end, as_dense=as_dense)

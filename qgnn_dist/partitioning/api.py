@@ -86,18 +86,7 @@ def partition_graph(graph: Graph, *, parts: int, out: str | Path, method: str = 
     check_arrays(graph)
     check_hops(graph, hops)
     check_feature_bits(graph, features_bits)
-    memory, seconds, laps = int(memory_gb * 1e9), dict[str, float](), dict[str, int]()
-    watch = MemoryWatch()
-
-    @contextmanager
-    def stage(name: str, text: str) -> Iterator[None]:
-        if progress is not None:
-            progress(text)
-        start = time.perf_counter()
-        watch.lap()
-        yield
-        seconds[name], laps[name] = round(time.perf_counter() - start, 3), watch.lap()
-
+    memory, stages = int(memory_gb * 1e9), _Stages(progress)
     try:
         with disk_errors(target.parent, 0, str(out), "the store"), new_store(target) as building:
             scratch, keys = building.folder, max(memory // 16, LEAST_KEYS)
@@ -105,27 +94,24 @@ def partition_graph(graph: Graph, *, parts: int, out: str | Path, method: str = 
             needed = _first_room(graph, parts, keys) + mixing
             check_room(scratch, needed, str(out), "the store")
             known = needed if graph.edge_rows is not None else 0
-            with disk_errors(scratch, known, str(out), "the store"), stage("read", "reading and sorting the edges"):
+            with (disk_errors(scratch, known, str(out), "the store"),
+                  stages.stage("read", "reading and sorting the edges")):
                 cleaned = clean(graph, scratch, keys)
             asked = balance is not None or edge_balance is not None
             chosen, reason = _choose(method, cleaned, parts, memory_gb, asked)
             if model is not None:
                 chosen, reason = "stream", f"as {model.name} was cut in {like}"
-            owners, found = np.zeros(cleaned.num_nodes, np.int32), dict[str, Any]()
-            with stage("cut", f"partitioning into {parts} by {chosen}"):
-                if parts > 1 and model is not None:
-                    owners, found = _extend(graph, cleaned, parts, model, limits)
-                elif parts > 1:
-                    owners, found = METHODS[chosen](cleaned.indptr, cleaned.indices, parts, seed, limits)
-            with stage("order", "ordering the nodes" + (f" by {order}" if order != "auto" else "")):
+            with stages.stage("cut", f"partitioning into {parts} by {chosen}"):
+                owners, found = _owners(graph, cleaned, parts, chosen, seed, limits, model)
+            with stages.stage("order", "ordering the nodes" + (f" by {order}" if order != "auto" else "")):
                 nodes, sorted_by, why = choose_order(order, cleaned.indptr, cleaned.indices, seed, memory_gb)
             needed = disk_bytes(graph, len(cleaned.indices), parts) + mixing
             check_room(scratch, needed, str(out), "the store")
             with disk_errors(scratch, needed, str(out), "the store"):
                 changed = hops or features_bits is not None
-                with stage("features", "features of neighbours and codes") if changed else nullcontext():
+                with stages.stage("features", "features of neighbours and codes") if changed else nullcontext():
                     at_rest, stored = _at_rest(graph, cleaned, hops, features_bits, scratch, model)
-                with stage("build", "building the parts"):
+                with stages.stage("build", "building the parts"):
                     run = run_builders or (lambda build, folder, wanted: [build(folder, part) for part in wanted])
                     spool(at_rest, cleaned, owners, parts, nodes, scratch,
                           edges_at_once(memory, builders), {"out": str(out), "needed_bytes": needed})
@@ -141,13 +127,41 @@ def partition_graph(graph: Graph, *, parts: int, out: str | Path, method: str = 
                     "partitioner": {"method": chosen, "requested": method, "reason": reason, "seed": seed, **found},
                     "order": {"method": sorted_by, "requested": order, "reason": why},
                     **stored,
-                    "seconds": seconds,
-                    "peak": {**watch.peaks(), "memory_gb": memory_gb, "anon_bytes_by_stage": laps,
+                    "seconds": stages.seconds,
+                    "peak": {**stages.watch.peaks(), "memory_gb": memory_gb, "anon_bytes_by_stage": stages.anon_bytes,
                              "builder_anon_bytes": built}}
                 building.commit(manifest)
     finally:
-        watch.close()
+        stages.watch.close()
     return summarise(manifest)
+
+
+class _Stages:
+    """What each stage takes, by name: `seconds`, and the most `anon_bytes` of this process; `watch` is to be closed."""
+
+    def __init__(self, progress: Callable[[str], None] | None) -> None:
+        self.seconds, self.anon_bytes = dict[str, float](), dict[str, int]()
+        self.watch, self._progress = MemoryWatch(), progress
+
+    @contextmanager
+    def stage(self, name: str, text: str) -> Iterator[None]:
+        """Around the stage; `text` is for people."""
+        if self._progress is not None:
+            self._progress(text)
+        start = time.perf_counter()
+        self.watch.lap()
+        yield
+        self.seconds[name], self.anon_bytes[name] = round(time.perf_counter() - start, 3), self.watch.lap()
+
+
+def _owners(graph: Graph, cleaned: CleanGraph, parts: int, method: str, seed: int, limits: Balance,
+            model: Store | None) -> tuple[np.ndarray, dict[str, Any]]:
+    """Owners int32 (N,), and what the manifest tells of them. Args: model: of `like`."""
+    if parts == 1:
+        return np.zeros(cleaned.num_nodes, np.int32), {}
+    if model is not None:
+        return _extend(graph, cleaned, parts, model, limits)
+    return METHODS[method](cleaned.indptr, cleaned.indices, parts, seed, limits)
 
 
 def _first_room(graph: Graph, parts: int, keys: int) -> int:

@@ -19,7 +19,10 @@ from ..config import RunConfig
 from ..errors import DeadlineError
 from ..quant.ranges import EVALUATION, EVALUATION_MOMENTUM, MOMENTUM, Range, combine_moments, follow
 
-__all__ = ["InProcessServer", "MultiplierRule", "MultiplierServer"]
+__all__ = ["ANSWER_S", "InProcessServer", "MultiplierRule", "MultiplierServer"]
+
+ANSWER_S = 2.0
+"""Seconds past the deadline that an asker waits: the server, whose own began a moment later, knows who is late."""
 
 
 @dataclass(frozen=True)
@@ -188,10 +191,10 @@ class _Reply:
         """Wait for the answer.
 
         Raises:
-            DeadlineError: none within `timeout_s` seconds.
+            DeadlineError: the server says which ranks did not post within `timeout_s` seconds, or nothing at all.
         """
         try:
-            return self._future.result(timeout_s)
+            return self._future.result(timeout_s + ANSWER_S)
         except (FutureTimeoutError, TimeoutError):
             raise DeadlineError(f"no answer of the multiplier server to {self._what} within {timeout_s:g} s; "
                                 "raise timeouts.server_s if the host is busy", rank=self._rank) from None

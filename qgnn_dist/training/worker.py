@@ -23,9 +23,9 @@ from ..comm.trace import Span, Trace
 from ..config import RunConfig
 from ..data.graph import SPLITS
 from ..device.training import DeviceTraining
-from ..errors import InputError, StoreError, WorkerError
+from ..errors import InputError, StoreError
 from ..memory import MemoryWatch
-from ..model.features import FeatureScheme, feature_level, feature_statistics, keeps_dense, read_block
+from ..model.features import FeatureScheme, feature_level, feature_statistics, read_block, reads_dense
 from ..model.forward import PackedForward
 from ..model.packed import ModelInfo, PackedModel
 from ..model.perceptron import DropoutKey, FeatureMatrix, Perceptron
@@ -57,6 +57,7 @@ from ..quant.ranges import (
 )
 from ..store.reader import Store
 from .affine import AffineTraining
+from .finished import FinishedEpoch
 from .metrics import evaluation, loss_gradient
 from .state import checkpointed, load_tensors, reduce_gradients, tensors_of
 
@@ -88,8 +89,6 @@ class TrainWorker:
         self._best: PackedModel | None = None
         self._memory = MemoryWatch()
         self._epoch = CALIBRATION_EPOCH
-        self._begun: dict[str, Any] = {}  # with what the epoch under way began, tensors aside: they are here
-        self._before: dict[str, np.ndarray] | None = None  # once its step is taken
 
     def room(self) -> dict[str, Any]:
         """See planning.admission.room; called before `load`."""
@@ -124,9 +123,8 @@ class TrainWorker:
         config, part = self._config, self._part
         self._num_train = num_train
         self._scheme = FeatureScheme(norm, signed, int(config.quant.features or 32))
-        as_dense = keeps_dense(part.stored_values, part.num_features, self._scheme.bits)
-        self._block = read_block(part, self._scheme, 0, part.num_local,
-                                 as_dense=as_dense and config.quant.method not in AFFINE_METHODS)
+        as_dense = reads_dense(part, self._scheme) and config.quant.method not in AFFINE_METHODS
+        self._block = read_block(part, self._scheme, 0, part.num_local, as_dense=as_dense)
         self._feature_level = -1
         if norm == "none" and self._scheme.bits < 32:
             self._feature_level = feature_level(part, self._context.group)
@@ -134,6 +132,7 @@ class TrainWorker:
         self._network = Perceptron(config, self._store.num_features, self._store.num_classes)
         self._optimizer = torch.optim.Adam(
             self._network.parameter_groups(config.train.weight_decay), lr=config.train.lr)
+        self._finished = FinishedEpoch(self._network, self._optimizer)
         self._blocks = RowBlocks(self._network, self._matrix)
         self._propagation = Propagation.of(config)
         self._exchange = Exchange(part.peers, part.num_local, part.num_halo, self._context.group,
@@ -186,8 +185,7 @@ class TrainWorker:
         """
         self._epoch = self._context.standing.epoch = epoch
         self._context.standing.step("perceptron, forward")
-        self._begun = {"epoch": epoch, "multipliers": self._multipliers, "ranges": self._ranges, "best": self._best}
-        self._before = None
+        self._finished.begin(epoch, self._multipliers, self._ranges, self._best)
         start, before, waited = time.perf_counter(), self._wire(), self._waits()
         loss, report = self._step(epoch)
         result: dict[str, Any] = {"loss": loss, "train_s": time.perf_counter() - start, **report}
@@ -207,20 +205,8 @@ class TrainWorker:
         return checkpointed(tensors_of(self._network, self._optimizer), self._multipliers, self._best)
 
     def finished_state(self, epoch: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """`state()` and the multiplier server's as they were after `epoch`, of which the next one was cut short.
-
-        It may be called from another thread while this worker's own still hangs in that epoch.
-
-        Raises: WorkerError: this worker is in another epoch.
-        """
-        begun = self._begun
-        if begun.get("epoch") != epoch + 1:
-            raise WorkerError(f"this worker is in epoch {begun.get('epoch')}, expected {epoch + 1}")
-        tensors = tensors_of(self._network, self._optimizer)
-        if self._before is not None:  # looked at last: it is there before a step changes what was copied
-            tensors = self._before
-        server = {"ranges": {name: dataclasses.asdict(figures) for name, figures in begun["ranges"].items()}}
-        return checkpointed(tensors, begun["multipliers"], begun["best"]), server
+        """See training.finished.FinishedEpoch.state; another thread may call it."""
+        return self._finished.state(epoch)
 
     def load_state(self, tensors: dict[str, np.ndarray], ranges: dict[str, dict[str, float]],
                    best: PackedModel | None) -> None:
@@ -304,12 +290,11 @@ class TrainWorker:
         return loss, self._follow(epoch, {**moments, "hidden": figures})
 
     def _update(self) -> None:
-        """Sum the gradients over all workers and take the optimiser's step; what was before it stays until the next
-        epoch, since others may have to go back there."""
+        """Sum the gradients over all workers and take the optimiser's step."""
         self._context.standing.step("sum of the gradients")
         reduce_gradients(self._network, self._context.group, self._epoch)
         if self._context.group is not None:
-            self._before = tensors_of(self._network, self._optimizer)
+            self._finished.before_step()
         self._optimizer.step()
 
     def _device_layers(self, device: DeviceTraining, state: torch.Tensor, multipliers: Multipliers,

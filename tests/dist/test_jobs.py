@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.helpers import make_store, small_graph
+from tests.rayhead import free_port, ray_head
 
 JOBS = Path(__file__).parents[2] / "jobs"
 BIN = Path(sys.executable).parent
@@ -25,44 +24,21 @@ ENV = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"
        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
-def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of the jobs server of a Ray head that this module started, and alone ends."""
-    port, dashboard, agent = (_free_port() for _ in range(3))
-    log = tmp_path_factory.mktemp("head") / "log"
-    # Ray's sockets need a short path.
-    place = Path("/tmp") / f"qgnn-ray-{os.getpid()}"
-    with open(log, "wb") as out:
-        process = subprocess.Popen(
-            [BIN / "ray", "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}",
-             f"--dashboard-agent-listen-port={agent}",  # another Ray on this machine may have the usual one
-             "--include-dashboard=true", "--num-cpus=4", f"--temp-dir={place}", "--object-store-memory=200000000",
-             "--disable-usage-stats"], stdout=out, stderr=subprocess.STDOUT, env=ENV, start_new_session=True)
-    address = f"http://127.0.0.1:{dashboard}"
-    try:
-        for _ in range(120):
+def head() -> Iterator[str]:
+    """Address of the jobs server of a Ray head of this module's own."""
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    with ray_head(ENV, address="127.0.0.1", num_cpus=4, dashboard=port):
+        until = time.monotonic() + 60
+        while True:
             try:
                 urllib.request.urlopen(f"{address}/api/jobs/", timeout=2).read()
                 break
             except OSError:
-                assert process.poll() is None, log.read_text()
+                assert time.monotonic() < until, "no jobs server within 60 s"
                 time.sleep(0.5)
-        else:
-            pytest.fail(f"no Ray head within 60 s:\n{log.read_text()}")
         yield address
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(5)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-        shutil.rmtree(place, ignore_errors=True)
 
 
 def _submit(address: str, folder: Path, *words: str | Path) -> subprocess.CompletedProcess[str]:

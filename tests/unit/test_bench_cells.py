@@ -110,12 +110,13 @@ def test_a_dying_process_fails_its_own_cell_alone(tmp_path: Path) -> None:
 
 
 _INTERRUPTED = """
-import sys
+import signal, sys
 from pathlib import Path
 sys.path[:0] = [{tests!r}]
 from test_bench_cells import _cells, _wait
 from qgnn_dist.bench.cells import run_cells
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and hands that on
     try:
         run_cells(_cells(Path({out!r}), 2, 4), 2, work=_wait)
     except KeyboardInterrupt:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,7 @@ from qgnn_dist.store import reader
 from qgnn_dist.store.columns import write_columns
 from qgnn_dist.store.describe import describe_store
 from qgnn_dist.store.reader import Store
-from qgnn_dist.training.loop import prepare_run
-from tests.helpers import edit_manifest, make_store, settings, small_graph
+from tests.helpers import edit_manifest, goes_on_alone, make_store, small_graph
 
 
 def _grids(x: np.ndarray, bits: int) -> ColumnGrids:
@@ -206,18 +204,5 @@ def test_damage_is_named(tmp_path: Path, file: str, columns: dict[str, Any], tex
 
 
 def test_a_run_goes_on_with_the_same_features_alone(tmp_path: Path) -> None:
-    from qgnn_dist.training.loop import _identity
-
-    config = settings()
     plain, coded = make_store(small_graph(), tmp_path / "p", 1), _coded(small_graph(), tmp_path / "c", 1, 8)
-    run = tmp_path / "run"
-    run.mkdir()
-    (run / "config.toml").write_text(config.to_toml())
-    for older in (True, False):
-        identity = _identity(plain, config)
-        if older:
-            del identity["feature_bits"]
-        (run / "summary.json").write_text(json.dumps({"identity": identity}))
-        assert prepare_run(run, plain, config, resume=True, overwrite=False)[1] is not None
-        with pytest.raises(InputError, match="features of another width"):
-            prepare_run(run, coded, config, resume=True, overwrite=False)
+    goes_on_alone(plain, coded, tmp_path / "run", "feature_bits", "features of another width")

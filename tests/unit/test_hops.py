@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,7 @@ from qgnn_dist.errors import InputError, StoreError
 from qgnn_dist.partitioning import hops as hops_module
 from qgnn_dist.partitioning.api import partition_graph
 from qgnn_dist.store.reader import Store
-from qgnn_dist.training.loop import prepare_run
-from tests.helpers import edit_manifest, settings, small_graph
+from tests.helpers import edit_manifest, goes_on_alone, small_graph
 
 
 def _made(graph: Graph, path: Path, parts: int = 1, hops: int = 2, **more: Any) -> Store:
@@ -130,17 +128,5 @@ def test_a_manifest_that_is_odd(tmp_path: Path, change: Callable[[dict[str, Any]
 
 
 def test_a_run_goes_on_with_the_same_hops_alone(tmp_path: Path) -> None:
-    from qgnn_dist.training.loop import _identity
-
-    config, run = settings(), tmp_path / "run"
     plain, mixed = (_made(small_graph(), tmp_path / str(hops), hops=hops) for hops in (0, 1))
-    run.mkdir()
-    (run / "config.toml").write_text(config.to_toml())
-    for older in (True, False):
-        identity = _identity(plain, config)
-        if older:
-            del identity["hops"]
-        (run / "summary.json").write_text(json.dumps({"identity": identity}))
-        assert prepare_run(run, plain, config, resume=True, overwrite=False)[1] is not None
-        with pytest.raises(InputError, match="features of other hops"):
-            prepare_run(run, mixed, config, resume=True, overwrite=False)
+    goes_on_alone(plain, mixed, tmp_path / "run", "hops", "features of other hops")

@@ -92,7 +92,7 @@ def test_silent_rank_is_named_within_the_deadline() -> None:
         start = time.perf_counter()
         for reply in replies:
             with pytest.raises(DeadlineError, match=r"rank\(s\) 1 did not post layer 4 2 .*timeouts.server_s"):
-                reply.result(5)
+                reply.result(0.2)  # as long as the server waits itself, which began later
         assert time.perf_counter() - start < 2
     finally:
         server.close()

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import ray
 import ray.job_submission
+import typer
 from typer.testing import CliRunner
 
 from qgnn_dist.cli import app
@@ -123,6 +124,10 @@ def test_what_goes_with_a_job(client: FakeClient, tmp_path: Path) -> None:
     assert "/qgnn_dist/" in runtime["excludes"], "a source folder would shadow the installed package"
     assert runtime["py_modules"] == [str(wheel)]
     assert runtime["env_vars"] == {"A": "1", "B": "x=y"}
+
+
+def test_all_commands_can_be_jobs() -> None:
+    assert set(typer.main.get_command(app).commands) == {*jobs.JOB_COMMANDS, "submit"}  # type: ignore[attr-defined]
 
 
 def test_what_is_refused_before_a_cluster_is_asked(tmp_path: Path) -> None:
