@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from qgnn_dist.config import load_config
 from qgnn_dist.data.load import load_graph
 from qgnn_dist.partitioning.api import partition_graph
 
@@ -30,11 +31,14 @@ def _command(*words: str | Path) -> dict[str, Any]:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_plan_is_near_what_a_run_takes(tmp_path: Path, shape: str, parts: int) -> None:
     """On a machine with nothing else to do; rates are measured right before. Both workers share this host."""
-    partition_graph(load_graph(SHAPES[shape]), parts=parts, out=tmp_path / "s", method="stream" if parts > 1 else "auto")
+    method = "stream" if parts > 1 else "auto"
+    partition_graph(load_graph(SHAPES[shape]), parts=parts, out=tmp_path / "s", method=method)
     plan = _command("plan", tmp_path / "s", "--host-ram-gb", 24, "--host-cores", 2, "--link-gbps", 100, "--calibrate",
                     "--calibration", tmp_path / "rates.json")
     run = _command("train", tmp_path / "s", "--out", tmp_path / "r", "--set", "train.epochs=5")
-    own = next(row for row in plan["widths"] if (row["messages"], row["gradients"]) == (2, 32))
+    usual = load_config().quant
+    bits = usual.messages, usual.gradients
+    own = next(row for row in plan["widths"] if (row["messages"], row["gradients"]) == bits)
     memory = plan["memory"]["training"]["anonymous"] / max(run["peak_anon_bytes"])
     seconds = plan["seconds"]["epoch"] / run["epoch_s"]["median"]
     print(f"{shape}, {parts} part(s): plan over run: memory {memory:.2f}, seconds {seconds:.2f}")
