@@ -51,7 +51,8 @@ def accuracy(grid: str | Path, *, out: str | Path, data: str | Path | None = Non
     with bench_folder(folder, "accuracy", _OURS, overwrite):
         (folder / "grid.toml").write_text(read.text, encoding="utf-8")
         datasets = dict.fromkeys(row.dataset for row in read.shown)
-        prints = {name: dataset_store(folder / "stores" / name, read.sources[name], data, on_step, hops=read.hops[name])
+        prints = {name: dataset_store(folder / "stores" / name, read.sources[name], data, on_step, hops=read.hops[name],
+                                      parts=read.parts[name])
                   for name in datasets}
         for name in dict.fromkeys(row.dataset for row in read.shown if row.shifts):
             write_shifted_stores(shifted_stores(folder, name), read.sources[name], data, on_step)

@@ -9,6 +9,7 @@
     source = "cora.npz"
     shifts = true               # predict the graph with other feature scales, and without some edges, too
     hops = 2                    # of neighbours' features in the store, see `partitioning/hops.py`
+    parts = 4                   # of the store: so many workers train it, which only ours can
     [methods.lsq]
     settings = ["quant.method=lsq"]
     widths = ["float", "int2"]  # a dataset or a method may restrict the other lists
@@ -66,7 +67,8 @@ _KEYS = {
                  "default_widths": _LIST, "tuned": _WORD, "search": "tables", "datasets": "tables",
                  "methods": "tables", "widths": "tables"},
     "datasets": {"source": _WORD, "settings": _LIST, "seeds": _WHOLE, "methods": _LIST, "widths": _LIST,
-                 "layers": _DEPTHS, "hops": _WHOLE, "shifts": _FLAG, "tuned": _FLAG, "space": "tables"},
+                 "layers": _DEPTHS, "hops": _WHOLE, "parts": _WHOLE, "shifts": _FLAG, "tuned": _FLAG,
+                 "space": "tables"},
     "methods": {"system": _WORD, "settings": _LIST, "datasets": _LIST, "widths": _LIST, "layers": _DEPTHS,
                 "tuned": _FLAG, "space": "tables"},
     "widths": {"settings": _LIST},
@@ -114,7 +116,7 @@ class Grid:
     """A checked grid.
 
     Attributes:
-        sources: dataset → graph source; a file's path is whole. hops: dataset → those of its store.
+        sources: dataset → graph source; a file's path is whole. hops, parts: dataset → those of its store.
         rows: all, in the order of the file.
         shown: those that `only` leaves; the others can still be what differences are taken against.
         reference: name of the width of the differences. jobs: processes at a time, None where the file is silent.
@@ -123,6 +125,7 @@ class Grid:
 
     sources: dict[str, str]
     hops: dict[str, int]
+    parts: dict[str, int]
     rows: tuple[Row, ...]
     shown: tuple[Row, ...]
     reference: str
@@ -262,8 +265,9 @@ class _Reader:
         wanted = {row.dataset for row in shown} if not self.faults else self._datasets
         sources = {name: self._source(name, inner["source"], name in wanted)
                    for name, inner in self._datasets.items()}
-        hops = {name: inner.get("hops", 0) for name, inner in self._datasets.items()}
-        return Grid(sources=sources, hops=hops, rows=tuple(rows), shown=shown, reference=self._reference,
+        hops, parts = ({name: inner.get(key, usual) for name, inner in self._datasets.items()}
+                       for key, usual in (("hops", 0), ("parts", 1)))
+        return Grid(sources=sources, hops=hops, parts=parts, rows=tuple(rows), shown=shown, reference=self._reference,
                     jobs=self._table.get("jobs"), text=text, table=self._table, file=str(self._file))
 
     def _fault(self, text: str) -> None:
@@ -282,6 +286,10 @@ class _Reader:
         for name, inner in self._datasets.items():
             if inner.get("shifts", False) and "hops" in inner:
                 self._fault(f"datasets.{name}.hops: shifted graphs are made without hops; leave shifts out")
+            references = [method for method in inner.get("methods", self._methods) if self._refers(method, name)]
+            if inner.get("parts", 1) > 1 and references:
+                self._fault(f"datasets.{name}.parts: references train on one part; leave out {', '.join(references)}, "
+                            f"by datasets.{name}.methods")
         places = [("default_widths", "widths", self._usual), ("reference", "widths", [self._reference])]
         places += [(f"{kind}.{name}.{key}", key, inner[key]) for kind in ("datasets", "methods")
                    for name, inner in self._table[kind].items() for key in self._known if key in inner]
@@ -296,6 +304,10 @@ class _Reader:
             elif system != OWN:
                 self._fault(f"methods.{name}.system={system}: expected {', '.join((OWN, *REFERENCES))}"
                             f"{_near(system, (OWN, *REFERENCES))}")
+
+    def _refers(self, method: str, dataset: str) -> bool:
+        inner = self._methods.get(method, {})
+        return inner.get("system", OWN) != OWN and dataset in inner.get("datasets", [dataset])
 
     def _check_reference(self, name: str, system: str, inner: dict[str, Any]) -> None:
         """What a method says that its reference has no use for."""

@@ -59,7 +59,7 @@ def search(grid: str | Path, *, out: str | Path, data: str | Path | None = None,
     with bench_folder(folder, "search", _OURS, overwrite):
         (folder / "grid.toml").write_text(read.text, encoding="utf-8")
         prints = {name: dataset_store(folder / "stores" / name, read.sources[name], data, on_step,
-                                      hops=read.hops[name], blind=True)
+                                      hops=read.hops[name], parts=read.parts[name], blind=True)
                   for name in dict.fromkeys(row.dataset for row in read.shown)}
         check_rows(read.shown, folder)
         cells = {row.name: _cell(row, plan, prints[row.dataset], folder) for row in read.shown}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A grid's graphs as stores of one part: as they are, shifted, or blind, each written again when its source changes."""
+"""A grid's graphs as stores: as they are, shifted, or blind, each written again when its source changes."""
 from __future__ import annotations
 
 import dataclasses
@@ -20,11 +20,11 @@ __all__ = ["dataset_store", "without_test_labels", "write_shifted_stores"]
 
 
 def dataset_store(store: Path, source: str, root: str | Path | None, on_step: Callable[[str], None] | None = None, *,
-                  hops: int = 0, blind: bool = False) -> str:
+                  hops: int = 0, parts: int = 1, blind: bool = False) -> str:
     """What tells a dataset's store from another's, which is written first where there is none of the source as it is.
 
-    Args: root: folder of OGB data sets. hops: of its features. blind: without the test nodes' labels, see
-        `without_test_labels`.
+    Args: root: folder of OGB data sets. hops: of its features. parts: of the store. blind: without the test nodes'
+        labels, see `without_test_labels`.
     """
     from ..cluster import api
     from ..data.load import load_graph
@@ -32,7 +32,8 @@ def dataset_store(store: Path, source: str, root: str | Path | None, on_step: Ca
     from ..store.reader import Store
 
     note = store.with_name(f"{store.name}.json")
-    state = {"source": _identity(source), **({"hops": hops} if hops else {}), **({"blind": True} if blind else {})}
+    state = {"source": _identity(source), **({"hops": hops} if hops else {}),
+             **({"parts": parts} if parts > 1 else {}), **({"blind": True} if blind else {})}
     if read_note(note) == state:
         try:
             return _told(Store.open(store))
@@ -43,13 +44,14 @@ def dataset_store(store: Path, source: str, root: str | Path | None, on_step: Ca
     if on_step is not None:
         on_step(f"partitioning {store.name}")
     given = without_test_labels(load_graph(source, root=root)) if blind else source
-    api.partition(given, parts=1, out=store, root=root, hops=hops, overwrite=store.exists())
+    api.partition(given, parts=parts, out=store, root=root, hops=hops, overwrite=store.exists())
     write_atomically(note, (json.dumps(state) + "\n").encode())
     return _told(Store.open(store))
 
 
 def _told(store: Store) -> str:
-    return store.fingerprint + (f" with {store.hops} hops" if store.hops else "")
+    hops = f" with {store.hops} hops" if store.hops else ""
+    return store.fingerprint + hops + (f" in {store.num_parts} parts" if store.num_parts > 1 else "")
 
 
 def write_shifted_stores(stores: Path, source: str, root: str | Path | None,

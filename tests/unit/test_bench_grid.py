@@ -169,6 +169,23 @@ def test_shifted_graphs_have_no_hops(tmp_path: Path) -> None:
             """)
 
 
+def test_only_ours_trains_on_more_than_one_part(tmp_path: Path) -> None:
+    text = f"""
+            [datasets.a]
+            {SBM}
+            [datasets.b]
+            {SBM}
+            parts = 2
+            [methods.m]
+            [methods.gcn]
+            system = "pyg-gcn"
+            datasets = DATASETS
+            """
+    with pytest.raises(ConfigError, match=r"datasets\.b\.parts: references train on one part; leave out gcn"):
+        _read(tmp_path, text.replace("DATASETS", '["a", "b"]'))
+    assert _read(tmp_path, text.replace("DATASETS", '["a"]')).parts == {"a": 1, "b": 2}
+
+
 def test_unused_tables_and_empty_products_are_faults(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"widths.w: no row uses it"):
         _read(tmp_path, f'default_widths = ["int2"]\n[datasets.a]\n{SBM}\n[methods.m]\n[widths.w]\n'
@@ -219,4 +236,5 @@ def test_the_grid_in_jobs_is_right(tmp_path: Path) -> None:
     assert {"cora-drawn/recipe/int4/K10", "fb100/recipe/int2-m1/K10"} <= set(_names(grid))
     assert {row.seeds for row in grid.rows} == {10}
     grid = read_grid(Path(__file__).parents[2] / "jobs" / "large.toml")
-    assert grid.hops == {"arxiv": 0, "arxiv-hops": 2}
+    assert grid.hops == {"arxiv": 0, "arxiv-hops": 2, "arxiv-2": 2, "arxiv-4": 2}
+    assert grid.parts == {"arxiv": 1, "arxiv-hops": 1, "arxiv-2": 2, "arxiv-4": 4}
