@@ -26,6 +26,26 @@ struct RowValues<2> {
   QGNN_MEMBER __m256 operator()(__m256i v, bool) const { return _mm256_permutevar_ps(table, v); }
 };
 
+// A byte's values at scale 1, one after the other.
+template <int bits>
+struct ByteValues {
+  static constexpr int planes = 8 / bits;
+  float at[256][planes];
+  constexpr ByteValues() : at() {
+    for (int byte = 0; byte < 256; ++byte)
+      for (int k = 0; k < planes; ++k)
+        at[byte][k] = static_cast<float>(((byte >> (k * bits)) & ((1 << bits) - 1)) - zero_code(bits));
+  }
+  QGNN_MEMBER __m128 operator()(std::uint8_t byte) const {
+    const float* values = at[byte];
+    if constexpr (planes == 4) return _mm_loadu_ps(values);
+    else if constexpr (planes == 2) return _mm_castsi128_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(values)));
+    else return _mm_load_ss(values);
+  }
+};
+template <int bits>
+static constexpr ByteValues<bits> kByteValues;
+
 struct ScaledSums {
   static constexpr i64 kScaledAhead = 24;
   static constexpr int kAccumulators = 8;
@@ -77,9 +97,32 @@ struct ScaledSums {
         _mm256_storeu_ps(sum + k * B + (i + 1 < blocks ? first + 8 * i : last), acc[i][k]);
   }
 
+  // Rows of `bytes` bytes, as few classes have: a look-up a byte.
+  template <int b, int bytes>
+  QGNN_MEMBER void add_bytes(i64 begin, i64 end, float* sum) const {
+    constexpr int planes = 8 / b;
+    __m128 acc[bytes];
+    for (auto& part : acc) part = _mm_setzero_ps();
+    for (i64 e = begin; e < end; ++e) {
+      const i64 later = indices[e + kScaledAhead < last_edge ? e + kScaledAhead : e];
+      _mm_prefetch(reinterpret_cast<const char*>(payload + later * (bytes + 1)), _MM_HINT_T0);
+      const std::uint8_t* row = payload + static_cast<i64>(indices[e]) * (bytes + 1);
+      const __m128 scale = _mm_broadcast_ss(&kScales.at[row[bytes]]);
+#pragma GCC unroll 4
+      for (int i = 0; i < bytes; ++i) acc[i] = _mm_add_ps(acc[i], _mm_mul_ps(kByteValues<b>(row[i]), scale));
+    }
+    for (int i = 0; i < bytes; ++i) {
+      float values[4];
+      _mm_storeu_ps(values, acc[i]);
+      for (int k = 0; k < planes; ++k) sum[k * bytes + i] = values[k];
+    }
+  }
+
   template <int b>
   QGNN_MEMBER void row(i64 begin, i64 end, float* sum) const {
     constexpr int most = kAccumulators * b / 8;
+    if (B == 1) return add_bytes<b, 1>(begin, end, sum);
+    if (B == 2) return add_bytes<b, 2>(begin, end, sum);
     if (B < 8) return add<b, 1, true>(begin, end, 0, 0, sum);
     for (i64 first = 0; first < B; first += 8 * most) {  // the last block is moved back to end with the row
       const i64 left = B - first, blocks = left < 8 * most ? (left + 7) / 8 : most;

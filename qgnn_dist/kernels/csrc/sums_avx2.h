@@ -2,7 +2,7 @@
 // Sums of packed codes with AVX2, 32 bytes an instruction. Codes are added in the fields that they come in: two fields
 // of b bits move to two registers of 2b bits, which take 2^b + 1 vectors before they move on in turn, so that most
 // vectors cost five instructions whatever their width. Shift-and-mask needs no shuffle because the bit order is planar.
-// Included once, into the AVX2 build.
+// Rows of a byte or two, as few classes have, are looked up instead. Included once, into the AVX2 build.
 
 namespace qgnn {
 namespace avx2 {
@@ -125,9 +125,46 @@ QGNN_INLINE void sum_block(const CodeSums& s, i64 begin, i64 end, i64 first, std
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + k / parts * s.B + first + 16 * (k % parts)), wide[k]);
 }
 
+// A byte's codes, each in a field of its own: 16 bits, or 8 where there are eight.
+template <int bits>
+struct Spread {
+  static constexpr int planes = 8 / bits, field = 64 / planes < 16 ? 64 / planes : 16;
+  static constexpr i64 room = field < 16 ? (1 << field) - 1 : 65535 >> bits;  // neighbours that a field takes
+  std::uint64_t at[256];
+  constexpr Spread() : at() {
+    for (int byte = 0; byte < 256; ++byte)
+      for (int k = 0; k < planes; ++k)
+        at[byte] |= static_cast<std::uint64_t>((byte >> (k * bits)) & ((1 << bits) - 1)) << (k * field);
+  }
+};
+template <int bits>
+static constexpr Spread<bits> kSpread;
+
+// Rows of `bytes` bytes. The processor runs ahead of loads as small as these by itself.
+template <int bits, int bytes>
+static void sum_bytes(const CodeSums& s, i64 begin, i64 end, std::uint16_t* out) {
+  using Codes = Spread<bits>;
+  std::uint16_t sum[Codes::planes * bytes] = {0};
+  for (i64 e = begin; e < end;) {
+    const i64 stop = end - e < Codes::room ? end : e + Codes::room;
+    std::uint64_t fields[bytes] = {0};
+    for (; e < stop; ++e) {
+      const std::uint8_t* row = s.payload + s.place(e, 0);
+#pragma GCC unroll 4
+      for (int i = 0; i < bytes; ++i) fields[i] += kSpread<bits>.at[row[i]];
+    }
+    for (int k = 0; k < Codes::planes; ++k)
+      for (int i = 0; i < bytes; ++i)
+        sum[k * bytes + i] += static_cast<std::uint16_t>((fields[i] >> (k * Codes::field)) & ((1 << Codes::field) - 1));
+  }
+  std::memcpy(out, sum, sizeof sum);
+}
+
 // Blocks of whole registers; the last one is moved back to end with the row, and adds some columns up again.
 template <int bits>
 static void sum_row(const CodeSums& s, i64 begin, i64 end, std::uint16_t* sum) {
+  if (s.B == 1) return sum_bytes<bits, 1>(s, begin, end, sum);
+  if (s.B == 2) return sum_bytes<bits, 2>(s, begin, end, sum);
   if (s.B <= 16) return sum_block<TwoRows, bits>(s, begin, end, 0, sum);
   i64 first = 0;
   for (; first + 32 <= s.B; first += 32) sum_block<OneRow, bits>(s, begin, end, first, sum);
