@@ -118,7 +118,7 @@ def predict(
 
     with render.Status("predicting"):
         result = api.predict(store, model=model, out=out, scores=scores, config=load_config(config, settings or []),
-                             trace=trace, overwrite=overwrite, ray_address=ray_address)
+                             trace=trace, overwrite=overwrite, ray_address=ray_address, signals=True)
     return result, render.prediction
 
 

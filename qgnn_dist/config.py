@@ -157,6 +157,8 @@ class TimeoutsConfig:
     exchange_s: float = _setting(60.0, "until a round of messages has arrived", above=0.0)
     server_s: float = _setting(60.0, "until the multiplier server has answered", above=0.0)
     checkpoint_s: float = _setting(120.0, "until a checkpoint is on disk", above=0.0)
+    write_s: float = _setting(600.0, "until a worker that writes predictions has come further, by a row group or its "
+                                     "file", above=0.0)
     stall_s: float | None = _setting(None, "until workers of which none comes further are asked where they stand; "
                                            "open: a third of the shorter of exchange_s and server_s", above=0.0)
 

@@ -102,12 +102,15 @@ class WorkerLostError(WorkerError):
 
 
 class HostLeavingError(WorkerLostError):
-    """Hosts said that they are about to end their workers; all that was finished is in a checkpoint.
+    """Hosts said that they are about to end their workers; all that was finished is kept.
 
     Attributes: ranks: the workers that have to go elsewhere.
     """
 
     ranks: tuple[int, ...] = ()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (*super().__reduce__(), {"ranks": self.ranks})
 
 
 class ExchangeError(QgnnError):

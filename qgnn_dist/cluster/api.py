@@ -31,7 +31,7 @@ from ..store.describe import describe_store
 from ..store.reader import Store
 from ..training.loop import check_trainable, device_can_train, prepare_run, run_training
 from ..training.run_folder import RunFolder
-from ..training.stop import StoppedError
+from ..training.stop import StoppedError, sigterm_stops
 from ..training.worker import TrainWorker
 from .recovery import Restart, Restarts
 
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["export", "inspect", "partition", "predict", "train"]
 
 _LOG = logging.getLogger(__name__)
+PARTS_KEPT = "finished parts are kept, the same command goes on"
 HOSTS_BACK_S, PLACE_AGAIN_S = 1.0, 5.0
 """How long a lost host's CPUs are waited for before workers share what is left; and after a loss, to be placed: Ray may
 still count on a host that is gone.
@@ -161,12 +162,14 @@ def export(run: str | Path, *, out: str | Path, bits: int | None = None, overwri
 
 def predict(store: str | Path, *, model: str | Path, out: str | Path, scores: bool = False,
             config: RunConfig | dict[str, Any] | str | Path | None = None, trace: bool = False, overwrite: bool = False,
-            ray_address: str | None = None) -> dict[str, Any]:
+            ray_address: str | None = None, signals: bool = False) -> dict[str, Any]:
     """Classify every node of a store and write Parquet, one file a part.
 
     Args:
         config: its `cluster` and `timeouts` are used; all else comes from the model.
         scores: write the scores of all classes too. trace: write OUT/trace.json too, see run_prediction.
+        signals: let SIGTERM end it at once (training.stop.StoppedError), with what is finished kept, in place of what
+            this process does with it.
     Returns: the summary (OUT/summary.json): accuracy by split where labels exist, seconds, bytes.
     Raises: InputError, StoreError, ModelError before anything is written.
     """
@@ -177,11 +180,13 @@ def predict(store: str | Path, *, model: str | Path, out: str | Path, scores: bo
     kwargs = {"store": os.path.abspath(store), "exchange_s": resolved.timeouts.exchange_s}
 
     def once(pool: WorkerPool, server_call: Callable[..., Any], restarts: list[Restart]) -> dict[str, Any]:
-        return run_prediction(pool, opened, packed, Path(os.path.abspath(folder)), scores=scores,
-                              timeouts=resolved.timeouts, trace=trace,
-                              check_memory=resolved.cluster.memory_check == "on")
+        with sigterm_stops(PARTS_KEPT, signals):
+            return run_prediction(pool, opened, packed, Path(os.path.abspath(folder)), scores=scores,
+                                  timeouts=resolved.timeouts, trace=trace,
+                                  check_memory=resolved.cluster.memory_check == "on")
 
-    return _with_workers(PredictWorker, kwargs, opened.num_parts, resolved, ray_address, None, once, lambda: 0)
+    with sigterm_stops(PARTS_KEPT, signals):
+        return _with_workers(PredictWorker, kwargs, opened.num_parts, resolved, ray_address, None, once, lambda: 0)
 
 
 def inspect(path: str | Path, *, verify: bool = False, store: str | Path | None = None,
@@ -288,8 +293,10 @@ def _with_workers(worker: type, kwargs: dict[str, Any], size: int, config: RunCo
             without = leaving | unreachable_hosts()
             cpus = placeable_cpus(size, config.cluster.cpus_per_worker, HOSTS_BACK_S, without)
             if cpus == 0 and leaving:
+                advice = PARTS_KEPT if rule is None else \
+                    "what was finished is in a checkpoint, --resume goes on with it"
                 raise StoppedError("stopped by SIGTERM: all hosts end their workers, and none is left to go on with; "
-                                   "what was finished is in a checkpoint, --resume goes on with it")
+                                   f"{advice}")
             cpus = cpus or config.cluster.cpus_per_worker  # the placement's error says what is there
             if cpus < cluster.cpus_per_worker:
                 _LOG.warning("the hosts that are left have %g CPUs for each of %d workers, %g were asked for", cpus,

@@ -86,7 +86,8 @@ def wait_for_all(refs: Mapping[int, Any], hosts: Mapping[int, str], timeout_s: f
         refs: rank → ObjectRef. hosts: rank → host, for errors. what: the call's name. who: names a rank's process.
         setting: the setting that made the deadline, if any. watch: looks at the workers meanwhile.
     Raises:
-        QgnnError: of the rank that is the likely cause. DeadlineError: names the ranks that have not answered.
+        QgnnError: of the rank that is the likely cause. DeadlineError: names the ranks that have not answered, or the
+            one that `watch` finds late.
     """
     import ray
     from ray.exceptions import GetTimeoutError, RayError
@@ -102,6 +103,7 @@ def wait_for_all(refs: Mapping[int, Any], hosts: Mapping[int, str], timeout_s: f
         ready, pending = ray.wait(pending, num_returns=1, timeout=min(left, watch.pause_s()) if watch else left)
         if watch is not None and not ready:
             watch.look()
+            watch.check(ranks[ref] for ref in pending)
         for ref in ready:
             rank = ranks[ref]
             try:

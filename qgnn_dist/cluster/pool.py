@@ -15,7 +15,7 @@ from typing import Any
 
 from ..comm import faults
 from ..comm.formation import Formation
-from ..comm.standing import Report
+from ..comm.standing import Deadline, Report
 from ..config import ClusterConfig, TimeoutsConfig
 from ..errors import DeadlineError, InputError
 from .actor import WATCH, WorkerActor
@@ -104,16 +104,18 @@ class RayPool:
         """Ids of Ray's nodes that the workers are on, in rank order."""
         return [str(w["node"]) for w in self._where]
 
-    def call(self, method: str, *args: Any, timeout_s: float) -> list[Any]:
+    def call(self, method: str, *args: Any, timeout_s: float, step: Deadline | None = None) -> list[Any]:
         """Call a method with the same arguments on every worker at once; the results in rank order.
 
+        Args: step: see comm.pool.WorkerPool; only of calls that are watched (LONG_CALL_S).
         Raises:
             QgnnError: of the first failing worker, in its own type, with its rank and host; equal errors of several
                 ranks as one. Other exceptions arrive as WorkerError; `remote_traceback` has the worker's own trace.
-            WorkerError: a worker's process or host was lost. DeadlineError: names the ranks that did not answer.
+            WorkerError: a worker's process or host was lost. DeadlineError: names the ranks that did not answer, or
+                the one that has not come further for `step`.
         """
         return self._wait({r: actor.call.remote(method, *args) for r, actor in enumerate(self._actors)}, timeout_s,
-                          f"{method}()", watch=self._watch(f"{method}()") if timeout_s >= LONG_CALL_S else None)
+                          f"{method}()", watch=self._watch(f"{method}()", step) if timeout_s >= LONG_CALL_S else None)
 
     def call_one(self, rank: int, method: str, *args: Any, timeout_s: float) -> Any:
         """Call a method on one worker."""
@@ -235,14 +237,14 @@ class RayPool:
             self._broken = True
             raise
 
-    def _watch(self, what: str) -> StallWatch:
+    def _watch(self, what: str, step: Deadline | None) -> StallWatch:
         def ask(rank: int, stacks_after_s: float) -> Any:
             return self._actors[rank].report.remote(stacks_after_s)
 
         who = {r: f"host {w['host']}, rank {r}, process {w['pid']}" for r, w in enumerate(self._where)}
         stall_s = self._timeouts.stall_s
         assert stall_s is not None
-        return StallWatch(ask, _taken, who, stall_s, what, self._on_stall)
+        return StallWatch(ask, _taken, who, stall_s, what, self._on_stall, step)
 
 
 def _taken(refs: Sequence[Any]) -> dict[Any, Report]:

@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Asks workers where they stand while a call of theirs takes long, and tells when none of them comes further.
 
-Nothing is ended for it: deadlines decide. A call that is over within the first period is never asked about.
+Nothing is ended for it: deadlines decide. Of a call in which workers do not wait for one another, one that comes no
+further makes it late (`check`). A call that is over within the first period is never asked about.
 """
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..comm.standing import Report
+from ..comm.standing import Deadline, Report
+from ..errors import DeadlineError
 
 __all__ = ["Stall", "StallWatch"]
 
@@ -47,19 +49,23 @@ class StallWatch:
         ask: sends a rank the question where it stands, with its stacks where it has not moved for so many seconds
             (Standing.report); the reference of the answer. taken: answers that are there, by reference.
         who: of each rank, host and process, in words. stall_s: `timeouts.stall_s`.
-        tell: is given the stall, to be kept.
+        tell: is given the stall, to be kept. step: until each worker has to have come further, for `check`.
     """
 
     def __init__(self, ask: Callable[[int, float], Any], taken: Callable[[Sequence[Any]], Mapping[Any, Report]],
-                 who: Mapping[int, str], stall_s: float, what: str, tell: Callable[[Stall], None]) -> None:
-        self._ask, self._taken, self._who, self._tell = ask, taken, who, tell
-        self._stall_s, self._period_s, self._what = stall_s, stall_s / 4, what
-        self._answer_s = min(ANSWER_S, stall_s / 2)
+                 who: Mapping[int, str], stall_s: float, what: str, tell: Callable[[Stall], None],
+                 step: Deadline | None = None) -> None:
+        self._ask, self._taken, self._who, self._tell, self._step = ask, taken, who, tell, step
+        shortest_s = min(stall_s, step.seconds) if step is not None else stall_s
+        self._stall_s, self._period_s, self._what = stall_s, shortest_s / 4, what
+        self._answer_s = min(ANSWER_S, shortest_s / 2)
         self._begun = time.monotonic()
         self._next = self._begun + self._period_s
         self._questions: dict[Any, int] = {}
         self._answers: dict[int, Report] = {}
         self._told: dict[int, int] | None = None
+        self._moved = dict.fromkeys(who, self._begun)  # when each was last known to have come further
+        self._last: dict[int, Report] = {}
 
     def pause_s(self) -> float:
         """Seconds until the next look."""
@@ -79,8 +85,26 @@ class StallWatch:
             self._questions, self._next = {}, now + self._period_s
             self._judge(now)
 
+    def check(self, ranks: Iterable[int]) -> None:
+        """Of workers whose call is still out.
+
+        Raises: DeadlineError: one of them has not come further for as long as it may.
+        """
+        if self._step is None:
+            return
+        for rank in ranks:
+            idle_s = time.monotonic() - self._moved[rank]
+            if idle_s > self._step.seconds:
+                last = self._last.get(rank)
+                raise DeadlineError(
+                    f"{self._who[rank]} has not come further in {self._what} for {idle_s:.1f} s"
+                    f"{f' ({last.doing})' if last is not None else ''}; look at its host and its disk, or raise "
+                    f"{self._step.setting} ({self._step.seconds:g})", rank=rank)
+
     def _judge(self, now: float) -> None:
         """Tell, once for each standstill, where all that answered have stood for `stall_s`."""
+        for rank, one in self._answers.items():
+            self._moved[rank], self._last[rank] = max(self._moved[rank], now - one.idle_s), one
         idle_s = min((one.idle_s for one in self._answers.values()), default=now - self._begun)
         steps = {rank: one.steps for rank, one in self._answers.items()}
         if idle_s < self._stall_s or steps == self._told:

@@ -15,10 +15,10 @@ from typing import Any, Protocol
 import torch
 
 from .. import kernels
-from ..errors import DeadlineError, ExchangeError, QgnnError, WorkerError
+from ..errors import DeadlineError, ExchangeError, HostLeavingError, QgnnError, WorkerError
 from .formation import Formation
 from .group import ConnectionLostError, Group
-from .standing import Standing
+from .standing import Deadline, Standing
 
 __all__ = ["LocalPool", "MultiplierClient", "Reply", "TimedClient", "WorkerContext", "WorkerPool", "blame",
            "is_consequence", "nobody_answered"]
@@ -97,9 +97,10 @@ class WorkerPool(Protocol):
     @property
     def size(self) -> int: ...
 
-    def call(self, method: str, *args: Any, timeout_s: float) -> list[Any]:
+    def call(self, method: str, *args: Any, timeout_s: float, step: Deadline | None = None) -> list[Any]:
         """Call a method with the same arguments on every worker at once; the results in rank order.
 
+        Args: step: for calls in which workers do not wait for one another: until each has come further (its Standing).
         Raises: the first failing worker's error, with rank and host; DeadlineError names ranks that have not answered.
         """
 
@@ -156,6 +157,8 @@ def blame(failures: Mapping[int, Exception]) -> Exception:
     merged = type(first)(f"ranks {', '.join(map(str, alike))}: {first.message}", host=", ".join(hosts) or None,
                          peer=first.peer, layer=first.layer, file=first.file)
     merged.__cause__ = first.__cause__
+    if isinstance(merged, HostLeavingError):
+        merged.ranks = tuple(alike)
     if hasattr(first, "remote_traceback"):
         merged.remote_traceback = first.remote_traceback  # type: ignore[attr-defined]
     return merged
@@ -204,8 +207,9 @@ class LocalPool:
             self.close()
             raise
 
-    def call(self, method: str, *args: Any, timeout_s: float) -> list[Any]:
-        """See WorkerPool. A single worker runs in the caller's thread, where no deadline can end it."""
+    def call(self, method: str, *args: Any, timeout_s: float, step: Deadline | None = None) -> list[Any]:
+        """See WorkerPool. A single worker runs in the caller's thread, where no deadline can end it; several live and
+        freeze with this process, so that nobody is asked how far they are."""
         if self.size == 1:
             return [getattr(self.workers[0], method)(*args)]
         return self._gather([thread.submit(getattr(worker, method), *args)

@@ -9,7 +9,15 @@ import time
 import traceback
 from dataclasses import dataclass, field
 
-__all__ = ["Report", "Standing", "stacks"]
+__all__ = ["Deadline", "Report", "Standing", "stacks"]
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """Until a worker has to have come further, and the setting that says so."""
+
+    seconds: float
+    setting: str
 
 
 @dataclass(frozen=True)

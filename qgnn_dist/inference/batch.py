@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..comm.pool import WorkerPool
+from ..comm.standing import Deadline
 from ..comm.trace import Span, chrome_trace, overlap
 from ..config import TimeoutsConfig
 from ..errors import InputError, ModelError, QgnnError
@@ -65,6 +66,8 @@ def run_prediction(pool: WorkerPool, store: Store, model: PackedModel, out: Path
             (comm.trace.chrome_trace).
         check_memory: refuse what the hosts cannot hold (InputError), before anything is allocated.
     Returns: the summary, as written to OUT/summary.json; with `trace`, it has `overlap` by rank.
+    Raises: HostLeavingError: a worker was told to go before its scores were there. DeadlineError: one that writes has
+        not come further for `timeouts.write_s`. Finished parts are kept.
     """
     started = time.perf_counter()
     with Predictions(out, store, model, scores=scores) as output:
@@ -75,7 +78,7 @@ def run_prediction(pool: WorkerPool, store: Store, model: PackedModel, out: Path
                 check_prediction(pool, store, model.info, scores=scores, timeout_s=timeouts.start_s)
             pool.call("load", store.fingerprint, model.to_bytes(), timeout_s=timeouts.start_s)
             spans = pool.call("predict", trace, timeout_s=PREDICT_TIMEOUT_S)
-            results = _write(pool, output, scores)
+            results = _write(pool, output, scores, timeouts)
         found = [kept.get(part, one) for part, one in enumerate(results)]
         rows = sum(r["rows"] for r in found if r is not None)
         if rows != store.num_nodes:
@@ -89,13 +92,17 @@ def run_prediction(pool: WorkerPool, store: Store, model: PackedModel, out: Path
     return summary
 
 
-def _write(pool: WorkerPool, output: Predictions, scores: bool) -> list[dict[str, Any] | None]:
+def _write(pool: WorkerPool, output: Predictions, scores: bool,
+           timeouts: TimeoutsConfig) -> list[dict[str, Any] | None]:
     """All parts that are missing; where a worker is lost meanwhile, the others' are finished before that is told."""
     try:
-        return pool.call("write", str(output.folder), scores, sorted(output.kept), timeout_s=PREDICT_TIMEOUT_S)
-    except QgnnError:
+        return pool.call("write", str(output.folder), scores, sorted(output.kept), timeout_s=PREDICT_TIMEOUT_S,
+                         step=Deadline(timeouts.write_s, "timeouts.write_s"))
+    except QgnnError as error:
         until = time.monotonic() + FINISH_S
         for rank in range(pool.size):
+            if rank == error.rank:
+                continue  # it is lost, frozen, or has said what it could not do
             with contextlib.suppress(QgnnError):  # of a worker that is lost too, or cannot write either
                 pool.call_one(rank, "written", timeout_s=max(0.0, until - time.monotonic()))
         raise

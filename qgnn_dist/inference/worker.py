@@ -20,7 +20,7 @@ from ..comm import faults
 from ..comm.exchange import Exchange
 from ..comm.trace import Span, Trace
 from ..data.graph import SPLITS
-from ..errors import QgnnError, StoreError
+from ..errors import HostLeavingError, QgnnError, StoreError
 from ..memory import MemoryWatch
 from ..model.features import FeatureScheme, refuse_negative
 from ..model.forward import PackedForward, feature_gain, model_reader
@@ -167,8 +167,17 @@ class PredictWorker:
 
     def _look(self, direction: str, layer: int = 0, round: int = 0) -> None:
         """Tell where this worker stands. Tests place faults there: rounds as of epoch 1; `write` and a row group;
-        `written`."""
-        self._context.standing.round(direction, layer, round)
+        `written`.
+
+        Raises: HostLeavingError: in a round of a worker that was told to go.
+        """
+        standing = self._context.standing
+        standing.round(direction, layer, round)
         if faults.ENVIRONMENT in os.environ:
             fault = faults.Fault.of(os.environ[faults.ENVIRONMENT])
             fault.look(self._context.rank, 1, direction, layer, round)
+        if direction == "evaluation" and standing.leaving:  # a part that is being written is finished first
+            error = HostLeavingError("SIGTERM to the worker: stopped before it had its scores, to go on elsewhere",
+                                     host=self._context.host, rank=self._context.rank)
+            error.ranks = (self._context.rank,)
+            raise error

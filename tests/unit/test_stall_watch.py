@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from qgnn_dist.cluster.watch import Stall, StallWatch
-from qgnn_dist.comm.standing import Report, Standing
+from qgnn_dist.comm.standing import Deadline, Report, Standing
 from qgnn_dist.config import TimeoutsConfig, load_config
-from qgnn_dist.errors import ConfigError
+from qgnn_dist.errors import ConfigError, DeadlineError
 from qgnn_dist.training.run_folder import RunFolder
 
 STALL_S = 0.4
@@ -91,6 +91,29 @@ def test_when_nobody_answers_time_counts_from_the_call_and_a_new_standstill_is_t
             time.sleep(watch.pause_s() + 0.01)
             watch.look()
     assert len(again.told) == 2
+
+
+def test_of_workers_that_do_not_wait_for_one_another_each_has_a_deadline() -> None:
+    """Rank 0 comes further, rank 1 says that it does not, rank 2 says nothing."""
+    workers = _Workers([_report(0.0), _report(0.0, steps=3), None])
+    who = {rank: f"host h, rank {rank}, process {rank}" for rank in range(3)}
+    watch = StallWatch(workers.ask, workers.taken, who, STALL_S, "write()", workers.told.append,
+                       Deadline(0.6, "timeouts.write_s"))
+    end = time.monotonic() + 0.9
+    while time.monotonic() < end:
+        time.sleep(min(watch.pause_s(), 0.05))
+        watch.look()
+        workers.answers[1] = _report(time.monotonic() - end + 0.9, steps=3)
+    watch.check([0])
+    for rank, doing in ((1, r" \(backward, layer 2, round 3\)"), (2, "")):
+        words = (rf"^rank {rank}: host h, rank {rank}, process {rank} has not come further in write\(\) for 0\.\d s{doing}; "
+                 r".*raise timeouts\.write_s \(0\.6\)$")
+        with pytest.raises(DeadlineError, match=words) as caught:
+            watch.check([0, rank])
+        assert caught.value.rank == rank
+    calm = StallWatch(workers.ask, workers.taken, who, STALL_S, "train_epoch()", workers.told.append)
+    time.sleep(0.1)
+    calm.check([0, 1, 2])
 
 
 def test_a_standing_shows_the_stack_of_a_thread_that_waits_and_for_how_long() -> None:
