@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
+import glob
 import os
 import shutil
 from collections.abc import Iterator
@@ -12,7 +14,8 @@ from pathlib import Path
 
 from ..errors import OutputError
 
-__all__ = ["check_room", "disk_errors", "make_folder", "remove_halves", "write_atomically"]
+__all__ = ["check_room", "disk_errors", "make_folder", "remove_abandoned", "remove_halves",
+           "write_atomically"]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -27,6 +30,8 @@ def write_atomically(path: Path, data: bytes) -> None:
     with disk_errors(path.parent, len(data), str(path), "the file"):
         try:
             with open(temp, "wb") as out:
+                with contextlib.suppress(OSError):  # of a file system without locks
+                    fcntl.flock(out, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until it is closed: for `remove_abandoned`
                 out.write(data)
                 out.flush()
                 os.fsync(out.fileno())
@@ -40,6 +45,17 @@ def remove_halves(folder: Path) -> None:
     """Remove what `write_atomically` had begun in processes that were killed; nobody else may be writing there."""
     for temp in folder.glob(".*.tmp"):
         with contextlib.suppress(OSError):
+            temp.unlink()
+
+
+def remove_abandoned(path: Path) -> None:
+    """Remove what `write_atomically` had begun of this file in processes that were killed; others may be writing it."""
+    for temp in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        number = temp.name[len(path.name) + 2:-len(".tmp")]
+        if not number.isdigit() or not temp.is_file():
+            continue
+        with contextlib.suppress(OSError), open(temp, "r+b") as half:
+            fcntl.flock(half, fcntl.LOCK_EX | fcntl.LOCK_NB)
             temp.unlink()
 
 

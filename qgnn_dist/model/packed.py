@@ -26,7 +26,7 @@ from .. import kernels
 from ..errors import InputError, ModelError
 from ..files.checksum import checksum_of
 from ..files.read import open_regular, parse_json, reason, shown
-from ..files.write import make_folder, write_atomically
+from ..files.write import make_folder, remove_abandoned, write_atomically
 from ..propagation.elastic import Elastic
 from ..propagation.smp import Propagation
 from ..quant.grids import AFFINE_METHODS, AffineGrid, stage_names
@@ -133,7 +133,8 @@ class PackedModel:
         return save(tensors, metadata={METADATA_KEY: json.dumps(values, sort_keys=True, allow_nan=False)})
 
     def save(self, path: str | Path, overwrite: bool = False) -> int:
-        """Write atomically (temp + fsync + rename) and return the file's size in bytes.
+        """Write atomically (temp + fsync + rename) and return the file's size in bytes; halves of it that killed
+        processes left go too.
 
         Raises:
             InputError: the file exists and `overwrite` is not set. OutputError: the disk.
@@ -143,6 +144,7 @@ class PackedModel:
             raise InputError("output exists; add --overwrite to replace it", file=str(target))
         data = self.to_bytes()
         make_folder(target.parent, "the file")
+        remove_abandoned(target)
         write_atomically(target, data)
         return len(data)
 

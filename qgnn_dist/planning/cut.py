@@ -23,12 +23,13 @@ from ..partitioning.clean import CleanGraph, clean
 from ..store.reader import Store
 from .shapes import GraphSize, PartSize, parts_of
 
-__all__ = ["Cut", "cut_of_graph", "cut_of_numbers", "cut_of_store"]
+__all__ = ["Cut", "cut_of_graph", "cut_of_numbers", "cut_of_store", "cut_of_store_again"]
 
 BALANCE = 1.05
 """Rows and edges of the largest part against the mean: the capacity of `stream`."""
 WINDOWS, SAMPLE_ROWS = 32, 1 << 16
 """Distances of neighbours are counted by powers of two, for so many rows of each part."""
+_AGAIN = "; the store has fewer parts than there are workers, and would be made again by `qgnn partition --parts "
 SAMPLE_EDGES = 10_000_000
 """Undirected edges up to which a source is cut as a whole; beyond, the subgraph of drawn nodes that has as many."""
 
@@ -102,6 +103,25 @@ def cut_of_store(store: Store) -> Cut:
     expected = _read(degrees, counts, share, parts)
     factor = sum(part.sends for part in own) / expected if expected else 1.0
     return Cut(GraphSize.of(store), share, how, degrees, counts, factor, {parts: own}, within)
+
+
+def cut_of_store_again(store: Store, parts: int) -> Cut:
+    """Of a store that would be made again, of more parts: by its own cut, or that of the graph in its only part."""
+    if store.num_parts > 1:
+        how = f"as the store's {store.num_parts} parts are cut, into {parts}"
+        return dataclasses.replace(cut_of_store(store), how=f"{how}{_AGAIN}{parts}`")
+    part = store.part(0)
+
+    def edges() -> Iterator[np.ndarray]:
+        for begin in range(0, part.num_local, SAMPLE_ROWS):
+            end = min(begin + SAMPLE_ROWS, part.num_local)
+            heads = np.repeat(np.arange(begin, end), np.diff(part.indptr[begin:end + 1]))
+            tails = np.asarray(part.indices[part.indptr[begin]:part.indptr[end]], np.int64)
+            yield np.stack([heads, tails])[:, heads < tails]
+
+    graph = Graph(name=store.name, num_nodes=store.num_nodes, edges=edges, split=part.split)
+    cut = cut_of_graph(graph, GraphSize.of(store), parts)
+    return dataclasses.replace(cut, how=f"{cut.how}{_AGAIN}{parts}`")
 
 
 def _distances(indptr: np.ndarray, indices: np.ndarray, rows: int) -> np.ndarray:

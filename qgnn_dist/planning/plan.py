@@ -19,7 +19,7 @@ from ..propagation.elastic import refuse_parts
 from ..propagation.smp import Propagation
 from ..store.reader import Store
 from .alternatives import sampled, sign
-from .cut import Cut, cut_of_graph, cut_of_numbers, cut_of_store
+from .cut import Cut, cut_of_graph, cut_of_numbers, cut_of_store, cut_of_store_again
 from .memory import BASE_BYTES, RAY_BASE_BYTES, Need, multipliers_act, prediction_need, training_need, worst_steps
 from .rates import Rates, cache_file, load_rates, save_rates
 from .seconds import ELASTIC_SLOWER, LINK_USE, ROUND_S, SERVER_S, Hosts, epoch_seconds, predict_seconds
@@ -97,10 +97,11 @@ def make_plan(cut: Cut, hosts: Hosts, config: RunConfig, rates: Rates, rates_fro
 def cut_of(source: str | None, numbers: Mapping[str, int | None], workers: int, *, train_nodes: int | None = None,
            cut: float | None = None, root: Path | None = None,
            say: Callable[[str], None] = lambda _: None) -> tuple[Cut, str, int | None]:
-    """The cut of a store, of a source or of bare numbers; a name; and the number of parts of a store, else None.
+    """The cut of a store, of a source or of bare numbers; a name; and the parts of a store that stays, else None.
 
     Args:
-        numbers: --nodes, --edges, --features and --classes. workers: that a graph without a store is cut for.
+        numbers: --nodes, --edges, --features and --classes. workers: that a graph is cut for which has no store, or
+            one of fewer parts, which would be made again.
         train_nodes, cut: beside bare numbers. root: where OGB data sets lie.
     Raises: InputError: numbers are missing, odd, or beside a source.
     """
@@ -124,6 +125,9 @@ def cut_of(source: str | None, numbers: Mapping[str, int | None], workers: int, 
         raise InputError(f"{', '.join(given)}: only without a store or a graph, whose own numbers are taken")
     if (Path(source) / "manifest.json").exists():
         store = Store.open(source)
+        if store.num_parts < workers:
+            say(f"cutting it for {workers} workers")
+            return cut_of_store_again(store, workers), store.name, None
         return cut_of_store(store), store.name, store.num_parts
     from ..data.load import load_graph
 

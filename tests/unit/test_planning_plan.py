@@ -15,7 +15,7 @@ from qgnn_dist.cli import app
 from qgnn_dist.config import load_config
 from qgnn_dist.errors import InputError
 from qgnn_dist.planning import rates as rates_file
-from qgnn_dist.planning.cut import cut_of_numbers
+from qgnn_dist.planning.cut import cut_of_graph, cut_of_numbers
 from qgnn_dist.planning.plan import DEFAULT_RATES, check_hosts, choose_rates, make_plan
 from qgnn_dist.planning.rates import load_rates, save_rates
 from qgnn_dist.planning.seconds import Hosts, epoch_seconds
@@ -105,6 +105,25 @@ def test_a_stores_parts_stay(tmp_path: Path) -> None:
     assert [row["hosts"] for row in plan["suffice"]["rows"]] == [1, 2, 3, 4]
     assert plan["cut"]["fraction"] == pytest.approx(store.manifest["cut_fraction"])
     assert "counted in the store's 4 parts" in plan["cut"]["how"]
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_store_of_fewer_parts_than_workers_is_planned_as_made_again(tmp_path: Path, parts: int) -> None:
+    """By the graph in its one part as by the graph itself, and by its own cut where it has one."""
+    graph = small_graph(nodes=2000)
+    store = make_store(graph, tmp_path / "s", parts, method="stream")
+    result = _run("plan", store.path, "--hosts", 4, "--json")
+    assert result.exit_code == 0, result.stderr
+    plan = json.loads(result.stdout)
+    assert (plan["workers"], plan["hosts"]["workers"]) == (4, 1)
+    assert "would be made again by `qgnn partition --parts 4`" in plan["cut"]["how"]
+    assert any("--parts 4" in line for line in plan["assumptions"])
+    assert plan["widths"][0]["epoch_bytes"] > 0
+    if parts == 1:
+        direct = cut_of_graph(graph, GraphSize.of(store), 4)
+        assert plan["cut"]["fraction"] == pytest.approx(direct.fraction(4), abs=0.03)
+    else:
+        assert plan["cut"]["fraction"] == pytest.approx(store.manifest["cut_fraction"] * 1.5)
 
 
 def test_the_command_and_its_exit_codes(tmp_path: Path) -> None:

@@ -106,8 +106,8 @@ def test_of_workers_that_do_not_wait_for_one_another_each_has_a_deadline() -> No
         workers.answers[1] = _report(time.monotonic() - end + 0.9, steps=3)
     watch.check([0])
     for rank, doing in ((1, r" \(backward, layer 2, round 3\)"), (2, "")):
-        words = (rf"^rank {rank}: host h, rank {rank}, process {rank} has not come further in write\(\) for 0\.\d s{doing}; "
-                 r".*raise timeouts\.write_s \(0\.6\)$")
+        words = (rf"^rank {rank}: host h, rank {rank}, process {rank} has not come further in write\(\) for 0\.\d "
+                 rf"s{doing}; .*raise timeouts\.write_s \(0\.6\)$")
         with pytest.raises(DeadlineError, match=words) as caught:
             watch.check([0, rank])
         assert caught.value.rank == rank
