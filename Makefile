@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # `make test` also installs the prebuilt torch-sparse pair where this folder is given.
 QGNN_TEST_WHEELS ?=
 
-.PHONY: demo test test-long check sanitize sanitized-tests setup clean
+.PHONY: demo test test-processes test-beside test-one-process test-long recovery-table check sanitize sanitized-tests setup clean
 .DEFAULT_GOAL := demo
 
 # The stamp is older than pyproject.toml or a C++ source after a change, so that the next command builds again.
@@ -46,18 +46,47 @@ sanitized-tests: $(SANITIZED)/.stamp
 	  LD_PRELOAD="$$libraries" QGNN_KERNELS="$$build" ASAN_OPTIONS=detect_leaks=0 \
 	  UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 $(BIN)/python -m pytest -q -x --capture=sys $(KERNEL_TESTS)
 
-test: setup check sanitize
+# Two lanes: tests of many processes, which wait much and look at the clock, and beside them, at a lower priority, the
+# checks and all tests that do not. The second lane's words come at its end. tests/unit/test_lanes.py holds that no test
+# is in none.
+PROCESSES := tests/dist tests/fault
+CALM := $(addprefix tests/,dist/test_bench_inference.py dist/test_bench_ranks.py dist/test_bench_train.py dist/test_cli.py \
+  dist/test_cli_inspect.py dist/test_real_graphs.py fault/test_comm_frames.py fault/test_disks.py fault/test_fuzz.py \
+  fault/test_hostile_files.py)
+BESIDE := tests/unit tests/parity tests/golden tests/property $(CALM)
+BESIDE_LOG := build/beside.log
+test: setup
 	if [ -n "$(QGNN_TEST_WHEELS)" ] && [ -d "$(QGNN_TEST_WHEELS)" ]; then \
 	  $(BIN)/pip install --quiet --no-deps --no-index --find-links "$(QGNN_TEST_WHEELS)" torch-sparse torch-scatter || true; fi
-	$(BIN)/python -m pytest -m "not long"
+	$(MAKE) --no-print-directory --jobs=2 --keep-going test-processes test-beside
 
-# Its results are the page docs/long-tests.md, also where some failed.
+test-processes:
+	$(BIN)/python -m pytest -m "not long" $(PROCESSES) $(addprefix --ignore=,$(CALM))
+
+test-beside:
+	mkdir -p build
+	failed=0; nice -n 10 $(MAKE) --no-print-directory check sanitize test-one-process > $(BESIDE_LOG) 2>&1 || failed=$$?; \
+	  cat $(BESIDE_LOG); exit $$failed
+
+test-one-process:
+	$(BIN)/python -m pytest -q -m "not long" -p no:cacheprovider $(BESIDE)
+
+# Its results are the page docs/long-tests.md, also where some failed. Each is kept once it is there: a stopped run goes
+# on with what has not passed with this code; remove $(LONG).jsonl to start over.
 LONG := build/long-tests
 test-long: setup
 	mkdir -p build
 	$(BIN)/python -m pytest -m long --collect-only -q > $(LONG).txt
-	failed=0; $(BIN)/python -m pytest -m long --junit-xml=$(LONG).xml || failed=$$?; \
-	  $(BIN)/python -m tests.long_table $(LONG).xml --collected $(LONG).txt --out docs/long-tests.md && exit $$failed
+	failed=0; $(BIN)/python -m pytest -m long -p tests.results --keep-results=$(LONG).jsonl || failed=$$?; \
+	  $(BIN)/python -m tests.long_table $(LONG).jsonl --collected $(LONG).txt --out docs/long-tests.md && exit $$failed
+
+# Times of the tables of lost workers and hosts in docs/recovery.md and README.md; on a quiet machine.
+recovery-table: setup
+	mkdir -p build
+	rm -f build/recovery.jsonl
+	$(BIN)/python -m pytest tests/fault/test_recovery.py tests/fault/test_cut_network.py -m "not long" \
+	  -p tests.results --keep-results=build/recovery.jsonl
+	$(BIN)/python -m tests.recovery_table build/recovery.jsonl
 
 clean:
 	rm -rf $(VENV) build demo-run .pytest_cache .mypy_cache .ruff_cache

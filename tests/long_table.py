@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Renders what `make test-long` found as docs/long-tests.md, from JUnit XML.
+"""Renders what `make test-long` found as docs/long-tests.md.
 
-`python -m tests.long_table RESULTS.xml … --collected IDS.txt --out docs/long-tests.md`
+`python -m tests.long_table RESULTS.jsonl … --collected IDS.txt --out docs/long-tests.md`
 
-Results of several runs are put together, the last of a case counts. IDS.txt is what `pytest -m long --collect-only -q`
-prints, so that a case that did not run is told as such.
+Results are what tests.results keeps, of which that of this code counts, or JUnit XML. Those of several runs are put
+together, the last of a case counts. IDS.txt is what `pytest -m long --collect-only -q` prints, so that a case that did
+not run is told as such.
 """
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Sequence
@@ -19,6 +21,8 @@ from statistics import median
 from typing import Any
 
 from qgnn_dist.bench.machine import envelope
+
+from .results import code, kept
 
 __all__ = ["Case", "collected", "markdown", "read_results"]
 
@@ -41,9 +45,15 @@ class Case:
 
 
 def read_results(files: Iterable[Path]) -> list[Case]:
-    """The cases of JUnit XML files that this project's pytest wrote; of one that is in several, the last."""
+    """The cases of files that this project's pytest wrote; of one that is in several, the last."""
     found: dict[str, Case] = {}
     for file in files:
+        if file.suffix == ".jsonl":
+            now = code()
+            found |= {one["name"]: Case(one["name"].partition("[")[0], one["name"], one["outcome"], one["seconds"],
+                                        _numbers(one["properties"]), one["why"])
+                      for one in kept(file) if one["code"] == now}
+            continue
         for one in ET.parse(file).getroot().iter("testcase"):
             if one.get("name"):  # none of a case that was interrupted
                 case = _case(one)
@@ -59,13 +69,17 @@ def _case(one: ET.Element) -> Case:
         told = one.find(kind)
         if told is not None:
             outcome, why = word, (told.get("message") or "").partition("\n")[0]
-    numbers = {}
-    for told in one.iter("property"):
-        try:
-            numbers[told.get("name", "")] = float(told.get("value", ""))
-        except ValueError:
-            continue  # a word, as the name of a fault
-    return Case(group, name, outcome, float(one.get("time", 0)), numbers, why)
+    told = ((each.get("name", ""), each.get("value", "")) for each in one.iter("property"))
+    return Case(group, name, outcome, float(one.get("time", 0)), _numbers(told), why)
+
+
+def _numbers(properties: Iterable[tuple[str, object]]) -> dict[str, float]:
+    """Those that are none are words, as the name of a fault."""
+    found = {}
+    for name, value in properties:
+        with contextlib.suppress(ValueError):
+            found[name] = float(str(value))
+    return found
 
 
 def collected(text: str) -> list[str]:

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.long_table import collected, main, markdown, read_results
+from tests.recovery_table import README, faults_of, rows
+from tests.recovery_table import main as recovery_main
+from tests.results import kept
 
 TESTS = '''
 import pytest
@@ -28,6 +31,7 @@ def test_fails_before_it_begins(nothing_of_that_name):
 def test_passes():
     pass
 '''
+ROOT = Path(__file__).parents[2]
 MADE = {"machine": {"cpu": "Abacus", "cores": 2, "memory_gib": 23.5}, "commit": "abc", "versions": {"ray": "2.0"}}
 
 
@@ -77,3 +81,40 @@ def test_the_command(results: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert (tmp_path / "page.md").read_text().startswith("# Long tests\n")
     assert main([str(tmp_path / "none.xml"), *words]) == 1
     assert "no results to render" in capsys.readouterr().err
+
+
+def test_a_stopped_run_goes_on_with_what_has_not_passed(tmp_path: Path) -> None:
+    """What failed runs again, and counts with its last result; results of other code do not count."""
+    (tmp_path / "cases").mkdir()
+    (tmp_path / "cases" / "test_a.py").write_text(TESTS)
+    file = tmp_path / "results.jsonl"
+    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "tests.results",
+             f"--keep-results={file}", "--rootdir", str(tmp_path), str(tmp_path / "cases")]
+    for count, passed in ((6, 3), (3, 0)):
+        before = len(kept(file))
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+        new = kept(file)[before:]
+        assert len(new) == count, done.stdout + done.stderr
+        assert sum(one["outcome"] == "passed" for one in new) == passed
+    cases = {case.name: case for case in read_results([file])}
+    assert len(cases) == 6
+    third = cases["cases/test_a.py::test_takes_long[3]"]
+    assert (third.outcome, third.why, third.group) == (
+        "failed", "AssertionError: three is wrong", "cases/test_a.py::test_takes_long")
+    assert third.properties == {"detected_s": 1.5, "restarted_s": 7.0}
+    assert cases["cases/test_a.py::test_takes_long[4]"].why == "no net here"
+    other = tmp_path / "other.jsonl"
+    other.write_text(file.read_text().replace('"code": "', '"code": "0'))
+    assert read_results([other]) == []
+
+
+def test_rows_of_the_recovery_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recorded = [("fault", "host 0"), ("detected_after_s", 1.1), ("restarted_after_s", 2.0), ("fault", "host frozen"),
+                ("detected_after_s", 2.94), ("restarted_after_s", 2.0), ("fault", "host with SIGTERM"),
+                ("detected_after_s", 9.0), ("restarted_after_s", 9.0)]
+    told = rows(README, faults_of(recorded))
+    assert told[1] == "| a worker freezes | not measured | not measured |"
+    assert told[2].endswith(" | 1.1-2.9 | 2.0 |")
+    assert told[3].endswith(" | 9.0 | 9.0 |")
+    assert recovery_main([str(tmp_path / "none.jsonl")]) == 1
+    assert "make recovery-table" in capsys.readouterr().err
