@@ -51,8 +51,8 @@ sanitized-tests: $(SANITIZED)/.stamp
 # is in none.
 PROCESSES := tests/dist tests/fault
 CALM := $(addprefix tests/,dist/test_bench_inference.py dist/test_bench_ranks.py dist/test_bench_train.py dist/test_cli.py \
-  dist/test_cli_inspect.py dist/test_real_graphs.py fault/test_comm_frames.py fault/test_disks.py fault/test_fuzz.py \
-  fault/test_hostile_files.py)
+  dist/test_cli_inspect.py dist/test_real_graphs.py dist/test_run.py fault/test_comm_frames.py fault/test_disks.py \
+  fault/test_fuzz.py fault/test_hostile_files.py)
 BESIDE := tests/unit tests/parity tests/golden tests/property $(CALM)
 BESIDE_LOG := build/beside.log
 test: setup

@@ -2,6 +2,7 @@
 """`make test` runs every test, each once: its two lanes are lists of folders and files."""
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -13,7 +14,9 @@ ROOT = Path(__file__).parents[2]
 
 def _lane(target: str) -> set[str]:
     """Test files of a lane, relative to the project."""
-    told = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    told = subprocess.run(["make", "-n", target], cwd=ROOT, env=environment, capture_output=True, text=True,
+                          check=True).stdout
     words = told.replace("\\\n", " ").split()
     ignored = {word.removeprefix("--ignore=") for word in words if word.startswith("--ignore=")}
     files = set[str]()
