@@ -12,7 +12,7 @@ from qgnn_dist.data.graph import SPLITS, Graph, SparseFeatures
 from qgnn_dist.data.npz import edge_passes
 from qgnn_dist.errors import InputError
 
-__all__ = ["from_pyg"]
+__all__ = ["edges_of", "features_of", "from_pyg"]
 
 
 def from_pyg(data: Any) -> Graph:
@@ -40,12 +40,12 @@ def from_pyg(data: Any) -> Graph:
     labels, num_classes = None, 0
     y = getattr(data, "y", None)
     if y is not None:
-        labels, num_classes = checks.labels_from(_numpy(y, "y"), num_nodes, "data.y")
+        labels, num_classes = checks.labels_from(_numpy(y, "data.y"), num_nodes, "data.y")
     graph = Graph(
         name="pyg",
         num_nodes=num_nodes,
         edges=edge_passes(edge_index),
-        features=None if x is None else _features(x, num_nodes),
+        features=None if x is None else features_of(x, num_nodes, "data.x"),
         labels=labels,
         num_classes=num_classes,
         split=_split(data, num_nodes),
@@ -58,7 +58,7 @@ def _numpy(value: Any, name: str) -> np.ndarray:
     if isinstance(value, np.ndarray):
         return value
     if not isinstance(value, torch.Tensor):
-        raise InputError(f"data.{name} is {type(value).__name__}, expected a tensor")
+        raise InputError(f"{name} is {type(value).__name__}, expected a tensor")
     tensor = value.detach().cpu()
     return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
@@ -73,7 +73,7 @@ def _coordinates(matrix: Any, name: str) -> tuple[torch.Tensor, torch.Tensor, to
     """Rows, columns, values (None where all are 1 by definition) and shape of any sparse matrix PyG knows."""
     if isinstance(matrix, torch.Tensor):
         if matrix.layout == torch.strided or matrix.dim() != 2:
-            raise InputError(f"data.{name} is a dense tensor {tuple(matrix.shape)}, expected a sparse matrix")
+            raise InputError(f"{name} is a dense tensor {tuple(matrix.shape)}, expected a sparse matrix")
         coo = matrix.detach().cpu()
         coo = coo if coo.layout == torch.sparse_coo else coo.to_sparse_coo()
         # Not coalesced, so that a repeated edge stays two edges of weight 1 rather than one of weight 2.
@@ -81,26 +81,45 @@ def _coordinates(matrix: Any, name: str) -> tuple[torch.Tensor, torch.Tensor, to
         return index[0], index[1], coo._values(), (int(matrix.shape[0]), int(matrix.shape[1]))
     if not hasattr(matrix, "coo") or not hasattr(matrix, "sparse_sizes"):
         raise InputError(
-            f"data.{name} is {type(matrix).__name__}, expected torch_sparse.SparseTensor or a sparse torch tensor"
+            f"{name} is {type(matrix).__name__}, expected torch_sparse.SparseTensor or a sparse torch tensor"
         )
     row, column, values = matrix.coo()
     return row.cpu(), column.cpu(), values, tuple(matrix.sparse_sizes())
 
 
+def edges_of(adjacency: Any, where: str) -> np.ndarray:
+    """Edges as integers (2, E), their range not yet checked.
+
+    Args:
+        adjacency: `edge_index` (2, E), a strided tensor; or a square matrix as torch_sparse.SparseTensor or a sparse
+            torch tensor, whose rows are targets as in PyG. where: its name in messages.
+    Raises: InputError: another shape or type, or weights that are not all 1.
+    """
+    if isinstance(adjacency, np.ndarray) or (isinstance(adjacency, torch.Tensor)
+                                             and adjacency.layout == torch.strided):
+        edges = _numpy(adjacency, where)
+        checks.check_edge_shape(edges.shape, edges.dtype, where)
+        return edges
+    row, column, values, shape = _coordinates(adjacency, where)
+    if shape[0] != shape[1]:
+        raise InputError(f"{where} has shape {shape}, expected a square matrix")
+    if values is not None and not _all_ones(values):
+        raise InputError(f"{where}: edge weights are not supported; use {where}.set_value(None), or a matrix of ones "
+                         "before any normalisation")
+    return torch.stack([column, row]).numpy()
+
+
 def _edge_index(data: Any) -> np.ndarray:
     edge_index, adj_t = getattr(data, "edge_index", None), getattr(data, "adj_t", None)
     if edge_index is not None:
-        edges = _numpy(edge_index, "edge_index")
+        edges = _numpy(edge_index, "data.edge_index")
         checks.check_edge_shape(edges.shape, edges.dtype, "data.edge_index")
         return edges
     if adj_t is None:
         raise InputError(f"{type(data).__name__} has neither edge_index nor adj_t, expected a PyG Data")
-    row, column, values, shape = _coordinates(adj_t, "adj_t")
-    if shape[0] != shape[1]:
-        raise InputError(f"data.adj_t has shape {shape}, expected a square matrix")
-    if values is not None and not _all_ones(values):
-        raise InputError("data.adj_t: edge weights are not supported; use data.adj_t.set_value(None)")
-    return torch.stack([column, row]).numpy()
+    if isinstance(adj_t, torch.Tensor) and adj_t.layout == torch.strided:
+        raise InputError(f"data.adj_t is a dense tensor {tuple(adj_t.shape)}, expected a sparse matrix")
+    return edges_of(adj_t, "data.adj_t")
 
 
 def _num_nodes(data: Any, x: Any, edge_index: np.ndarray) -> int:
@@ -118,21 +137,22 @@ def _num_nodes(data: Any, x: Any, edge_index: np.ndarray) -> int:
     return int(edge_index.max()) + 1 if edge_index.size else 0
 
 
-def _features(x: Any, num_nodes: int) -> np.ndarray | SparseFeatures:
+def features_of(x: Any, num_nodes: int, where: str) -> np.ndarray | SparseFeatures:
+    """Checked features of `num_nodes` rows, from a dense or any sparse matrix that PyG knows; `where` names it."""
     if isinstance(x, torch.Tensor) and x.layout == torch.strided:
-        return checks.dense_features(_numpy(x, "x"), num_nodes, "data.x")
-    row, column, values, shape = _coordinates(x, "x")
+        return checks.dense_features(_numpy(x, where), num_nodes, where)
+    row, column, values, shape = _coordinates(x, where)
     if shape[0] != num_nodes:
-        raise InputError(f"data.x has shape {shape}, expected ({num_nodes}, number of features)")
+        raise InputError(f"{where} has shape {shape}, expected ({num_nodes}, number of features)")
     rows = row.numpy()
     order = np.lexsort((column.numpy(), rows))
     indptr = np.zeros(num_nodes + 1, np.int64)
     np.cumsum(np.bincount(rows, minlength=num_nodes), out=indptr[1:])
-    stored = np.ones(len(rows), np.float32) if values is None else _numpy(values, "x")[order]
-    return checks.sparse_features(indptr, column.numpy()[order], stored, shape, "data.x")
+    stored = np.ones(len(rows), np.float32) if values is None else _numpy(values, where)[order]
+    return checks.sparse_features(indptr, column.numpy()[order], stored, shape, where)
 
 
 def _split(data: Any, num_nodes: int) -> np.ndarray | None:
     masks = {name: getattr(data, "val_mask" if name == "valid" else f"{name}_mask", None) for name in SPLITS}
-    given = {name: _numpy(mask, f"{name}_mask") for name, mask in masks.items() if mask is not None}
+    given = {name: _numpy(mask, f"data.{name}_mask") for name, mask in masks.items() if mask is not None}
     return checks.split_from_masks(given, num_nodes) if given else None

@@ -19,10 +19,9 @@ from ..model.features import FeatureBlock
 from ..model.perceptron import DropoutKey, Perceptron
 from ..propagation.messages import GradientCoding
 from ..propagation.neighbourhood import Neighbourhood
-from ..propagation.smp import FrozenMultipliers, Multipliers, Propagation
-from .codes import DeviceGraph, midrise, moments
-from .gradients import GradientRounds
-from .layers import CodedRounds, FloatRounds, Rounds, run_layers
+from ..propagation.smp import Multipliers
+from .codes import DeviceGraph, moments
+from .propagate import DeviceLayers
 from .row_blocks import DeviceRowBlocks
 
 if TYPE_CHECKING:
@@ -41,21 +40,16 @@ class DeviceTraining:
 
     def __init__(self, device: torch.device, context: WorkerContext, config: RunConfig, network: Perceptron,
                  block: FeatureBlock, part: Part, graph: Neighbourhood) -> None:
-        self.device, self._quant = device, config.quant
-        self._innovation = config.messages.coding == "innovation"
-        self._propagation = Propagation.of(config)
-        self._graph = DeviceGraph.of(graph, device)
+        self.device = device
         self._blocks = DeviceRowBlocks(network, block, part.source_index, device)
-        self._exchange = open_device_exchange(part.peers, part.num_local, part.num_boundary, part.num_halo,
-                                              context.group, context.run_id, config.timeouts.exchange_s, device)
+        exchange = open_device_exchange(part.peers, part.num_local, part.num_boundary, part.num_halo, context.group,
+                                        context.run_id, config.timeouts.exchange_s, device)
+        self._layers = DeviceLayers(config, DeviceGraph.of(graph, device), exchange)
 
     def calibrate(self, key: DropoutKey) -> dict[str, list[float]]:
         """Moments of every stage in one forward with float messages and hidden values."""
         state, figures = self._blocks.forward(key, None)
-        rounds = FloatRounds(self._graph, self._exchange, state.shape[1], "forward", record=True,
-                             innovation=self._innovation)
-        run_layers(self._propagation, self._graph, state, state, rounds, FrozenMultipliers([]), all_rounds=True)
-        return {**rounds.moments, "residual": moments(state), "hidden": figures}
+        return {**self._layers.moments(state), "residual": moments(state), "hidden": figures}
 
     def forward(self, key: DropoutKey, hidden_step: float | None) -> tuple[Tensor, list[float], list[float]]:
         """H⁰, float32 (n, C), moments of the hidden values, and those of H⁰."""
@@ -64,15 +58,8 @@ class DeviceTraining:
 
     def propagate(self, state: Tensor, multipliers: Multipliers, *, steps: list[float], residual_step: float,
                   record: bool) -> tuple[Tensor, dict[str, list[float]]]:
-        """The layers at fixed steps, and the moments of what was coded."""
-        bits, residual_bits = int(self._quant.messages or 32), int(self._quant.residual or 32)
-        residual = state if residual_bits == 32 else midrise(state, residual_step, residual_bits)
-        if bits == 32:
-            float_rounds = FloatRounds(self._graph, self._exchange, state.shape[1], "forward")
-            return run_layers(self._propagation, self._graph, state, residual, float_rounds, multipliers), {}
-        rounds = CodedRounds(self._graph, self._exchange, state.shape[1], "forward", bits=bits, steps=steps,
-                             innovation=self._innovation, record=record)
-        return run_layers(self._propagation, self._graph, state, residual, rounds, multipliers), rounds.moments
+        """See DeviceLayers.forward."""
+        return self._layers.forward(state, multipliers, steps=steps, residual_step=residual_step, record=record)
 
     def loss(self, scores: Tensor, rows: np.ndarray, labels: np.ndarray, count: int) -> tuple[float, Tensor]:
         """See training.metrics.loss_gradient; the gradient is on the device."""
@@ -87,11 +74,7 @@ class DeviceTraining:
 
     def backward(self, grad: Tensor, multipliers: list[float], coding: GradientCoding | None) -> None:
         """Set the parameters' gradients, this worker's share, from ∂L/∂H^K. coding: None sends float gradients."""
-        rounds: Rounds = FloatRounds(self._graph, self._exchange, grad.shape[1], "backward")
-        if coding is not None:
-            rounds = GradientRounds(self._graph, self._exchange, grad.shape[1], coding)
-        self._blocks.backward(run_layers(self._propagation, self._graph, grad, grad, rounds,
-                                         FrozenMultipliers(multipliers)))
+        self._blocks.backward(self._layers.backward(grad, multipliers, coding))
 
     def memory(self) -> dict[str, int]:
         """Peak of the device's memory that torch has handed out, where it is a GPU."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -19,10 +19,9 @@ from ..quant.levels import NUM_LEVELS, level_of
 
 if TYPE_CHECKING:
     from ..comm.group import Group
-    from ..store.reader import Part
     from .packed import PackedModel
 
-__all__ = ["FeatureBlock", "FeatureScheme", "FeatureStatistics", "choose_norm", "feature_level",
+__all__ = ["FeatureBlock", "FeatureRows", "FeatureScheme", "FeatureStatistics", "choose_norm", "feature_level",
            "feature_statistics", "keeps_dense",
            "read_block", "reads_dense", "refuse_negative"]
 
@@ -36,6 +35,30 @@ DENSE_SHARE, DENSE_ROWS = 1 / 3, 2048
 """Of non-zeros, from which sparse rows' codes are worked on as dense ones, so many rows being turned at a time. From a
 third on they take less, 2 bytes a column against 6 a value, and an epoch on amazon_photo (0.35) takes a third of the
 time."""
+
+
+class FeatureRows(Protocol):
+    """Feature rows as they are: of a part (store.reader.Part), or of a graph in memory (model.memory.GraphRows).
+
+    Attributes: index: the part's number. feature_kind: dense or sparse. stored_values: of a row, in the mean.
+    """
+
+    @property
+    def index(self) -> int: ...
+    @property
+    def num_local(self) -> int: ...
+    @property
+    def num_features(self) -> int: ...
+    @property
+    def feature_kind(self) -> str | None: ...
+    @property
+    def stored_values(self) -> float: ...
+
+    def features_dense(self, begin: int, end: int) -> np.ndarray:
+        """Rows begin..end, float32 (n, F), C-contiguous."""
+
+    def features_sparse(self, begin: int, end: int) -> SparseFeatures:
+        """Rows begin..end in CSR form."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +87,7 @@ class FeatureStatistics:
         return math.sqrt(max(self.squared_sums / self.rows - mean * mean, 0.0)) / mean
 
 
-def feature_statistics(part: Part, rows: np.ndarray) -> FeatureStatistics:
+def feature_statistics(part: FeatureRows, rows: np.ndarray) -> FeatureStatistics:
     """Statistics of some local rows (int64, ascending), read in blocks."""
     total = FeatureStatistics()
     for begin in range(0, part.num_local, BLOCK_ROWS):
@@ -78,7 +101,7 @@ def feature_statistics(part: Part, rows: np.ndarray) -> FeatureStatistics:
     return total
 
 
-def feature_level(part: Part, group: Group | None) -> int:
+def feature_level(part: FeatureRows, group: Group | None) -> int:
     """The level (quant/levels.py) of all stored feature values as they are, over all workers, who must all call it."""
     histogram = np.zeros(NUM_LEVELS, np.int64)
     for begin in range(0, part.num_local, BLOCK_ROWS):
@@ -184,12 +207,13 @@ def keeps_dense(stored: float, num_features: int, bits: int) -> bool:
     return bits < 32 and stored >= DENSE_SHARE * num_features > 0
 
 
-def reads_dense(part: Part, scheme: FeatureScheme) -> bool:
+def reads_dense(part: FeatureRows, scheme: FeatureScheme) -> bool:
     """`keeps_dense` of a part's own features, where they are sparse."""
     return part.feature_kind == "sparse" and keeps_dense(part.stored_values, part.num_features, scheme.bits)
 
 
-def read_block(part: Part, scheme: FeatureScheme, begin: int, end: int, *, as_dense: bool = False) -> FeatureBlock:
+def read_block(part: FeatureRows, scheme: FeatureScheme, begin: int, end: int, *,
+               as_dense: bool = False) -> FeatureBlock:
     """Normalise and code the local rows begin..end of a part, row by row in a fixed order.
 
     Args: as_dense: codes of sparse features without row pointers.
@@ -222,7 +246,7 @@ def read_block(part: Part, scheme: FeatureScheme, begin: int, end: int, *, as_de
     return FeatureBlock(values, scale, num_features)
 
 
-def _dense_block(part: Part, scheme: FeatureScheme, begin: int, end: int) -> FeatureBlock | None:
+def _dense_block(part: FeatureRows, scheme: FeatureScheme, begin: int, end: int) -> FeatureBlock | None:
     """The codes of sparse rows, and those of their zeros, which are 0 on every grid of features.
 
     Returns: None where a row names a column twice: its codes add up, and may leave the grid.
@@ -243,7 +267,7 @@ def _dense_block(part: Part, scheme: FeatureScheme, begin: int, end: int) -> Fea
     return FeatureBlock(values, scale, part.num_features)
 
 
-def count_negative(part: Part) -> int:
+def count_negative(part: FeatureRows) -> int:
     """Negative feature values among all local rows: an unsigned grid cannot hold them."""
     count = 0
     for begin in range(0, part.num_local, BLOCK_ROWS):
@@ -252,7 +276,7 @@ def count_negative(part: Part) -> int:
     return count
 
 
-def refuse_negative(part: Part, scheme: FeatureScheme, file: str) -> None:
+def refuse_negative(part: FeatureRows, scheme: FeatureScheme, file: str) -> None:
     """Raise ModelError where a part has features that the scheme's unsigned grid cannot hold; `file` is named."""
     if scheme.bits == 32 or scheme.signed:
         return
@@ -262,7 +286,7 @@ def refuse_negative(part: Part, scheme: FeatureScheme, file: str) -> None:
                          f"non-negative ones (norm={scheme.norm}, unsigned grid); train on such features", file=file)
 
 
-def _values(part: Part, begin: int, end: int, local: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+def _values(part: FeatureRows, begin: int, end: int, local: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """Stored values of some rows of a block, flat order left open, and the rows' sums in double."""
     if part.feature_kind == "sparse":
         block: SparseFeatures = part.features_sparse(begin, end)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -26,11 +26,8 @@ from ..quant.grids import AffineGrid
 from ..quant.levels import NUM_LEVELS, level_of, octaves
 from ..quant.ranges import moments_of
 from .affine import AffinePerceptron
-from .features import BLOCK_ROWS, FeatureBlock, FeatureScheme, feature_level, read_block, reads_dense
+from .features import BLOCK_ROWS, FeatureBlock, FeatureRows, FeatureScheme, feature_level, read_block, reads_dense
 from .packed import PackedModel
-
-if TYPE_CHECKING:
-    from ..store.reader import Part
 
 __all__ = ["Observer", "PackedForward", "feature_gain", "model_reader"]
 
@@ -180,7 +177,7 @@ class PackedForward:
             self.moments[stage] = value_moments(x)
 
 
-def feature_gain(part: Part, model: PackedModel, group: Group | None) -> int:
+def feature_gain(part: FeatureRows, model: PackedModel, group: Group | None) -> int:
     """The powers of two that this graph's features are above those the model was trained on; every worker must call it.
 
     Only features that are taken as they are can differ: normalised rows, and models without the figure, give 0.
@@ -189,7 +186,7 @@ def feature_gain(part: Part, model: PackedModel, group: Group | None) -> int:
     return octaves(feature_level(part, group), level) if level >= 0 else 0
 
 
-def model_reader(part: Part, model: PackedModel, gain: int = 0) -> Callable[[int, int], FeatureBlock]:
+def model_reader(part: FeatureRows, model: PackedModel, gain: int = 0) -> Callable[[int, int], FeatureBlock]:
     """Reads a part's feature rows as this model wants them coded.
 
     Args: gain: of `feature_gain`; rows are divided by 2^gain, which changes no code.

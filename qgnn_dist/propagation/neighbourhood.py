@@ -39,13 +39,23 @@ class Neighbourhood:
     @classmethod
     def of(cls, part: Part) -> Neighbourhood:
         """From a part of the store; raises ValueError where the row pointer or an index is out of range."""
-        kernels.check_csr(part.indptr, part.indices, part.num_local + part.num_halo)
-        inv_sqrt = np.empty(part.num_local, np.float32)
-        for begin in range(0, part.num_local, BLOCK_ROWS):
-            rows = part.indptr[begin:begin + BLOCK_ROWS + 1]
+        return cls._of(part.indptr, part.indices, part.num_boundary, part.num_halo)
+
+    @classmethod
+    def whole(cls, indptr: np.ndarray, indices: np.ndarray) -> Neighbourhood:
+        """Of a graph in one part: rows of both directions of every edge, without the nodes themselves."""
+        return cls._of(indptr, indices, 0, 0)
+
+    @classmethod
+    def _of(cls, indptr: np.ndarray, indices: np.ndarray, num_boundary: int, num_halo: int) -> Neighbourhood:
+        num_local = len(indptr) - 1
+        kernels.check_csr(indptr, indices, num_local + num_halo)
+        inv_sqrt = np.empty(num_local, np.float32)
+        for begin in range(0, num_local, BLOCK_ROWS):
+            rows = indptr[begin:begin + BLOCK_ROWS + 1]
             # Square root and division in double, rounded once: the same on every host, whatever its vector units do.
             inv_sqrt[begin:begin + BLOCK_ROWS] = 1.0 / np.sqrt(np.diff(rows) + 1.0)
-        return cls(part.indptr, part.indices, inv_sqrt, part.num_boundary, part.num_halo)
+        return cls(indptr, indices, inv_sqrt, num_boundary, num_halo)
 
     @cached_property
     def degree(self) -> np.ndarray:

@@ -17,7 +17,7 @@ from .. import kernels
 from ..comm.exchange import Exchange
 from ..comm.group import Group
 from ..config import RunConfig
-from ..model.perceptron import AffineHidden, Perceptron
+from ..model.perceptron import AffineHidden
 from ..propagation.affine import AffineMessenger, Clipped
 from ..propagation.elastic import Projected
 from ..propagation.messages import GradientCoding, gradient_messenger
@@ -48,15 +48,14 @@ class AffineTraining:
     """Grids, messengers and the backward of one worker.
 
     Args:
+        stages: the factors of hidden, residual and messages.
         num_nodes: of the whole graph; gradient scales and random masks do not depend on the cut.
     """
 
-    def __init__(self, config: RunConfig, network: Perceptron, graph: Neighbourhood, exchange: Exchange,
+    def __init__(self, config: RunConfig, stages: StageRanges, graph: Neighbourhood, exchange: Exchange,
                  group: Group | None, *, source_index: np.ndarray, num_nodes: int) -> None:
-        assert network.ranges is not None
         self._config, self._graph, self._exchange, self._group = config, graph, exchange, group
-        self._stages: StageRanges = network.ranges
-        self._network = network
+        self._stages = stages
         self._source_index, self._num_nodes = np.ascontiguousarray(source_index, np.int64), num_nodes
         self._propagation = Propagation.of(config)
         self._method, self._bits = config.quant.method, config.quant.stages()

@@ -27,37 +27,21 @@ from ..errors import InputError, StoreError
 from ..memory import MemoryWatch
 from ..model.features import FeatureScheme, feature_level, feature_statistics, read_block, reads_dense
 from ..model.forward import PackedForward
-from ..model.packed import ModelInfo, PackedModel
+from ..model.packed import PackedModel
 from ..model.perceptron import DropoutKey, FeatureMatrix, Perceptron
 from ..model.row_blocks import RowBlocks
 from ..planning.admission import room
-from ..propagation.affine import AffineMessenger
-from ..propagation.elastic import Projected
-from ..propagation.fused import FusedLayers
-from ..propagation.fused_float import FusedFloatLayers, float_moments
-from ..propagation.messages import (
-    CodedMessenger,
-    FloatMessenger,
-    GradientCoding,
-    gradient_messenger,
-    value_moments,
-)
+from ..propagation.messages import GradientCoding, value_moments
 from ..propagation.multiplier import MultiplierRule
 from ..propagation.neighbourhood import Neighbourhood
-from ..propagation.reverse import Reverse
-from ..propagation.smp import FrozenMultipliers, LiveMultipliers, Multipliers, Propagation
-from ..quant.grids import AFFINE_METHODS, as_lists
-from ..quant.ranges import (
-    EVALUATION,
-    Range,
-    evaluation_ranges,
-    hidden_step,
-    message_steps,
-    residual_step,
-)
+from ..propagation.smp import FrozenMultipliers, LiveMultipliers, Multipliers
+from ..quant.grids import AFFINE_METHODS
+from ..quant.ranges import EVALUATION, Range, evaluation_ranges, residual_step
 from ..store.reader import Store
 from .affine import AffineTraining
 from .finished import FinishedEpoch
+from .frozen import About, frozen_model, step_of_hidden, steps_of_rounds
+from .layers import HostLayers
 from .metrics import evaluation, loss_gradient
 from .state import checkpointed, load_tensors, reduce_gradients, tensors_of
 
@@ -84,7 +68,6 @@ class TrainWorker:
         self._store_path = store
         self._ranges: dict[str, Range] = {}
         self._multipliers: list[float] = []
-        self._projected: list[Projected] = []  # of the last training forward, where it is elastic
         self._evaluated: PackedModel | None = None
         self._best: PackedModel | None = None
         self._memory = MemoryWatch()
@@ -134,7 +117,6 @@ class TrainWorker:
             self._network.parameter_groups(config.train.weight_decay), lr=config.train.lr)
         self._finished = FinishedEpoch(self._network, self._optimizer)
         self._blocks = RowBlocks(self._network, self._matrix)
-        self._propagation = Propagation.of(config)
         self._exchange = Exchange(part.peers, part.num_local, part.num_halo, self._context.group,
                                   self._context.run_id, config.timeouts.exchange_s)
         self._exchange.on_round = self._look
@@ -144,22 +126,21 @@ class TrainWorker:
                                           self._graph)
         self._affine: AffineTraining | None = None
         if self._network.ranges is not None:
-            self._affine = AffineTraining(config, self._network, self._graph, self._exchange, self._context.group,
-                                          source_index=part.source_index, num_nodes=self._store.num_nodes)
+            self._affine = AffineTraining(config, self._network.ranges, self._graph, self._exchange,
+                                          self._context.group, source_index=part.source_index,
+                                          num_nodes=self._store.num_nodes)
         else:  # nothing large is left to torch, whose threads would wait for work where the kernels' should run
             torch.set_num_threads(1)
+        self._layers = HostLayers(config, self._graph, self._exchange, self._affine)
 
     def calibrate(self) -> dict[str, int]:
         """One forward with float messages and hidden values sets the first ranges; returns the bytes it sent."""
         before = self._wire()
-        key, innovation = self._dropout(CALIBRATION_EPOCH), self._config.messages.coding == "innovation"
+        key = self._dropout(CALIBRATION_EPOCH)
         if self._affine is not None:
             with torch.no_grad():
                 state, hidden = (t.numpy() for t in self._network(self._matrix, key, None))
-            messenger = FloatMessenger(self._graph, self._exchange, state.shape[1], "forward", record=True,
-                                       innovation=innovation, keep=True)
-            self._propagation.run(self._graph, state, state, messenger, FrozenMultipliers([]), all_rounds=True)
-            values = {**messenger.news, "residual": state, "hidden": hidden}
+            values = {**self._layers.values(state), "hidden": hidden}
             self._follow(CALIBRATION_EPOCH, self._affine.moments(values))
             self._affine.start(values, self._ranges)
             return self._sent_since(before)
@@ -168,8 +149,7 @@ class TrainWorker:
         else:
             state, figures = self._blocks.forward(key, None)
             self._follow(CALIBRATION_EPOCH, {
-                **float_moments(self._propagation, self._graph, self._exchange, state, innovation=innovation),
-                "residual": value_moments(state), "hidden": figures})
+                **self._layers.moments(state), "residual": value_moments(state), "hidden": figures})
         if self._config.quant.method == "lsq":
             levels = 2 ** int(self._config.quant.hidden or 32) - 1
             with torch.no_grad():
@@ -234,15 +214,15 @@ class TrainWorker:
         ranges = self._packed_ranges()
         key = dataclasses.replace(self._dropout(CALIBRATION_EPOCH), share=0.0)
         if self._device is not None:
-            h0 = self._device.forward(key, self._hidden_step(ranges))[0]
+            h0 = self._device.forward(key, step_of_hidden(self._config, self._network, ranges))[0]
             scores, _ = self._device_layers(self._device, h0, FrozenMultipliers(self._multipliers), ranges, False)
             return {"source_index": np.asarray(self._part.source_index), "scores": scores.cpu().numpy()}
         if self._affine is not None:
             with torch.no_grad():
                 state = self._network(self._matrix, key, self._affine.hidden(ranges, None))[0].numpy()
         else:
-            state, _ = self._blocks.forward(key, self._hidden_step(ranges))
-        out, _ = self._propagate(state, FrozenMultipliers(self._multipliers), ranges, record=False)
+            state, _ = self._blocks.forward(key, step_of_hidden(self._config, self._network, ranges))
+        out, _ = self._layers.forward(state, FrozenMultipliers(self._multipliers), ranges, record=False)
         return {"source_index": np.asarray(self._part.source_index), "scores": out}
 
     def packed_scores(self) -> dict[str, np.ndarray]:
@@ -276,7 +256,8 @@ class TrainWorker:
     def _device_step(self, device: DeviceTraining, epoch: int) -> tuple[float, dict[str, Any]]:
         """`_step` of rows that lie on a device."""
         self._optimizer.zero_grad()
-        state, figures, residual = device.forward(self._dropout(epoch), self._hidden_step(self._ranges))
+        step = step_of_hidden(self._config, self._network, self._ranges)
+        state, figures, residual = device.forward(self._dropout(epoch), step)
         multipliers = self._live_multipliers(epoch, residual[0])
         out, moments = self._device_layers(device, state, multipliers, self._ranges, True)
         if self._config.quant.residual != 32:
@@ -299,12 +280,12 @@ class TrainWorker:
 
     def _device_layers(self, device: DeviceTraining, state: torch.Tensor, multipliers: Multipliers,
                        ranges: dict[str, Range], record: bool) -> tuple[torch.Tensor, dict[str, list[float]]]:
-        """`_propagate` of rows that lie on a device."""
+        """HostLayers.forward, of rows that lie on a device."""
         quant, step = self._config.quant, 1.0
         if quant.residual != 32:
             step = residual_step(ranges["residual"], int(quant.residual or 32), quant.method)
-        return device.propagate(state, multipliers, steps=[] if quant.messages == 32 else self._message_steps(ranges),
-                                residual_step=step, record=record)
+        steps = [] if quant.messages == 32 else steps_of_rounds(self._config, ranges)
+        return device.propagate(state, multipliers, steps=steps, residual_step=step, record=record)
 
     def _step(self, epoch: int) -> tuple[float, dict[str, Any]]:
         if self._device is not None:
@@ -317,10 +298,10 @@ class TrainWorker:
             state = np.ascontiguousarray(h0.detach().numpy())
             figures = affine.moments({"hidden": hidden.numpy()})["hidden"]
         else:
-            state, figures = self._blocks.forward(key, self._hidden_step(self._ranges))
+            state, figures = self._blocks.forward(key, step_of_hidden(self._config, self._network, self._ranges))
         residual = value_moments(state)
         multipliers = self._live_multipliers(epoch, residual[0])
-        out, moments = self._propagate(state, multipliers, self._ranges, record=True, protected=protected)
+        out, moments = self._layers.forward(state, multipliers, self._ranges, record=True, protected=protected)
         if affine is None and self._config.quant.residual != 32:
             moments["residual"] = residual
         del state
@@ -329,66 +310,14 @@ class TrainWorker:
         rows = self._split_rows["train"]
         loss, grad = loss_gradient(out, rows, self._labels[rows], self._num_train)
         del out
-        if affine is not None:
-            grad, factors = affine.backward(grad, self._multipliers, self._ranges, affine.grids(self._ranges),
-                                            self._gradient_coding(epoch), self._projected)
+        grad, factors = self._layers.backward(grad, self._multipliers, self._ranges, self._gradient_coding(epoch))
+        if affine is not None and factors is not None:
             affine.add_gradients(factors)
             h0.backward(torch.from_numpy(grad))
         else:
-            self._blocks.backward(self._propagate_back(grad, self._gradient_coding(epoch)))
+            self._blocks.backward(grad)
         self._update()
         return loss, self._follow(epoch, {**moments, "hidden": figures})
-
-    def _propagate(self, state: np.ndarray, multipliers: Multipliers, ranges: dict[str, Range], *, record: bool,
-                   protected: np.ndarray | None = None) -> tuple[np.ndarray, dict[str, list[float]]]:
-        """The training forward's layers at fixed ranges, and the moments of what was coded; `state` is used up.
-
-        Args: protected: of AffineTraining.protected.
-        """
-        quant, columns = self._config.quant, state.shape[1]
-        innovation = self._config.messages.coding == "innovation"
-        bits, residual_bits = int(quant.messages or 32), int(quant.residual or 32)
-        moments: dict[str, list[float]] = {}
-        messenger: AffineMessenger | CodedMessenger | FloatMessenger | None = None
-        residual = state
-        if self._affine is not None:
-            moments["residual"] = self._affine.moments({"residual": state})["residual"]
-            grids = self._affine.grids(ranges)
-            residual = self._affine.residual(state, grids, train=record)
-            if bits < 32:
-                messenger = self._affine.messenger(columns, grids, train=record, protected=protected)
-        else:
-            step = 1.0
-            if residual_bits < 32:
-                step = residual_step(ranges["residual"], residual_bits, quant.method)
-            if bits < 32 and FusedLayers.can_run(self._propagation, columns):
-                layers = FusedLayers(self._propagation, self._graph, self._exchange, "forward", bits=bits,
-                                     steps=self._message_steps(ranges), innovation=innovation,
-                                     residual_bits=residual_bits, residual_step=step, multipliers=multipliers,
-                                     record=record)
-                return layers.run(state), {**moments, **layers.moments}
-            if residual_bits < 32:
-                residual = np.empty_like(state)
-                kernels.midrise(state, np.float32(step), residual_bits, residual)
-            if bits < 32:
-                messenger = CodedMessenger(self._graph, self._exchange, columns, "forward", bits=bits,
-                                           steps=self._message_steps(ranges), innovation=innovation, record=record)
-        if messenger is None and FusedFloatLayers.can_run(self._propagation):
-            float_layers = FusedFloatLayers(self._propagation, self._graph, self._exchange, "forward")
-            return float_layers.run(state, residual, multipliers), moments
-        messenger = messenger or FloatMessenger(self._graph, self._exchange, columns, "forward")
-        out = self._propagation.run(self._graph, state, residual, messenger, multipliers,
-                                    keep=self._projected if record else None)
-        return out, {**moments, **messenger.moments}
-
-    def _propagate_back(self, grad: np.ndarray, coding: GradientCoding | None) -> np.ndarray:
-        """∂L/∂H⁰ of the last training forward, where nothing was clipped; `grad` is used up."""
-        if FusedFloatLayers.can_run(self._propagation):
-            layers = FusedFloatLayers(self._propagation, self._graph, self._exchange, "backward", coding=coding)
-            return layers.run(grad, grad, FrozenMultipliers(self._multipliers))
-        messenger = gradient_messenger(self._graph, self._exchange, grad.shape[1], coding)
-        reverse = Reverse(self._propagation, self._graph, messenger, [], [], self._projected)
-        return reverse.run(grad) + reverse.residual
 
     def _evaluate(self, epoch: int) -> dict[str, Any]:
         """Run the packed model itself, as prediction will, and compare with the labels."""
@@ -408,48 +337,14 @@ class TrainWorker:
 
     def _frozen_model(self) -> PackedModel:
         """The network as it is now, frozen with the ranges so far and the last training forward's multipliers."""
-        config, store, weights = self._config, self._store, self._network.frozen_weights()
-        quant, p = config.quant, config.propagation
-        bits = {stage: width for stage, width in quant.stages().items() if stage != "gradients"}
-        ranges = self._packed_ranges()
-        residual, hidden, messages = 1.0, self._hidden_step(ranges) or 1.0, []
-        grids = weights.pop("grids")
-        if self._affine is not None:
-            grids.update(self._affine.grids(ranges))
-            residual, hidden = (grids[name].step if name in grids else 1.0 for name in ("residual", "hidden"))
-            messages = [grid.step for name, grid in grids.items() if name.startswith("news/")]
-        else:
-            if bits["residual"] < 32:
-                residual = residual_step(ranges["residual"], bits["residual"], quant.method)
-            messages = self._message_steps(ranges) if bits["messages"] < 32 else []
-        info = ModelInfo(
-            num_features=store.num_features, hidden=config.model.hidden, num_classes=store.num_classes, bits=bits,
-            method=quant.method, coding=config.messages.coding, feature_norm=self._scheme.norm,
-            feature_signed=self._scheme.signed, kind=p.kind, layers=p.layers, mu=p.mu, eta=p.eta, rounds=p.rounds,
-            multipliers=self._multipliers if p.kind == "smp" else [],
-            message_steps=messages, weight_steps=weights.pop("weight_steps"), hidden_step=hidden,
-            residual_step=residual, level=-1, feature_level=self._feature_level, class_names=store.class_names,
-            graph=store.name, fingerprint=store.fingerprint, grids=as_lists(grids), elastic=self._propagation.elastic)
-        return PackedModel(info, **weights)
+        store, ranges = self._store, self._packed_ranges()
+        about = About(self._scheme, self._feature_level, store.class_names, store.name, store.fingerprint)
+        return frozen_model(self._config, self._network, ranges, self._multipliers, about,
+                            self._affine.grids(ranges) if self._affine is not None else None)
 
     def _packed_ranges(self) -> dict[str, Range]:
         """What a packed model's grids follow: evaluations in the recipe, training in the methods it is compared to."""
         return evaluation_ranges(self._ranges)
-
-    def _message_steps(self, ranges: dict[str, Range]) -> list[float]:
-        quant = self._config.quant
-        return message_steps(ranges, self._propagation.num_rounds, int(quant.messages or 32), quant.method,
-                             floor=float(quant.step_floor or 0.0),
-                             innovation=self._config.messages.coding == "innovation",
-                             stride=self._config.messages.stride)
-
-    def _hidden_step(self, ranges: dict[str, Range]) -> float | None:
-        quant = self._config.quant
-        if quant.hidden == 32 or self._affine is not None:
-            return None
-        if quant.method == "lsq":
-            return float(self._network.hidden_step.detach().abs())
-        return hidden_step(ranges["hidden"], int(quant.hidden or 32), quant.method)
 
     def _dropout(self, epoch: int) -> DropoutKey:
         return DropoutKey(self._config.seed, epoch, np.ascontiguousarray(self._part.source_index),

@@ -22,6 +22,7 @@ from qgnn_dist.model.row_blocks import RowBlocks
 from qgnn_dist.propagation.multiplier import InProcessServer, MultiplierRule, MultiplierServer
 from qgnn_dist.training import run_folder
 from qgnn_dist.training.checkpoint import Checkpoint, Progress
+from qgnn_dist.training.layers import HostLayers
 from qgnn_dist.training.run_folder import CheckpointWriter, RunFolder
 from qgnn_dist.training.stop import StopSignals
 from qgnn_dist.training.worker import TrainWorker
@@ -249,8 +250,8 @@ def test_the_state_before_an_epoch_that_was_cut_short_is_kept(tmp_path: Path, mo
             raise ExchangeError("a peer is gone")
 
         if cut != "at its end":
-            method = "_follow" if cut == "after the step" else "_propagate_back"
-            monkeypatch.setattr(TrainWorker, method, fail)
+            owner, method = (TrainWorker, "_follow") if cut == "after the step" else (HostLayers, "backward")
+            monkeypatch.setattr(owner, method, fail)
             with pytest.raises(ExchangeError):
                 pool.call("train_epoch", 3, True, timeout_s=60)
         else:
