@@ -7,6 +7,8 @@
     summary = qgnn.train("store", out="run", overrides=["quant.bits=2"])
     qgnn.export("run", out="model.safetensors")
     qgnn.predict("store", model="model.safetensors", out="predictions")
+
+and, on one machine, torch modules for a training loop of one's own (SMPConv, SMPNet; docs/python.md).
 """
 from __future__ import annotations
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from .config import RunConfig, load_config
     from .errors import InputError, QgnnError
     from .model.packed import PackedModel
+    from .nn.smp_conv import SMPConv
+    from .nn.smp_net import SMPNet
 
 __version__ = "0.1.0"
 __all__ = [
@@ -25,7 +29,8 @@ __all__ = [
     "PackedModel",
     "QgnnError",
     "RunConfig",
-    "__version__",
+    "SMPConv",
+    "SMPNet",
     "export",
     "inspect",
     "load_config",
@@ -39,6 +44,8 @@ _HOMES = {
     **dict.fromkeys(("RunConfig", "load_config"), "config"),
     **dict.fromkeys(("InputError", "QgnnError"), "errors"),
     "PackedModel": "model.packed",
+    "SMPConv": "nn.smp_conv",
+    "SMPNet": "nn.smp_net",
 }
 
 

@@ -16,7 +16,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors import SafetensorError
@@ -33,6 +33,9 @@ from ..quant.grids import AFFINE_METHODS, AffineGrid, stage_names
 from ..quant.levels import NUM_LEVELS
 from ..quant.packed import row_bytes
 from ..quant.straight_through import weight_levels
+
+if TYPE_CHECKING:
+    from .memory import Prediction
 
 __all__ = ["ModelInfo", "PackedModel"]
 
@@ -121,6 +124,30 @@ class PackedModel:
     bias1: np.ndarray
     weight2: np.ndarray
     bias2: np.ndarray
+
+    def predict(self, data: Any) -> Prediction:
+        """Classify every node of a graph in memory: no store, no Ray, the same bits as `qgnn predict`.
+
+        Args:
+            data: a PyG `Data` (`x` (N, F) float, dense or sparse; `edge_index` (2, E) or `adj_t` (N, N)), or any source
+                that `qgnn.partition` takes. Kernels use as many threads as torch.
+        Returns: `classes` int32 (N,), `confidence` float32 (N,) in 0–1, `probabilities` and `scores` float32 (N, C),
+            rows in the order of `data`.
+        Raises: InputError, ModelError: the graph is damaged, or does not fit the model.
+
+        >>> import torch, qgnn_dist as qgnn
+        >>> from torch_geometric.data import Data
+        >>> data = Data(x=torch.rand(5, 8), edge_index=torch.tensor([[0, 1, 2], [1, 2, 3]]))
+        >>> net = qgnn.SMPNet(8, 16, 3, bits=2, seed=0)
+        >>> _ = net(data.x, data.edge_index)
+        >>> found = net.pack().predict(data)
+        >>> found.classes.shape, found.probabilities.shape
+        ((5,), (5, 3))
+        """
+        from ..data.load import load_graph
+        from .memory import predict_graph
+
+        return predict_graph(self, load_graph(data))
 
     def to_bytes(self) -> bytes:
         """The file's bytes."""

@@ -19,7 +19,7 @@ from ..config import RunConfig
 from ..errors import DeadlineError
 from ..quant.ranges import EVALUATION, EVALUATION_MOMENTUM, MOMENTUM, Range, combine_moments, follow
 
-__all__ = ["ANSWER_S", "InProcessServer", "MultiplierRule", "MultiplierServer"]
+__all__ = ["ANSWER_S", "InProcessServer", "LocalMultipliers", "MultiplierRule", "MultiplierServer"]
 
 ANSWER_S = 2.0
 """Seconds past the deadline that an asker waits: the server, whose own began a moment later, knows who is late."""
@@ -77,6 +77,28 @@ class MultiplierRule:
         if not math.isfinite(free):
             free = 0.0
         return min(max(free, self.lambda_min), 0.0), 0.0, residual, free < self.lambda_min
+
+
+class LocalMultipliers:
+    """λ of one forward where all rows are here: the recursion runs in place, and no server is asked (smp.Multipliers).
+
+    Args: energy: ‖H⁰‖². Attributes: values: λ_0 … so far.
+    """
+
+    live = any = True
+
+    def __init__(self, rule: MultiplierRule, energy: float) -> None:
+        start, self._slack = rule.start()
+        self._rule, self._energy, self.values = rule, energy, [start]
+
+    def value(self, layer: int) -> float:
+        """λ of a layer."""
+        return self.values[layer]
+
+    def post(self, layer: int, dot: float) -> None:
+        """⟨Δ, G⟩ of a layer gives λ of the next one."""
+        multiplier, self._slack, _, _ = self._rule.advance(self.values[layer], self._slack, dot, self._energy)
+        self.values.append(multiplier)
 
 
 @dataclass
