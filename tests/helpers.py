@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from qgnn_dist.comm.pool import LocalPool
 from qgnn_dist.config import RunConfig, load_config
-from qgnn_dist.data.graph import Graph, SparseFeatures
+from qgnn_dist.data.graph import TEST, TRAIN, VALID, Graph, SparseFeatures
 from qgnn_dist.errors import InputError
 from qgnn_dist.model.packed import ModelInfo, PackedModel
 from qgnn_dist.partitioning.api import partition_graph
@@ -51,6 +53,25 @@ def small_graph(nodes: int = 300, classes: int = 5, features: int = 24, *, spars
     labels[rng.random(nodes) < 0.05] = -1
     return Graph(name="small", num_nodes=nodes, edges=lambda: iter([edges.astype(np.int64)]), features=given,
                  labels=labels, num_classes=classes, split=split)
+
+
+def as_pyg(graph: Graph) -> Any:
+    """A PyG `Data` of the same graph: sparse features in CSR form, edges as they come, masks for splits."""
+    from torch_geometric.data import Data
+
+    x: Any = graph.features
+    if isinstance(x, SparseFeatures):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # torch calls its CSR tensors beta
+            x = torch.sparse_csr_tensor(torch.from_numpy(x.indptr), torch.from_numpy(x.indices.astype(np.int64)),
+                                        torch.from_numpy(x.values), x.shape)
+    else:
+        x = torch.from_numpy(x)
+    split, names = graph.split, {"train_mask": TRAIN, "val_mask": VALID, "test_mask": TEST}
+    masks = {} if split is None else {name: torch.from_numpy(split == number) for name, number in names.items()}
+    labels = None if graph.labels is None else torch.from_numpy(graph.labels.astype(np.int64))
+    edges = torch.from_numpy(np.concatenate(list(graph.edges()), 1))
+    return Data(x=x, edge_index=edges, y=labels, num_nodes=graph.num_nodes, **masks)
 
 
 def make_store(graph: Graph, path: Path, parts: int, method: str = "random", seed: int = 0,

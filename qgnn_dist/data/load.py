@@ -23,6 +23,7 @@ def load_graph(
     yes: bool = False,
     columns: ColumnNames | None = None,
     progress: Callable[[str], None] | None = None,
+    labels: bool = True,
 ) -> Graph:
     """The graph that SOURCE names; every array in it is checked, edges while they are read.
 
@@ -32,6 +33,7 @@ def load_graph(
         yes: agrees to a download of an OGB graph; nothing ever asks.
         columns: names of the Parquet columns.
         progress: is called with a line of text now and then.
+        labels: False takes edges and features alone of a PyG `Data`.
 
     Raises:
         InputError: the source does not exist or something in it is wrong.
@@ -41,7 +43,7 @@ def load_graph(
     if not isinstance(source, str | Path):
         from qgnn_dist.data.pyg import from_pyg
 
-        return from_pyg(source)
+        return from_pyg(source, labels=labels)
     text = str(source)
     kind, colon, rest = text.partition(":")
     if columns is not None and columns != ColumnNames() and not (colon and kind == "parquet"):

@@ -15,12 +15,13 @@ from qgnn_dist.errors import InputError
 __all__ = ["edges_of", "features_of", "from_pyg"]
 
 
-def from_pyg(data: Any) -> Graph:
+def from_pyg(data: Any, *, labels: bool = True) -> Graph:
     """The graph in a `torch_geometric.data.Data`.
 
     Args:
         data: `edge_index` int (2, E), or `adj_t` as torch_sparse.SparseTensor or a sparse torch tensor (N, N); optional
             `x` (N, F) dense or sparse, `y` (N,) or (N, 1), `train_mask`, `val_mask`, `test_mask` bool (N,).
+        labels: False leaves labels and masks alone, whatever they are: prediction needs edges and features.
 
     Raises:
         InputError: several node types, edge weights that are not all 1, edge features, several labels a node,
@@ -37,18 +38,18 @@ def from_pyg(data: Any) -> Graph:
     x = getattr(data, "x", None)
     num_nodes = checks.check_num_nodes(_num_nodes(data, x, edge_index), "data.num_nodes")
     checks.check_edges(edge_index, num_nodes, "data.edge_index")
-    labels, num_classes = None, 0
-    y = getattr(data, "y", None)
+    classes, num_classes = None, 0
+    y = getattr(data, "y", None) if labels else None
     if y is not None:
-        labels, num_classes = checks.labels_from(_numpy(y, "data.y"), num_nodes, "data.y")
+        classes, num_classes = checks.labels_from(_numpy(y, "data.y"), num_nodes, "data.y")
     graph = Graph(
         name="pyg",
         num_nodes=num_nodes,
         edges=edge_passes(edge_index),
         features=None if x is None else features_of(x, num_nodes, "data.x"),
-        labels=labels,
+        labels=classes,
         num_classes=num_classes,
-        split=_split(data, num_nodes),
+        split=_split(data, num_nodes) if labels else None,
         edge_rows=edge_index.shape[1],
     )
     return checks.check_graph(graph)

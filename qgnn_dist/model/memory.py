@@ -5,6 +5,7 @@ Legend: N nodes, F features, C classes.
 """
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from ..data.graph import Graph, SparseFeatures
 from ..errors import InputError, ModelError
 from ..partitioning.clean import check_arrays, clean
 from ..propagation.neighbourhood import Neighbourhood
-from .features import FeatureScheme, refuse_negative
+from .features import FeatureBlock, FeatureScheme, refuse_negative
 from .forward import PackedForward, feature_gain, model_reader
 from .packed import PackedModel
 
@@ -80,18 +81,14 @@ def use_torch_threads() -> None:
     kernels.set_threads(torch.get_num_threads())
 
 
-def run_packed(model: PackedModel, graph: Neighbourhood, rows: GraphRows, *, record: bool = False
-               ) -> tuple[np.ndarray, PackedForward]:
+def run_packed(model: PackedModel, graph: Neighbourhood, read: Callable[[int, int], FeatureBlock], *,
+               record: bool = False) -> tuple[np.ndarray, PackedForward]:
     """Scores float32 (N, C), and the forward that made them (its `level`, and its `moments` with `record`).
 
-    Raises: ModelError: the features don't fit the model.
+    Args: read: of coded feature rows, see model.forward.model_reader.
     """
-    info = model.info
-    if rows.num_features != info.num_features:
-        raise ModelError(f"the model takes {info.num_features} features, the graph has {rows.num_features}")
-    refuse_negative(rows, FeatureScheme(info.feature_norm, info.feature_signed, info.bits["features"]), "features")
     forward = PackedForward(graph, no_exchange(graph), None, "evaluation", record=record)
-    return forward.run(model, model_reader(rows, model, feature_gain(rows, model, None))), forward
+    return forward.run(model, read), forward
 
 
 def prediction_of(scores: np.ndarray) -> Prediction:
@@ -107,5 +104,10 @@ def predict_graph(model: PackedModel, graph: Graph) -> Prediction:
     if graph.features is None:
         raise InputError(f"{graph.name} has no features; prediction needs them")
     check_arrays(graph)
+    info, rows = model.info, GraphRows(graph.features)
+    if rows.num_features != info.num_features:
+        raise ModelError(f"the model takes {info.num_features} features, {graph.name} has {rows.num_features}")
+    refuse_negative(rows, FeatureScheme(info.feature_norm, info.feature_signed, info.bits["features"]), graph.name)
     use_torch_threads()
-    return prediction_of(run_packed(model, neighbourhood_of(graph), GraphRows(graph.features))[0])
+    read = model_reader(rows, model, feature_gain(rows, model, None))
+    return prediction_of(run_packed(model, neighbourhood_of(graph), read)[0])

@@ -129,8 +129,8 @@ class PackedModel:
         """Classify every node of a graph in memory: no store, no Ray, the same bits as `qgnn predict`.
 
         Args:
-            data: a PyG `Data` (`x` (N, F) float, dense or sparse; `edge_index` (2, E) or `adj_t` (N, N)), or any source
-                that `qgnn.partition` takes. Kernels use as many threads as torch.
+            data: a PyG `Data` (`x` (N, F) float, dense or sparse; `edge_index` (2, E) or `adj_t` (N, N); nothing else
+                is looked at), or any source that `qgnn.partition` takes. Kernels use as many threads as torch.
         Returns: `classes` int32 (N,), `confidence` float32 (N,) in 0–1, `probabilities` and `scores` float32 (N, C),
             rows in the order of `data`.
         Raises: InputError, ModelError: the graph is damaged, or does not fit the model.
@@ -147,7 +147,7 @@ class PackedModel:
         from ..data.load import load_graph
         from .memory import predict_graph
 
-        return predict_graph(self, load_graph(data))
+        return predict_graph(self, load_graph(data, labels=False))
 
     def to_bytes(self) -> bytes:
         """The file's bytes."""

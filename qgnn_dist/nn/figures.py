@@ -22,9 +22,10 @@ class Figures:
 
     Training forwards move `training`. Without dropout values are smaller, so that evaluations have figures of their
     own: the first evaluation after a training forward leaves its figures in `coming`, and the next training forward
-    takes them over. Between two training forwards the figures in use do not change, however often one evaluates.
+    takes them over. Between two training forwards equal inputs are evaluated to equal outputs, however often.
+    Where training went on without an evaluation, those figures are `stale`: the next one has to look first.
 
-    Attributes: listening: no evaluation has come since the last training forward.
+    Attributes: behind: training forwards since the last evaluation.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -36,7 +37,17 @@ class Figures:
         self.training: dict[str, Range] = {}
         self.evaluation: dict[str, Range] = {}
         self.coming: dict[str, Range] = {}
-        self.listening = True
+        self.behind = 0
+
+    @property
+    def listening(self) -> bool:
+        """Whether the next evaluation is to be noted."""
+        return self.behind > 0
+
+    @property
+    def stale(self) -> bool:
+        """Whether the next evaluation has to look before it codes anything."""
+        return self.behind > 1
 
     @property
     def known(self) -> bool:
@@ -50,7 +61,8 @@ class Figures:
 
     def begin(self) -> None:
         """A training forward begins."""
-        self.evaluation, self.coming, self.listening = {**self.evaluation, **self.coming}, {}, True
+        self.evaluation, self.coming = {**self.evaluation, **self.coming}, {}
+        self.behind += 1
 
     def follow(self, moments: Mapping[str, Sequence[float]]) -> None:
         """A training forward, or the calibration before the first one, had these moments."""
@@ -67,12 +79,20 @@ class Figures:
                     running = follow(self.evaluation.get(name), moments[name], EVALUATION_MOMENTUM)
                     if running is not None:
                         self.coming[name] = running
-        self.listening = False
+        self.behind = 0
+
+    def adopt(self, moments: Mapping[str, Sequence[float]]) -> None:
+        """A look at the input of an evaluation had these moments: they are in use from now on."""
+        for name in self.names:
+            running = follow(None, moments[name]) if name in moments else None
+            if running is not None:
+                self.evaluation[name] = running
+        self.behind = 1
 
     def to_list(self) -> list[float]:
         """All of it as numbers, NaN where nothing is known yet."""
         none = (math.nan,) * WIDTH
-        values = [float(self.listening)]
+        values = [float(self.behind)]
         for kind in (self.training, self.evaluation, self.coming):
             for name in self.names:
                 values += astuple(kind[name]) if name in kind else none
@@ -86,7 +106,7 @@ class Figures:
     def from_list(self, values: Sequence[float]) -> None:
         """The other way round."""
         self.forget()
-        self.listening = bool(values[0])
+        self.behind = int(values[0])
         at = 1
         for kind in (self.training, self.evaluation, self.coming):
             for name in self.names:

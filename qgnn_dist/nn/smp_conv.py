@@ -46,8 +46,9 @@ class SMPConv(nn.Module):
 
     Training mode: ranges and multipliers follow every forward; gradients pass straight through the codes. Evaluation
     mode: both are frozen, so that equal inputs give equal outputs; the first evaluation after a training forward leaves
-    figures that the next training forward takes up (nn.figures.Figures). The first forward of all, in either mode,
-    sets the ranges from a float pass over its input. `state_dict` holds all of it.
+    figures that the next training forward takes up, and after several training forwards in a row it first sets those
+    that are then in use (nn.figures.Figures). The first forward of all, in either mode, sets the ranges from a float
+    pass over its input. `state_dict` holds all of it.
 
     Float32 on the CPU runs on the project's kernels, with as many threads as torch has. Other dtypes are computed in
     float32 and given back in their own; on other devices torch operations do the same, code for code.
@@ -111,6 +112,11 @@ class SMPConv(nn.Module):
         if self.training:
             self.figures.begin()
             self.epoch += 1
+        elif self.figures.stale and self.config.quant.method == "recipe":
+            self.figures.evaluation.clear()
+            look = self._run(graph, state)
+            look.forward(state)
+            self.figures.adopt(look.moments)
         run = self._run(graph, state)
         factors = (self.ranges.low, self.ranges.high) if self.ranges is not None else (None, None)
         out: Tensor = _Propagate.apply(state, *factors, run)  # type: ignore[no-untyped-call]

@@ -28,6 +28,7 @@ from ..model.features import (
     reads_dense,
     refuse_negative,
 )
+from ..model.forward import feature_gain
 from ..model.memory import GraphRows, run_packed, use_torch_threads
 from ..model.packed import PackedModel
 from ..model.perceptron import DropoutKey, FeatureMatrix, Perceptron
@@ -102,11 +103,12 @@ class SMPNet(nn.Module):
         rows = self._rows.of(x, lambda: GraphRows(features_of(x, int(x.size(0)), "x")))
         if rows.num_features != len(self.perceptron.weight1):
             raise InputError(f"SMPNet: x has {rows.num_features} features, expected {len(self.perceptron.weight1)}")
-        matrix = self._coded(x, rows)
+        block = self._coded(x, rows)
+        matrix = FeatureMatrix(block)
         if not self._hidden.known:
             self._calibrate(matrix, adjacency)
         if not self.training:
-            return self._evaluate(rows, adjacency)
+            return self._evaluate(rows, block, adjacency)
         self._hidden.begin()
         self._level = -1
         found: list[list[float]] = []
@@ -154,7 +156,7 @@ class SMPNet(nn.Module):
         self._hidden.from_list(figures)
         self._block = Remembered()
 
-    def _coded(self, x: Any, rows: GraphRows) -> FeatureMatrix:
+    def _coded(self, x: Any, rows: GraphRows) -> FeatureBlock:
         """All rows as codes; the first ones that come decide the normalisation."""
         if self._scheme is None:
             statistics = feature_statistics(rows, np.arange(rows.num_local))
@@ -169,7 +171,7 @@ class SMPNet(nn.Module):
             refuse_negative(rows, scheme, "x")
             return read_block(rows, scheme, 0, rows.num_local, as_dense=reads_dense(rows, scheme))
 
-        return FeatureMatrix(self._block.of(x, code))
+        return self._block.of(x, code)
 
     @torch.no_grad()
     def _calibrate(self, matrix: FeatureMatrix, adjacency: Any) -> None:
@@ -181,16 +183,25 @@ class SMPNet(nn.Module):
             levels = 2 ** int(self.config.quant.hidden or 32) - 1
             self.perceptron.hidden_step.fill_(2 * self._hidden.training["hidden"].mean / levels**0.5 + 1e-8)
 
-    def _evaluate(self, rows: GraphRows, adjacency: Any) -> Tensor:
+    def _evaluate(self, rows: GraphRows, block: FeatureBlock, adjacency: Any) -> Tensor:
         """Scores of the packed model; the first ones since the last training forward say what its grids follow next."""
-        model, figures = self.pack(), self.conv.figures
-        first = figures.listening
-        record = first and self.config.quant.method == "recipe"
-        scores, forward = run_packed(model, self.conv.graph_of(adjacency, rows.num_local), rows, record=record)
-        for one in (figures, self._hidden):
-            one.note(forward.moments)
+        graph, both = self.conv.graph_of(adjacency, rows.num_local), (self.conv.figures, self._hidden)
+        record = self.config.quant.method == "recipe"
+        gain = feature_gain(rows, self.pack(), None)
+        if gain:
+            block = dataclasses.replace(block, scale=np.ldexp(block.scale, -gain))
+        if self._hidden.stale and record:
+            for one in both:
+                one.evaluation.clear()
+            look = run_packed(self.pack(), graph, block.rows, record=True)[1]
+            for one in both:
+                one.adopt(look.moments)
+        first = self._hidden.listening
+        scores, forward = run_packed(self.pack(), graph, block.rows, record=first and record)
         if first:
             self._level = forward.level
+            for one in both:
+                one.note(forward.moments)
         return torch.from_numpy(scores)
 
     def _dropout(self, matrix: FeatureMatrix, epoch: int) -> DropoutKey:
@@ -224,7 +235,8 @@ def _gradients(parameters: Sequence[Tensor], run: Callable[[], None]) -> list[Te
     before = [p.grad for p in parameters]
     for p in parameters:
         p.grad = None
-    run()
+    with torch.enable_grad():  # type: ignore[no-untyped-call]  # a learned step builds its own small graph
+        run()
     found = [p.grad for p in parameters]
     for p, grad in zip(parameters, before):
         p.grad = grad
