@@ -55,7 +55,7 @@ def partition(
 ) -> Outcome:
     """Cut a graph into parts and write a store."""
     from .cluster import api
-    from .data.load import ColumnNames
+    from .data.names import ColumnNames
 
     with render.Status("reading the graph") as status:
         result = api.partition(

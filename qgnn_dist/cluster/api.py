@@ -36,7 +36,7 @@ from ..training.worker import TrainWorker
 from .recovery import Restart, Restarts
 
 if TYPE_CHECKING:
-    from ..data.load import ColumnNames
+    from ..data.names import ColumnNames
 
 __all__ = ["export", "inspect", "partition", "predict", "train"]
 
@@ -59,8 +59,9 @@ def partition(source: Any, *, parts: int, out: str | Path, method: str = "auto",
     Args:
         source: an OGB name, `FILE.npz`, `parquet:DIR`, `synthetic:…`, a Graph, or a PyG `Data`.
         parts: number of parts; with more than one, Ray actors build them side by side.
-        out: the store's folder; must not exist unless `overwrite`.
-        method: `auto`, `metis`, `mtkahypar`, `stream` or `random`; equal seeds give equal stores.
+        out: the store's folder; must not exist unless `overwrite`. ray_address: of a cluster to join, where there are
+            several parts; None for RAY_ADDRESS, or a local Ray.
+        method: `auto`, `metis`, `mtkahypar`, `stream` or `random`. seed: of its draws; equal ones give equal stores.
         order: of a part's rows: `auto`, `source`, `degree`, `rcm`, `community` or `random`; no result depends on it.
         memory_gb: bound of the anonymous memory that edges may take, and what `auto` may count on; None for half of
             what the machine has available. balance, edge_balance: most nodes of a part over the mean (1.05), most
@@ -108,6 +109,7 @@ def train(store: str | Path, *, out: str | Path, config: RunConfig | dict[str, A
         store: folder of a store with features, labels and splits. out: the run's folder.
         config: settings, resolved or nested or a TOML file. overrides: `section.key=value` words on top.
         resume: go on from the last checkpoint; start where there is none; return at once where the run is complete.
+        overwrite: replace an existing run. ray_address: see partition.
         on_epoch: called with every epoch's record. signals: let SIGTERM and SIGINT end the run after an epoch, with
             a checkpoint (training.stop.StoppedError), in place of what this process does with them.
     Returns: the summary (RUN/summary.json).
@@ -140,6 +142,7 @@ def export(run: str | Path, *, out: str | Path, bits: int | None = None, overwri
     """Write the packed model of a run's best epoch so far, at the widths it was trained with.
 
     Args:
+        run: the run's folder. out: the model's file. overwrite: replace it.
         bits: checked against the trained `quant.bits`; a model is never repacked at another width.
     Returns: what the file holds, and its size.
     Raises: InputError: no such run or nothing trained yet, another width, or the output exists.
@@ -166,10 +169,12 @@ def predict(store: str | Path, *, model: str | Path, out: str | Path, scores: bo
     """Classify every node of a store and write Parquet, one file a part.
 
     Args:
+        store: folder of a store with features. model: the packed model's file. out: folder of the predictions.
         config: its `cluster` and `timeouts` are used; all else comes from the model.
         scores: write the scores of all classes too. trace: write OUT/trace.json too, see run_prediction.
         signals: let SIGTERM end it at once (training.stop.StoppedError), with what is finished kept, in place of what
             this process does with it.
+        overwrite: replace earlier predictions. ray_address: see partition.
     Returns: the summary (OUT/summary.json): accuracy by split where labels exist, seconds, bytes.
     Raises: InputError, StoreError, ModelError before anything is written.
     """
@@ -197,6 +202,7 @@ def inspect(path: str | Path, *, verify: bool = False, store: str | Path | None 
     layer is (diagnosis.report.combine says what it holds).
 
     Args:
+        path: the store's or run's folder, or the model's file.
         verify: check every checksum of a store, or read a model's tensors (a model is always read whole).
         store: a store to run a packed model on; the result then has `diagnosis`.
         pictures: folder for pictures of that diagnosis, or of a run's multipliers; the result then has `pictures`.

@@ -294,7 +294,7 @@ class _Propagate(torch.autograd.Function):
         return run.forward(state)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         first, factors = ctx.run.backward(grad)
         if factors is None or not ctx.learned:

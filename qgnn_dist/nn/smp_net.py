@@ -214,14 +214,14 @@ class _Perceive(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, blocks: RowBlocks, key: DropoutKey, step: float | None, found: list[list[float]],
                 *parameters: Tensor) -> Tensor:
-        with torch.enable_grad():  # type: ignore[no-untyped-call]  # of weights to their codes, for the backward
+        with torch.enable_grad():  # of weights to their codes, for the backward
             h0, moments = blocks.forward(key, step)
         found.append(moments)
         ctx.blocks, ctx.parameters = blocks, parameters
         return torch.from_numpy(h0)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         blocks, ctx.blocks = ctx.blocks, None
         if blocks is None:
@@ -235,7 +235,7 @@ def _gradients(parameters: Sequence[Tensor], run: Callable[[], None]) -> list[Te
     before = [p.grad for p in parameters]
     for p in parameters:
         p.grad = None
-    with torch.enable_grad():  # type: ignore[no-untyped-call]  # a learned step builds its own small graph
+    with torch.enable_grad():  # a learned step builds its own small graph
         run()
     found = [p.grad for p in parameters]
     for p, grad in zip(parameters, before):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -55,12 +57,46 @@ def test_imports_run_one_way(file: Path) -> None:
             assert own == "comm", f"{file} imports torch.distributed"
 
 
+MODULES = {"SMPConv": ["forward", "reset_parameters"], "SMPNet": ["forward", "pack", "parameter_groups"],
+           "PackedModel": ["load", "save", "predict"]}
+"""Public classes and the methods that their users call."""
+
+
 def test_public_names() -> None:
     assert len(qgnn_dist.__all__) <= 12
+    assert set(qgnn_dist.__all__) == set(qgnn_dist._HOMES)
     for name in qgnn_dist.__all__:
         assert getattr(qgnn_dist, name) is not None
+    assert (PACKAGE / "py.typed").exists()
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         qgnn_dist.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("name", qgnn_dist.__all__)
+def test_public_names_say_what_they_take_and_give(name: str) -> None:
+    """Every argument of a function is in its docstring, and its errors; what computes tells shapes and dtypes."""
+    public = getattr(qgnn_dist, name)
+    text = inspect.getdoc(public) or ""
+    assert len(text) > 40
+    assert text.splitlines()[0].endswith((".", ":"))
+    if inspect.isfunction(public):
+        lacking = [word for word in inspect.signature(public).parameters if not re.search(rf"\b{word}\b", text)]
+        assert lacking == []
+        assert "Raises:" in text
+    for method in MODULES.get(name, []):
+        about = inspect.getdoc(getattr(public, method)) or ""
+        assert about, f"{name}.{method}"
+        if method in ("forward", "predict"):
+            assert re.search(r"\(N, [FC]\)", about), f"{name}.{method} tells no shape"
+            assert re.search(r"float32|x's dtype", about), f"{name}.{method} tells no dtype"
+            assert "Raises:" in about
+
+
+def test_layers_need_neither_ray_nor_stores() -> None:
+    code = ("import sys, qgnn_dist; qgnn_dist.SMPConv, qgnn_dist.SMPNet, qgnn_dist.PackedModel; "
+            "print([m for m in ('ray', 'torch_geometric', 'ogb', 'scipy', 'pymetis') if m in sys.modules])")
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
+    assert out.stdout.strip() == "[]"
 
 
 def test_importing_starts_and_loads_nothing() -> None:
