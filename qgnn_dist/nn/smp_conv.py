@@ -103,9 +103,9 @@ class SMPConv(nn.Module):
         Returns: (N, C), of x's dtype and device. Nothing flows to the multipliers, which are numbers.
         Raises: InputError: shapes that do not fit, or weights other than 1.
         """
-        if not isinstance(x, Tensor) or x.dim() != 2 or not x.is_floating_point():
+        if not isinstance(x, Tensor) or x.dim() != 2 or not x.is_floating_point() or not x.numel():
             got = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-            raise InputError(f"SMPConv: x is {got}, expected float (nodes, columns)")
+            raise InputError(f"SMPConv: x is {got}, expected float (nodes, columns), at least one of each")
         use_torch_threads()
         graph, state = self.graph_of(adjacency, x.size(0)), x.float()
         self.calibrate(state.detach(), graph)
@@ -140,17 +140,19 @@ class SMPConv(nn.Module):
         """Where no forward has set the ranges yet, do so by a float pass over H⁰, float32 (N, C)."""
         if self.figures.known:
             return
-        layers = self._layers(graph, state)
+        layers, values = self._layers(graph, state), dict[str, np.ndarray]()
         if isinstance(layers, DeviceLayers):
             self.figures.follow({**layers.moments(state), "residual": codes.moments(state)})
-            return
-        rows = np.ascontiguousarray(state.numpy())
-        if self.ranges is None:
-            self.figures.follow({**layers.moments(rows), "residual": value_moments(rows)})
-            return
-        affine, values = self._affine(graph), layers.values(rows)
-        self.figures.follow(affine.moments({name: values[name] for name in self.figures.names}))
-        affine.start(values, self.figures.training)
+        elif self.ranges is None:
+            self.figures.follow({**layers.moments(_rows(state)), "residual": value_moments(_rows(state))})
+        else:
+            values = layers.values(_rows(state))
+            self.figures.follow(self._affine(graph).moments({name: values[name] for name in self.figures.names}))
+        if not self.figures.known:
+            raise InputError("SMPConv: x, or what its layers make of it, holds NaN or infinity; no range can be set by "
+                             "that")
+        if values:
+            self._affine(graph).start(values, self.figures.training)
 
     def reset_parameters(self) -> None:
         """Forget ranges, factors, multipliers and the count of training forwards."""

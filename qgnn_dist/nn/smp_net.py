@@ -71,6 +71,8 @@ class SMPNet(nn.Module):
     def __init__(self, in_channels: int, hidden_channels: int, out_channels: int, *, bits: int = 2, layers: int = 10,
                  dropout: float = 0.5, seed: int | None = None, overrides: Sequence[str] = ()) -> None:
         super().__init__()
+        if in_channels < 1 or out_channels < 1:
+            raise ConfigError(f"SMPNet: {in_channels} features and {out_channels} classes, expected at least 1 of each")
         words = [f"model.hidden={hidden_channels}", f"model.dropout={float(dropout)!r}", *overrides]
         self.conv = SMPConv(layers, bits, seed=seed, overrides=words)
         self.config = self.conv.config
@@ -99,6 +101,11 @@ class SMPNet(nn.Module):
                 raise InputError(f"SMPNet: {what} is on {tensor.device}, and integer kernels run on the CPU; move it "
                                  "there, put SMPConv behind a perceptron of your own, or set cluster.device=cuda for "
                                  "`qgnn train`")
+        if self.perceptron.weight1.dtype != torch.float32:
+            raise InputError(f"SMPNet: its parameters are {self.perceptron.weight1.dtype}, and integer kernels keep "
+                             "biases and steps in float32; call .float() on it")
+        if not hasattr(x, "size"):
+            raise InputError(f"SMPNet: x is {type(x).__name__}, expected a dense or sparse matrix (nodes, features)")
         use_torch_threads()
         rows = self._rows.of(x, lambda: GraphRows(features_of(x, int(x.size(0)), "x")))
         if rows.num_features != len(self.perceptron.weight1):

@@ -26,7 +26,8 @@ def words_of(config: RunConfig) -> list[str]:
             for key, value in config.to_dict()[section].items() if value is not None]
 
 
-@pytest.mark.parametrize(("words", "sparse"), [((), True), *((words, False) for words in SETTINGS)])
+@pytest.mark.parametrize(("words", "sparse"), [((), True), *((words, False) for words in SETTINGS)],
+                         ids=lambda value: " ".join(value) if isinstance(value, tuple) else str(value))
 def test_network_is_the_workers(tmp_path: Path, words: tuple[str, ...], sparse: bool) -> None:
     graph = small_graph(sparse=sparse)
     config = settings("model.feature_norm=l2", "seed=7", *words)

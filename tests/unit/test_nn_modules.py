@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import pickle
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,7 @@ def test_float_layers_are_appnp() -> None:
     torch.testing.assert_close(conv(X, EDGES), Oracle(6, 0.2)(X, both), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:Input #0 requires gradient and is not a double")
 @pytest.mark.parametrize("words", [APPNP, (), ("propagation.rounds=two", "propagation.alpha=1e-3")], ids=" ".join)
 def test_gradients_of_the_float_layers(words: tuple[str, ...]) -> None:
     """With λ frozen the layers are linear: differences are exact at any width, so float32 will do."""
@@ -133,7 +135,7 @@ def test_state_goes_through_files_and_copies() -> None:
     assert all(isinstance(value, Tensor) for value in read.values())
     other = qgnn.SMPNet(24, 8, 5, seed=4)
     other.load_state_dict(read)
-    for one in (other, copy.deepcopy(net)):
+    for one in (other, copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
         assert torch.equal(one.eval()(DATA.x, EDGES), wanted)
         assert one.pack().to_bytes() == net.pack().to_bytes()
     pair = net, copy.deepcopy(net)
@@ -145,9 +147,9 @@ def test_state_goes_through_files_and_copies() -> None:
         qgnn.SMPConv(5).load_state_dict(qgnn.SMPConv(4).state_dict())
 
 
-@pytest.mark.parametrize("bits", [1, 2, 4, 8, 32])
-def test_packed_model_is_the_module_in_evaluation(bits: int) -> None:
-    net = qgnn.SMPNet(24, 8, 5, bits=bits, seed=1)
+@pytest.mark.parametrize(("bits", "norm"), [(1, "l2"), (2, "auto"), (2, "none"), (4, "none"), (8, "l2"), (32, "none")])
+def test_packed_model_is_the_module_in_evaluation(bits: int, norm: str) -> None:
+    net = qgnn.SMPNet(24, 8, 5, bits=bits, seed=1, overrides=[f"model.feature_norm={norm}"])
     optimizer = torch.optim.Adam(net.parameter_groups(), lr=0.05)
     for _ in range(5):
         optimizer.zero_grad()
@@ -161,8 +163,11 @@ def test_packed_model_is_the_module_in_evaluation(bits: int) -> None:
     np.testing.assert_array_equal(found.classes, scores.argmax(1).numpy())
     assert len(np.unique(found.classes)) > 1
     other = as_pyg(small_graph(200, seed=5))
-    other.x *= 64  # of another scale: both shift their grids
+    plain = packed.predict(other).scores
+    other.x *= 64  # of another scale: codes of features and states shift with it
     np.testing.assert_array_equal(packed.predict(other).scores, net.eval()(other.x, other.edge_index).numpy())
+    if bits < 32:
+        np.testing.assert_array_equal(packed.predict(other).scores, plain)
 
 
 def test_an_evaluation_after_many_epochs_follows_its_own_input() -> None:
@@ -272,6 +277,12 @@ def test_on_a_gpu_codes_are_the_cpus() -> None:
     (lambda: qgnn.SMPNet(24, 8, 5, overrides=["quant.method=qlr"]), "expected recipe, lsq or minmax"),
     (lambda: qgnn.SMPConv()(X.long(), EDGES), r"x is torch.int64 \(300, 5\)"),
     (lambda: qgnn.SMPConv()(X[:9], EDGES), "adjacency names node"),
+    (lambda: qgnn.SMPConv()(X[:0], EDGES), "at least one of each"),
+    (lambda: qgnn.SMPConv()(X * float("nan"), EDGES), "holds NaN or infinity"),
+    (lambda: qgnn.SMPConv(method="qlr")(X * float("inf"), EDGES), "holds NaN or infinity"),
+    (lambda: qgnn.SMPNet(0, 8, 5), "0 features and 5 classes"),
+    (lambda: qgnn.SMPNet(24, 8, 5).double()(DATA.x, EDGES), "its parameters are torch.float64"),
+    (lambda: qgnn.SMPNet(24, 8, 5)([1, 2], EDGES), "x is list"),
     (lambda: qgnn.SMPConv()(X, EDGES.T), "transpose it"),
     (lambda: qgnn.SMPConv()(X, "edges"), "adjacency is str"),
     (lambda: qgnn.SMPConv()(X, torch.sparse_coo_tensor(EDGES, torch.rand(EDGES.shape[1]), (300, 300))), "edge weights"),

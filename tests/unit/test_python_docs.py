@@ -39,6 +39,7 @@ def test_script_is_short() -> None:
 
 def test_every_example_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)  # 300 nodes: waking threads would take longer than work
     data = as_pyg(small_graph())
     data.train_mask &= data.y >= 0
     names = run(SCRIPT.replace("range(200)", "range(30)"), data)
