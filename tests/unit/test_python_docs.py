@@ -7,6 +7,7 @@ import doctest
 import importlib
 import io
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,15 @@ MOST_LINES = 15
 SEEDS = 5
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Graphs are small here: waking threads would take longer than the work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def run(block: str, data: Any) -> dict[str, Any]:
     """A block's names after it ran, with `data` given."""
     names: dict[str, Any] = {"data": data}
@@ -37,9 +47,9 @@ def test_script_is_short() -> None:
     assert len([line for line in SCRIPT.splitlines() if line.strip()]) <= MOST_LINES
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_every_example_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)  # 300 nodes: waking threads would take longer than work
     data = as_pyg(small_graph())
     data.train_mask &= data.y >= 0
     names = run(SCRIPT.replace("range(200)", "range(30)"), data)
@@ -67,22 +77,18 @@ def accuracy(data: Any, classes: np.ndarray) -> float:
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
+@pytest.mark.usefixtures("one_thread")
 def test_script_is_as_good_as_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data_dir: Path,
                                                record_property: Any) -> None:
     """Cora at INT2, five seeds each: test accuracy at the best validation epoch, mean ± deviation."""
     monkeypatch.chdir(tmp_path)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        data = as_pyg(load_graph(data_dir / "cora.npz"))
-        qgnn.partition(data, parts=1, out="store")
-        modules, commands = [], []
-        for seed in range(SEEDS):
-            model = run(SCRIPT.replace("seed=0", f"seed={seed}"), data)["model"]
-            modules.append(accuracy(data, model.predict(data).classes))
-            commands.append(100 * qgnn.train("store", out=f"run{seed}", overrides=[f"seed={seed}"])["accuracy"]["test"])
-    finally:
-        torch.set_num_threads(before)
+    data = as_pyg(load_graph(data_dir / "cora.npz"))
+    qgnn.partition(data, parts=1, out="store")
+    modules, commands = [], []
+    for seed in range(SEEDS):
+        model = run(SCRIPT.replace("seed=0", f"seed={seed}"), data)["model"]
+        modules.append(accuracy(data, model.predict(data).classes))
+        commands.append(100 * qgnn.train("store", out=f"run{seed}", overrides=[f"seed={seed}"])["accuracy"]["test"])
     text = "; ".join(f"{name} {np.mean(values):.1f} ± {np.std(values, ddof=1):.1f} {np.round(values, 1).tolist()}"
                      for name, values in (("script", modules), ("qgnn train", commands)))
     print(text)
