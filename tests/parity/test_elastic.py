@@ -214,7 +214,7 @@ def test_training_learns_and_packs_what_it_trained(tmp_path: Path, words: tuple[
         got = by_source(pool.call("packed_scores", timeout_s=60))
         pool.call("keep_best", timeout_s=60)
         data = pool.call_one(0, "best_model", timeout_s=60)
-        assert pool.workers[0]._projected == [], "nothing is left of the forward"
+        assert pool.workers[0]._layers._projected == [], "nothing is left of the forward"
     assert losses[-1] < 0.95 * losses[0]
     if config.quant.bits == 32:
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)

@@ -99,7 +99,7 @@ def test_masked_backward_is_autograds(tmp_path: Path, kind: str, rounds: str, mu
         stages.low.copy_(torch.from_numpy(rng.uniform(0.4, 0.7, len(stages.names)).astype(np.float32)))
         stages.high.copy_(torch.from_numpy(rng.uniform(0.3, 0.6, len(stages.names)).astype(np.float32)))
     exchange = Exchange(part.peers, n, part.num_halo, None, 0, 5.0)
-    training = AffineTraining(config, network, graph, exchange, None, source_index=part.source_index, num_nodes=n)
+    training = AffineTraining(config, stages, graph, exchange, None, source_index=part.source_index, num_nodes=n)
     ranges = {name: Range(1.0, 0.8, 2.0, -2.0 - 0.1 * i, 2.2 + 0.1 * i) for i, name in enumerate(stages.names)}
     grids = training.grids(ranges)
     h0, grad = (rng.normal(size=(n, CLASSES)).astype(np.float32) for _ in range(2))
