@@ -16,7 +16,8 @@ app = typer.Typer(
     name="qgnn", no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
     help="Train deep graph neural networks over many hosts with 1-8 bit messages, and classify every node.\n\n"
          "The path: [bold]partition[/bold] a graph, [bold]train[/bold] on its parts, [bold]export[/bold] the packed "
-         "model, [bold]predict[/bold] all nodes; [bold]inspect[/bold] shows what lies in a store, run or model.")
+         "model, [bold]predict[/bold] all nodes; [bold]inspect[/bold] shows what lies in a store, run or model. "
+         "All of these may lie at s3://BUCKET/PREFIX.")
 app.add_typer(bench, name="bench")
 
 _command = functools.partial(command, group=app)
@@ -27,7 +28,7 @@ def partition(
     source: Annotated[str, typer.Argument(
         help="OGB name (ogbn-arxiv), FILE.npz, parquet:DIR, or synthetic:arxiv|products|mid|sbm?nodes=…&edges=…")],
     parts: Annotated[int, typer.Option(help="Number of parts: one worker each.")],
-    out: Annotated[Path, typer.Option(help="Folder of the new store.")],
+    out: Annotated[str, typer.Option(help="Folder of the new store.")],
     method: Annotated[str, typer.Option(help="auto, metis, mtkahypar, stream or random.")] = "auto",
     order: Annotated[str, typer.Option(
         help="Of rows inside a part, for speed alone: auto, source, degree, rcm, community or random.")] = "auto",
@@ -38,7 +39,7 @@ def partition(
         help="Of stream: most nodes of a part over the mean; default: 1.05.")] = None,
     edge_balance: Annotated[float | None, typer.Option(
         help="Of stream: most edges, and training nodes, of a part over the mean; default: 2.")] = None,
-    like: Annotated[Path | None, typer.Option(
+    like: Annotated[str | None, typer.Option(
         help="A store of the graph as it was: nodes that it has keep their part, new ones are placed.")] = None,
     hops: Annotated[int, typer.Option(
         help="Put the means over neighbours of so many hops beside a node's own features, once and for all.")] = 0,
@@ -69,8 +70,8 @@ def partition(
 
 @_command("qgnn train store --out run --set quant.bits=2")
 def train(
-    store: Annotated[Path, typer.Argument(help="Folder of a store.")],
-    out: Annotated[Path, typer.Option(help="Folder of the run.")],
+    store: Annotated[str, typer.Argument(help="Folder of a store.")],
+    out: Annotated[str, typer.Option(help="Folder of the run.")],
     config: Annotated[Path | None, typer.Option(help="TOML file with settings.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="One setting, e.g. quant.bits=2.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint, or start.")] = False,
@@ -89,8 +90,8 @@ def train(
 
 @_command("qgnn export run --out model.safetensors")
 def export(
-    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
-    out: Annotated[Path, typer.Option(help="File of the packed model.")],
+    run: Annotated[str, typer.Argument(help="Folder of a run.")],
+    out: Annotated[str, typer.Option(help="File of the packed model.")],
     bits: Annotated[int | None, typer.Option(help="Checked against the trained width.")] = None,
     overwrite: Overwrite = False, as_json: Json = False, debug: Debug = False,
 ) -> Outcome:
@@ -102,9 +103,9 @@ def export(
 
 @_command("qgnn predict store --model model.safetensors --out predictions")
 def predict(
-    store: Annotated[Path, typer.Argument(help="Folder of a store.")],
-    model: Annotated[Path, typer.Option(help="File of a packed model.")],
-    out: Annotated[Path, typer.Option(help="Folder of the Parquet files.")],
+    store: Annotated[str, typer.Argument(help="Folder of a store.")],
+    model: Annotated[str, typer.Option(help="File of a packed model.")],
+    out: Annotated[str, typer.Option(help="Folder of the Parquet files.")],
     scores: Annotated[bool, typer.Option("--scores", help="Write every class's score too.")] = False,
     trace: Annotated[bool, typer.Option(
         "--trace", help="Write OUT/trace.json: where each layer's time goes, for ui.perfetto.dev.")] = False,
@@ -124,9 +125,9 @@ def predict(
 
 @_command("qgnn inspect model.safetensors --store store --pictures pictures")
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A store, a run or a packed model.")],
+    path: Annotated[str, typer.Argument(help="A store, a run or a packed model.")],
     verify: Annotated[bool, typer.Option("--verify", help="Check every checksum.")] = False,
-    store: Annotated[Path | None, typer.Option(
+    store: Annotated[str | None, typer.Option(
         help="Run the packed model on this store, and measure every stage and layer.")] = None,
     pictures: Annotated[Path | None, typer.Option(
         help="Folder for pictures (SVG, PNG): of a model on a store, or of a run's multipliers.")] = None,

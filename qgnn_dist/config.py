@@ -22,6 +22,7 @@ __all__ = [
     "PropagationConfig",
     "QuantConfig",
     "RunConfig",
+    "StorageConfig",
     "TimeoutsConfig",
     "TrainConfig",
     "load_config",
@@ -172,6 +173,16 @@ class TimeoutsConfig:
         return min(self.exchange_s, self.server_s)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StorageConfig:
+    cache_dir: str | None = _setting(None, "folder on every host for parts of stores on object stores; open: "
+                                           "QGNN_CACHE_DIR, else qgnn/storage in the user's cache")
+    cache_gb: float = _setting(100.0, "GB that such parts may take there; those go that nobody has open, the longest "
+                                      "unused first", above=0.0)
+    retry_s: float = _setting(60.0, "for how long an object store that fails is tried again", low=0.0, high=86400.0)
+    fetch_s: float = _setting(1800.0, "until a worker has its part from an object store", above=0.0, high=86400.0)
+
+
 PUBLISHED_DEFAULTS = {"lambda0": 1e-3, "slack0": 1e-3, "eta_lambda": 1e-5, "eta_slack": 1e-5, "alpha": 0.2}
 """Defaults of the published constraint form; they replace the normalised form's where a user chose `published`."""
 
@@ -183,6 +194,7 @@ _SECTIONS: dict[str, type] = {
     "train": TrainConfig,
     "cluster": ClusterConfig,
     "timeouts": TimeoutsConfig,
+    "storage": StorageConfig,
 }
 
 
@@ -198,6 +210,7 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     timeouts: TimeoutsConfig = field(default_factory=TimeoutsConfig)
+    storage: StorageConfig = field(default_factory=StorageConfig)
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values, in the order of the sections."""
@@ -215,7 +228,7 @@ class RunConfig:
     def digest(self) -> str:
         """Hash of all that decides the result; where, how long to wait, and what is kept on the way is left out."""
         values = self.to_dict()
-        for section in ("cluster", "timeouts"):
+        for section in ("cluster", "timeouts", "storage"):
             del values[section]
         for key in ("checkpoint_every", "keep_checkpoints"):
             del values["train"][key]

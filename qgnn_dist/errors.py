@@ -14,6 +14,7 @@ __all__ = [
     "ModelError",
     "OutputError",
     "QgnnError",
+    "StorageError",
     "StoreError",
     "WorkerError",
     "WorkerLostError",
@@ -91,6 +92,10 @@ class DivergedError(QgnnError):
 
 class OutputError(QgnnError):
     """An output cannot be written: the disk is full or read-only, or a permission is missing (exit code 1)."""
+
+
+class StorageError(QgnnError):
+    """An object store that fails, or cannot be reached, for longer than it is tried again (exit code 1)."""
 
 
 class WorkerError(QgnnError):

@@ -17,19 +17,26 @@ from typing import TYPE_CHECKING, Any
 from ..comm.device import sees_gpu
 from ..comm.formation import Formation, new_run_id
 from ..comm.pool import LocalPool, WorkerPool
-from ..config import RunConfig, load_config
+from ..config import RunConfig, StorageConfig, load_config
 from ..data.graph import Graph
+from ..data.remote import local_source
 from ..diagnosis.pictures import MODEL_PICTURES, RUN_PICTURES, check_pictures, draw_diagnosis, draw_run
 from ..diagnosis.report import diagnose
 from ..errors import HostLeavingError, InputError, QgnnError
 from ..inference.batch import check_output, check_predictable, run_prediction
+from ..inference.remote_output import check_remote_output
 from ..inference.worker import PredictWorker
 from ..model.packed import PackedModel
 from ..partitioning.api import partition_graph
 from ..propagation.multiplier import InProcessServer, MultiplierRule, MultiplierServer
+from ..storage.local import fetched
+from ..storage.place import Place, uri_of
+from ..storage.publish import published_file, published_folder
 from ..store.describe import describe_store
+from ..store.manifest import MANIFEST, PART_FILE
 from ..store.reader import Store
 from ..training.loop import check_trainable, device_can_train, prepare_run, run_training
+from ..training.remote_run import fetched_run, mirrored_run
 from ..training.run_folder import RunFolder
 from ..training.stop import StoppedError, sigterm_stops
 from ..training.worker import TrainWorker
@@ -57,7 +64,8 @@ def partition(source: Any, *, parts: int, out: str | Path, method: str = "auto",
     """Cut a graph into parts and write a store.
 
     Args:
-        source: an OGB name, `FILE.npz`, `parquet:DIR`, `synthetic:…`, a Graph, or a PyG `Data`.
+        source: an OGB name, `FILE.npz`, `parquet:DIR`, `synthetic:…`, a Graph, or a PyG `Data`; file and folder may be
+            URIs of an object store, as text (docs/storage.md), and so may all paths of stores, runs and models here.
         parts: number of parts; with more than one, Ray actors build them side by side.
         out: the store's folder; must not exist unless `overwrite`. ray_address: of a cluster to join, where there are
             several parts; None for RAY_ADDRESS, or a local Ray.
@@ -73,30 +81,35 @@ def partition(source: Any, *, parts: int, out: str | Path, method: str = "auto",
     Returns: the manifest's summary: counts, cut fraction, halo sizes, bytes a round, seconds, peak memory.
     Raises: InputError for bad input; nothing is written then.
     """
-    if Path(out).exists() and not overwrite:
+    if uri_of(out) is None and Path(out).exists() and not overwrite:
         raise InputError("output exists; add --overwrite to replace it", file=str(out))
-    if isinstance(source, Graph):
-        graph = source
-    elif isinstance(source, (str, os.PathLike)):
-        from ..data.load import load_graph
+    storage = StorageConfig()
+    with (published_folder(out, storage, overwrite, last=MANIFEST, data=PART_FILE, what="a store") as target,
+          local_source(source, storage) as local):
+        if isinstance(local, Graph):
+            graph = local
+        elif isinstance(local, (str, os.PathLike)):
+            from ..data.load import load_graph
 
-        graph = load_graph(os.fspath(source), root=root, yes=yes, columns=columns, progress=progress)
-    else:
-        from ..data.pyg import from_pyg
+            graph = load_graph(os.fspath(local), root=root, yes=yes, columns=columns, progress=progress)
+        else:
+            from ..data.pyg import from_pyg
 
-        graph = from_pyg(source)
-    if not 1 <= parts <= graph.num_nodes:
-        raise InputError(f"--parts {parts}: expected 1 to {graph.num_nodes}, the number of nodes")
-    build = functools.partial(partition_graph, graph, parts=parts, out=out, method=method, order=order,
-                              seed=seed, memory_gb=memory_gb, balance=balance, edge_balance=edge_balance, like=like,
-                              hops=hops, features_bits=features_bits, overwrite=overwrite, progress=progress)
-    if parts == 1:
-        return build()
-    from .builders import count_builders, ray_builders
-    from .session import RaySession
+            graph = from_pyg(local)
+        if not 1 <= parts <= graph.num_nodes:
+            raise InputError(f"--parts {parts}: expected 1 to {graph.num_nodes}, the number of nodes")
+        build = functools.partial(partition_graph, graph, parts=parts, out=target, method=method, order=order,
+                                  seed=seed, memory_gb=memory_gb, balance=balance, edge_balance=edge_balance, like=like,
+                                  hops=hops, features_bits=features_bits, overwrite=overwrite, progress=progress)
+        if parts == 1:
+            return build()
+        from .builders import count_builders, ray_builders
+        from .session import RaySession
 
-    with RaySession(ray_address, num_cpus=min(parts, os.cpu_count() or 1)):
-        return build(run_builders=ray_builders(), builders=count_builders(parts))
+        here = uri_of(out) is not None  # what is built for an object store is on this host's own disk until then
+        with RaySession(ray_address, num_cpus=min(parts, os.cpu_count() or 1)):
+            builders = count_builders(parts, here=here)
+            return build(run_builders=ray_builders(here=here), builders=builders) if builders else build()
 
 
 def train(store: str | Path, *, out: str | Path, config: RunConfig | dict[str, Any] | str | Path | None = None,
@@ -116,13 +129,10 @@ def train(store: str | Path, *, out: str | Path, config: RunConfig | dict[str, A
     Raises: InputError before anything is written; WorkerError, ExchangeError, DeadlineError while running.
     """
     resolved = _resolve(config, overrides)
-    opened = Store.open(store)
+    opened = Store.open(store, resolved.storage)
     check_trainable(opened, resolved)
-    run, summary = prepare_run(out, opened, resolved, resume=resume, overwrite=overwrite)
-    if summary is not None:
-        return summary
     rule = MultiplierRule.of(resolved, opened.num_edges)
-    kwargs = {"store": os.path.abspath(store), "config": resolved}
+    kwargs = {"store": opened.place, "config": resolved}
 
     noted = 0
 
@@ -134,8 +144,13 @@ def train(store: str | Path, *, out: str | Path, config: RunConfig | dict[str, A
         return run_training(pool, server_call, opened, resolved, run, resume=resume or bool(restarts),
                             on_epoch=on_epoch, signals=signals)
 
-    return _with_workers(TrainWorker, kwargs, opened.num_parts, resolved, ray_address, rule, once, run.epochs_done,
-                         run.keep_stall)
+    with mirrored_run(out, resolved.storage, keep=resolved.train.keep_checkpoints, resume=resume,
+                      overwrite=overwrite) as folder:
+        run, summary = prepare_run(folder, opened, resolved, resume=resume, overwrite=overwrite)
+        if summary is not None:
+            return summary
+        return _with_workers(TrainWorker, kwargs, opened.num_parts, resolved, ray_address, rule, once,
+                             run.epochs_done, run.keep_stall)
 
 
 def export(run: str | Path, *, out: str | Path, bits: int | None = None, overwrite: bool = False) -> dict[str, Any]:
@@ -147,18 +162,20 @@ def export(run: str | Path, *, out: str | Path, bits: int | None = None, overwri
     Returns: what the file holds, and its size.
     Raises: InputError: no such run or nothing trained yet, another width, or the output exists.
     """
-    folder = RunFolder(run)
-    if not (folder.path / "config.toml").exists():
-        raise InputError("not a run's folder (no config.toml); give the --out of `qgnn train`", file=str(run))
-    found = folder.load_checkpoint()
-    if found is None or "best" not in found.tensors:
-        raise InputError("nothing to export yet: no checkpoint holds an evaluated model", file=str(run))
-    trained = load_config(folder.path / "config.toml").quant.bits
-    if bits is not None and bits != trained:
-        raise InputError(f"--bits {bits}: the run was trained with quant.bits={trained}; train again at {bits} bits",
-                         file=str(run))
-    model = PackedModel.from_bytes(found.tensors["best"].tobytes(), str(folder.checkpoint_files()[0]))
-    size = model.save(out, overwrite)
+    storage = StorageConfig()
+    with fetched_run(run, storage) as place, published_file(out, storage, overwrite) as target:
+        folder = RunFolder(place)
+        if not (folder.path / "config.toml").exists():
+            raise InputError("not a run's folder (no config.toml); give the --out of `qgnn train`", file=str(place))
+        found = folder.load_checkpoint()
+        if found is None or "best" not in found.tensors:
+            raise InputError("nothing to export yet: no checkpoint holds an evaluated model", file=str(place))
+        trained = load_config(folder.path / "config.toml").quant.bits
+        if bits is not None and bits != trained:
+            raise InputError(f"--bits {bits}: the run was trained with quant.bits={trained}; train again at {bits} "
+                             "bits", file=str(place))
+        model = PackedModel.from_bytes(found.tensors["best"].tobytes(), str(folder.checkpoint_files()[0]))
+        size = model.save(target, overwrite)
     return {**_describe_model(model, size), "epoch": found.progress.best_epoch,
             "accuracy": found.progress.best_accuracy}
 
@@ -179,16 +196,21 @@ def predict(store: str | Path, *, model: str | Path, out: str | Path, scores: bo
     Raises: InputError, StoreError, ModelError before anything is written.
     """
     resolved = _resolve(config, ())
-    opened, packed = Store.open(store), PackedModel.load(model)
+    opened, storage = Store.open(store, resolved.storage), resolved.storage
+    with fetched(model, storage) as local:
+        packed = PackedModel.load(local)
     check_predictable(opened, packed, str(model))
-    folder = check_output(out, overwrite)
-    kwargs = {"store": os.path.abspath(store), "exchange_s": resolved.timeouts.exchange_s}
+    target = uri_of(out)
+    if target is not None:
+        check_remote_output(target, storage, overwrite)
+    else:
+        target = os.path.abspath(check_output(out, overwrite))
+    kwargs = {"store": opened.place, "exchange_s": resolved.timeouts.exchange_s, "storage": storage}
 
     def once(pool: WorkerPool, server_call: Callable[..., Any], restarts: list[Restart]) -> dict[str, Any]:
         with sigterm_stops(PARTS_KEPT, signals):
-            return run_prediction(pool, opened, packed, Path(os.path.abspath(folder)), scores=scores,
-                                  timeouts=resolved.timeouts, trace=trace,
-                                  check_memory=resolved.cluster.memory_check == "on")
+            return run_prediction(pool, opened, packed, target, scores=scores, timeouts=resolved.timeouts,
+                                  storage=storage, trace=trace, check_memory=resolved.cluster.memory_check == "on")
 
     with sigterm_stops(PARTS_KEPT, signals):
         return _with_workers(PredictWorker, kwargs, opened.num_parts, resolved, ray_address, None, once, lambda: 0)
@@ -210,8 +232,13 @@ def inspect(path: str | Path, *, verify: bool = False, store: str | Path | None 
     Raises: InputError: nothing of ours lies there, or it is damaged; `store` or `pictures` do not go with it.
         StoreError, ModelError: the model does not fit the store.
     """
+    storage = StorageConfig()
+    if (uri := uri_of(path)) is not None and not Place(uri, storage).at(MANIFEST).size():
+        is_run = bool(Place(uri, storage).at("config.toml").size())
+        with fetched_run(uri, storage) if is_run else fetched(uri, storage) as local:
+            return inspect(local, verify=verify, store=store, pictures=pictures, overwrite=overwrite)
     place = Path(path)
-    is_store, is_run = (place / "manifest.json").exists(), (place / "config.toml").exists()
+    is_store, is_run = uri is not None or (place / MANIFEST).exists(), (place / "config.toml").exists()
     if store is not None and (is_store or is_run):
         raise InputError(f"--store goes with a packed model, this is a {'store' if is_store else 'run'}; give the file "
                          "that `qgnn export` wrote", file=str(path))
@@ -219,7 +246,7 @@ def inspect(path: str | Path, *, verify: bool = False, store: str | Path | None 
         if pictures is not None:
             raise InputError("--pictures go with a run, or with a packed model and --store; this is a store",
                              file=str(path))
-        return {"kind": "store", **describe_store(Store.open(place), verify=verify)}
+        return {"kind": "store", **describe_store(Store.open(path), verify=verify)}
     if is_run:
         drawn = _draw_run(RunFolder(place), pictures, overwrite) if pictures is not None else {}
         return _describe_run(RunFolder(place)) | drawn

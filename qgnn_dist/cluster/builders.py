@@ -28,14 +28,22 @@ class BuilderActor:
         return attempt(lambda: build_part(scratch, part), host=socket.gethostname())
 
 
-def count_builders(parts: int) -> int:
-    """How many actors build that many parts, on all hosts together; a RaySession must be open."""
+def count_builders(parts: int, *, here: bool = False) -> int:
+    """How many actors build that many parts, on all hosts together; a RaySession must be open.
+
+    Args: here: on this process's host alone; then 0 where that has no CPU for any.
+    """
     import ray
 
-    return max(1, min(parts, int(ray.cluster_resources().get("CPU", 1))))
+    if not here:
+        return max(1, min(parts, int(ray.cluster_resources().get("CPU", 1))))
+    own = ray.get_runtime_context().get_node_id()
+    cpus = next((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["NodeID"] == own), 0)
+    return min(parts, int(cpus))
 
 
-def ray_builders(timeout_s: float = BUILD_TIMEOUT_S, start_s: float = START_TIMEOUT_S) -> Callable[..., list[Any]]:
+def ray_builders(timeout_s: float = BUILD_TIMEOUT_S, start_s: float = START_TIMEOUT_S, *,
+                 here: bool = False) -> Callable[..., list[Any]]:
     """A `run_builders` for partition_graph; a RaySession must be open.
 
     It runs build_part(scratch, part) for every part in actors, at most one a CPU, and returns the results in the order
@@ -43,12 +51,16 @@ def ray_builders(timeout_s: float = BUILD_TIMEOUT_S, start_s: float = START_TIME
 
     Args:
         timeout_s: deadline of all parts together. start_s: deadline of the first actor's start.
+        here: on this process's host alone; `scratch` may be its own then.
     """
     def run(build_part: Callable[[str, int], dict[str, Any]], scratch: str, parts: Sequence[int]) -> list[Any]:
         import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        actors: list[Any] = [ray.remote(BuilderActor).options(num_cpus=1, max_restarts=0).remote()
-                  for _ in range(count_builders(len(parts)))]
+        where = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        options = {"num_cpus": 1, "max_restarts": 0, **({"scheduling_strategy": where} if here else {})}
+        actors: list[Any] = [ray.remote(BuilderActor).options(**options).remote()
+                             for _ in range(count_builders(len(parts), here=here))]
         try:
             return _run(actors, build_part, scratch, list(parts), timeout_s, start_s)
         finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,7 +31,7 @@ def diagnose(store: Store, model: PackedModel, model_file: str, *, exchange_s: f
     Raises: ModelError for a quantiser whose grids are unknown here, or features that don't fit the grid.
     """
     check_grids(model.info, model_file)
-    kwargs = {"store": os.path.abspath(store.path), "exchange_s": exchange_s}
+    kwargs = {"store": store.place, "exchange_s": exchange_s}
     pool = LocalPool(DiagnosisWorker, kwargs, store.num_parts, timeout_s=exchange_s)
     try:
         parts = pool.call("diagnose", model.to_bytes(), timeout_s=DIAGNOSIS_TIMEOUT_S)

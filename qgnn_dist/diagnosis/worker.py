@@ -50,7 +50,7 @@ class DiagnosisWorker:
     """Owns part `context.rank` of a store during one diagnosis.
 
     Args:
-        store: path of the store. exchange_s: deadline of a round of messages.
+        store: path of the store, or its URI. exchange_s: deadline of a round of messages.
     """
 
     def __init__(self, context: WorkerContext, *, store: str, exchange_s: float) -> None:

@@ -14,14 +14,16 @@ from typing import Any
 from ..comm.pool import WorkerPool
 from ..comm.standing import Deadline
 from ..comm.trace import Span, chrome_trace, overlap
-from ..config import TimeoutsConfig
+from ..config import StorageConfig, TimeoutsConfig
 from ..errors import InputError, ModelError, QgnnError
 from ..model.packed import PackedModel
 from ..planning.admission import check_prediction
 from ..propagation.elastic import refuse_parts
+from ..storage.place import uri_of
 from ..store.reader import Store
 from .groups import describe
 from .output import Predictions
+from .remote_output import RemotePredictions
 
 __all__ = ["check_output", "check_predictable", "run_prediction"]
 
@@ -54,29 +56,31 @@ def check_output(out: str | Path, overwrite: bool) -> Path:
     return path
 
 
-def run_prediction(pool: WorkerPool, store: Store, model: PackedModel, out: Path, *, scores: bool,
-                   timeouts: TimeoutsConfig, trace: bool = False, check_memory: bool = True) -> dict[str, Any]:
+def run_prediction(pool: WorkerPool, store: Store, model: PackedModel, out: str | Path, *, scores: bool,
+                   timeouts: TimeoutsConfig, storage: StorageConfig | None = None, trace: bool = False,
+                   check_memory: bool = True) -> dict[str, Any]:
     """Predict all nodes on the pool's workers (one PredictWorker a part) and put the folder in place.
 
     What an earlier call with the same store, model and columns has finished is kept. Every worker is needed for the
     scores of any, so that all compute them again where a part is missing; only missing parts are written.
 
     Args:
-        out: absolute. trace: also write OUT/trace.json, where each layer's time goes on every rank
-            (comm.trace.chrome_trace).
+        out: an absolute path, or a URI. storage: settings of object stores.
+        trace: also write OUT/trace.json, where each layer's time goes on every rank (comm.trace.chrome_trace).
         check_memory: refuse what the hosts cannot hold (InputError), before anything is allocated.
     Returns: the summary, as written to OUT/summary.json; with `trace`, it has `overlap` by rank.
     Raises: HostLeavingError: a worker was told to go before its scores were there. DeadlineError: one that writes has
         not come further for `timeouts.write_s`. Finished parts are kept.
     """
-    started = time.perf_counter()
-    with Predictions(out, store, model, scores=scores) as output:
+    started, storage = time.perf_counter(), storage or StorageConfig()
+    with _output(out, store, model, scores, storage) as output:
         kept, spans = output.kept, list[list[Span]]()
         results: list[dict[str, Any] | None] = [None] * store.num_parts
         if trace or not output.complete:
             if check_memory:
                 check_prediction(pool, store, model.info, scores=scores, timeout_s=timeouts.start_s)
-            pool.call("load", store.fingerprint, model.to_bytes(), timeout_s=timeouts.start_s)
+            pool.call("load", store.fingerprint, model.to_bytes(),
+                      timeout_s=timeouts.start_s + store.opening_s(storage))
             spans = pool.call("predict", trace, timeout_s=PREDICT_TIMEOUT_S)
             results = _write(pool, output, scores, timeouts)
         found = [kept.get(part, one) for part, one in enumerate(results)]
@@ -92,9 +96,18 @@ def run_prediction(pool: WorkerPool, store: Store, model: PackedModel, out: Path
     return summary
 
 
-def _write(pool: WorkerPool, output: Predictions, scores: bool,
+def _output(out: str | Path, store: Store, model: PackedModel, scores: bool,
+            storage: StorageConfig) -> Predictions | RemotePredictions:
+    uri = uri_of(out)
+    if uri is not None:
+        return RemotePredictions(uri, store, model, scores=scores, settings=storage)
+    return Predictions(Path(out), store, model, scores=scores)
+
+
+def _write(pool: WorkerPool, output: Predictions | RemotePredictions, scores: bool,
            timeouts: TimeoutsConfig) -> list[dict[str, Any] | None]:
     """All parts that are missing; where a worker is lost meanwhile, the others' are finished before that is told."""
+    output.begin()
     try:
         return pool.call("write", str(output.folder), scores, sorted(output.kept), timeout_s=PREDICT_TIMEOUT_S,
                          step=Deadline(timeouts.write_s, "timeouts.write_s"))

@@ -27,17 +27,18 @@ import pyarrow as pa
 from .. import __version__
 from ..errors import InputError
 from ..files.folders import LOCK, abandoned, held, put_in_place, remove_replaced
-from ..files.read import check_regular, read_json, reason
+from ..files.read import check_regular, parse_json, read_bytes, read_json, reason
 from ..files.write import disk_errors, make_folder, write_atomically
 from ..model.packed import PackedModel
 from ..store.columns import checksum
 from ..store.reader import Store
 from .groups import BINS, BUCKETS, Counts
 
-__all__ = ["UNFINISHED", "Predictions", "keep_part", "open_part", "part_file"]
+__all__ = ["ABOUT", "LARGEST_RECORD", "UNFINISHED", "Predictions", "about", "differs", "keep_part", "open_part",
+           "part_file", "plain_record", "read_record", "record_file"]
 
 _LOG = logging.getLogger(__name__)
-UNFINISHED, _ABOUT = "unfinished", "about.json"
+UNFINISHED, ABOUT = "unfinished", "about.json"
 _HALF = ".part-*.tmp"
 LARGEST_RECORD = 64 << 20
 """Bytes: three splits of 65,536 classes take 6 MB."""
@@ -50,8 +51,26 @@ def part_file(part: int) -> str:
     return f"part-{part:05d}.parquet"
 
 
-def _record_file(part: int) -> str:
+def record_file(part: int) -> str:
+    """Name of a finished part's record."""
     return f"part-{part:05d}.json"
+
+
+def about(store: Store, model: PackedModel, *, scores: bool) -> dict[str, Any]:
+    """All that decides what the files hold."""
+    return {"graph": store.fingerprint,
+            "parts": _digest(json.dumps(store.manifest["parts"], sort_keys=True).encode()),
+            "model": _digest(model.to_bytes()), "scores": scores, "versions": f"{__version__}, {pa.__version__}"}
+
+
+def differs(found: bytes, wanted: Mapping[str, Any]) -> str:
+    """How predictions of an earlier command, by their `about` as JSON, differ from these; empty where they do not."""
+    try:
+        there = parse_json(found)
+        other = [words for key, words in _WORDS.items() if there.get(key) != wanted[key]]
+    except (ValueError, AttributeError):
+        return "of nobody knows what"
+    return "of " + " and ".join(other) if other else ""
 
 
 @contextmanager
@@ -81,12 +100,16 @@ def keep_part(folder: Path, part: int, result: Mapping[str, Any]) -> None:
     Raises: OutputError: the disk.
     """
     file = folder / part_file(part)
-    plain = {**result, "classes": result["classes"].tolist(),
-             "counts": {name: [one.by_degree.tolist(), one.by_class.tolist(), one.by_confidence.tolist()]
-                        for name, one in result["counts"].items()}}
     with disk_errors(folder, 0, str(file), "the predictions"):
-        record = {"bytes": file.stat().st_size, "blake2b": checksum(file), "result": plain}
-    write_atomically(folder / UNFINISHED / _record_file(part), json.dumps(record).encode())
+        record = {"bytes": file.stat().st_size, "blake2b": checksum(file), "result": plain_record(result)}
+    write_atomically(folder / UNFINISHED / record_file(part), json.dumps(record).encode())
+
+
+def plain_record(result: Mapping[str, Any]) -> dict[str, Any]:
+    """What PredictWorker.write returns, for JSON; `read_record` is the way back."""
+    return {**result, "classes": result["classes"].tolist(),
+            "counts": {name: [one.by_degree.tolist(), one.by_class.tolist(), one.by_confidence.tolist()]
+                       for name, one in result["counts"].items()}}
 
 
 class Predictions:
@@ -103,9 +126,7 @@ class Predictions:
 
     def __init__(self, out: Path, store: Store, model: PackedModel, *, scores: bool) -> None:
         self._out, self._parts = out, store.manifest["parts"]
-        self._about = {
-            "graph": store.fingerprint, "parts": _digest(json.dumps(self._parts, sort_keys=True).encode()),
-            "model": _digest(model.to_bytes()), "scores": scores, "versions": f"{__version__}, {pa.__version__}"}
+        self._about = about(store, model, scores=scores)
         self.folder = out.with_name(f".{out.name}.{_digest(json.dumps(self._about).encode())[:16]}.tmp")
         self.kept: dict[int, dict[str, Any]] = {}
         self._held = ExitStack()
@@ -128,7 +149,7 @@ class Predictions:
                 raise InputError("another process is writing these predictions; wait for it, or choose another --out",
                                  file=str(self._out))
         try:
-            write_atomically(self.folder / UNFINISHED / _ABOUT, json.dumps(self._about).encode())
+            write_atomically(self.folder / UNFINISHED / ABOUT, json.dumps(self._about).encode())
             self.kept = self._find()
         except BaseException:
             self._leave()
@@ -140,6 +161,9 @@ class Predictions:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
         self._leave()
+
+    def begin(self) -> None:
+        """Parts are about to be written; an older output stays until `commit`."""
 
     def commit(self, texts: Mapping[str, str]) -> None:
         """Write these files too, and put the folder in its place; an older one goes after that.
@@ -164,7 +188,7 @@ class Predictions:
         """The finished parts, their files compared with their records; what is not right is written again."""
         found = {}
         for part, entry in enumerate(self._parts):
-            file, record = self.folder / part_file(part), self.folder / UNFINISHED / _record_file(part)
+            file, record = self.folder / part_file(part), self.folder / UNFINISHED / record_file(part)
             try:
                 found[part] = _read_result(file, record, entry["rows"])
             except FileNotFoundError:
@@ -177,9 +201,8 @@ class Predictions:
     def _other(self, folder: Path) -> str:
         """How predictions of an earlier command differ from these."""
         try:
-            about = read_json(folder / UNFINISHED / _ABOUT, LARGEST_RECORD)
-            return "of " + " and ".join(words for key, words in _WORDS.items() if about.get(key) != self._about[key])
-        except (OSError, ValueError, AttributeError):
+            return differs(read_bytes(folder / UNFINISHED / ABOUT, LARGEST_RECORD), self._about)
+        except (OSError, ValueError):
             return "of nobody knows what"
 
 
@@ -193,9 +216,16 @@ def _read_result(file: Path, record: Path, rows: int) -> dict[str, Any]:
     Raises: OSError, ValueError and what a record of another shape leads to: the part is not finished.
     """
     values = read_json(record, LARGEST_RECORD)
-    size, result = check_regular(file), values["result"]
-    if size != values["bytes"] or checksum(file) != values["blake2b"]:
+    if check_regular(file) != values["bytes"] or checksum(file) != values["blake2b"]:
         raise ValueError("its checksum is not that of its content")
+    return read_record(values["result"], rows)
+
+
+def read_record(result: dict[str, Any], rows: int) -> dict[str, Any]:
+    """A part's result, of so many rows, from what `plain_record` made of it.
+
+    Raises: ValueError and what a record of another shape leads to.
+    """
     result["classes"] = np.array(result["classes"], np.int64)
     result["counts"] = {name: Counts(*(np.array(one, np.int64) for one in arrays))
                         for name, arrays in result["counts"].items()}

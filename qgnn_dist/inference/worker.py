@@ -19,6 +19,7 @@ from .. import kernels
 from ..comm import faults
 from ..comm.exchange import Exchange
 from ..comm.trace import Span, Trace
+from ..config import StorageConfig
 from ..data.graph import SPLITS
 from ..errors import HostLeavingError, QgnnError, StoreError
 from ..memory import MemoryWatch
@@ -28,10 +29,13 @@ from ..model.packed import PackedModel
 from ..planning.admission import room
 from ..planning.memory import WRITTEN_ROWS
 from ..propagation.neighbourhood import Neighbourhood
+from ..storage.local import shown_as, work_folder
+from ..storage.place import uri_of
 from ..store.columns import as_arrow, as_strings
 from ..store.reader import Store
 from .groups import Counts, count
 from .output import keep_part, open_part
+from .remote_output import put_part
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,11 +49,14 @@ class PredictWorker:
     """Owns part `context.rank` of a store during one prediction.
 
     Args:
-        store: path of the store, through this host's own mount. exchange_s: deadline of a round of messages.
+        store: path of the store, through this host's own mount, or its URI. exchange_s: deadline of a round of
+            messages. storage: settings of object stores.
     """
 
-    def __init__(self, context: WorkerContext, *, store: str, exchange_s: float) -> None:
+    def __init__(self, context: WorkerContext, *, store: str, exchange_s: float,
+                 storage: StorageConfig | None = None) -> None:
         self._context, self._store_path, self._exchange_s = context, store, exchange_s
+        self._storage = storage or StorageConfig()
         self._memory = MemoryWatch()
 
     def room(self) -> dict[str, Any]:
@@ -64,7 +71,7 @@ class PredictWorker:
             ModelError: the features don't fit the model's grid.
         """
         context, start = self._context, time.perf_counter()
-        store = Store.open(self._store_path)
+        store = Store.open(self._store_path, self._storage)
         if store.fingerprint != fingerprint:
             raise StoreError(f"this host sees graph {store.fingerprint[:12]}, the controller {fingerprint[:12]}; "
                              "the path must be shared by all hosts", host=context.host, rank=context.rank,
@@ -96,19 +103,30 @@ class PredictWorker:
     def write(self, folder: str, with_scores: bool, kept: Sequence[int] = ()) -> dict[str, Any] | None:
         """Write the scored nodes to `folder`/part-NNNNN.parquet, and keep it (inference.output.keep_part).
 
-        Args: kept: parts that are finished; for such a one nothing is done.
+        Args:
+            folder: a path, or a URI, whose part is written to this host's disk first.
+            kept: parts that are finished; for such a one nothing is done.
         Returns: rows, Counts of the labelled nodes by split, class counts, seconds, bytes sent, peak memory.
         """
-        context, forward, scores = self._context, self._forward, self._scores
+        context, scores = self._context, self._scores
         del self._scores
         if context.rank in kept:
             return None
         classes = np.empty(len(scores), np.int32)
         confidence = np.empty(len(scores), np.float32)
         kernels.softmax(scores, classes, confidence, None)
-        start = time.perf_counter()
-        self._write(Path(folder), scores if with_scores else None, classes, confidence)
-        del scores
+        uri = uri_of(folder)
+        written = scores if with_scores else None
+        if uri is None:
+            return self._write_and_keep(Path(folder), None, written, classes, confidence)
+        with work_folder(self._storage) as local, shown_as(local, uri):
+            return self._write_and_keep(local, uri, written, classes, confidence)
+
+    def _write_and_keep(self, folder: Path, uri: str | None, scores: np.ndarray | None, classes: np.ndarray,
+                        confidence: np.ndarray) -> dict[str, Any]:
+        """See `write`. Args: folder: of this host, which stands in for `uri` where there is one."""
+        context, forward, start = self._context, self._forward, time.perf_counter()
+        self._write(folder, scores, classes, confidence)
         seconds = {"load": self._load_s, **forward.seconds, "exchange": self._exchange.wait_s,
                    "write": time.perf_counter() - start}
         group = context.group
@@ -116,7 +134,10 @@ class PredictWorker:
                   "gain": forward.gain, "feature_gain": self._gain,
                   "classes": np.bincount(classes, minlength=self._model.info.num_classes),
                   "message_bytes": group.counters.evaluation if group is not None else 0, **self._memory.peaks()}
-        keep_part(Path(folder), context.rank, result)
+        if uri is not None:
+            put_part(uri, self._storage, folder, context.rank, result)
+        else:
+            keep_part(folder, context.rank, result)
         self._look("written")
         return result
 

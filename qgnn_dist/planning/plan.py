@@ -17,6 +17,7 @@ from ..memory import byte_size
 from ..model.packed import ModelInfo
 from ..propagation.elastic import refuse_parts
 from ..propagation.smp import Propagation
+from ..storage.place import uri_of
 from ..store.reader import Store
 from .alternatives import sampled, sign
 from .cut import Cut, cut_of_graph, cut_of_numbers, cut_of_store, cut_of_store_again
@@ -123,7 +124,7 @@ def cut_of(source: str | None, numbers: Mapping[str, int | None], workers: int, 
         return cut_of_numbers(size, cut, workers), "", None
     if given:
         raise InputError(f"{', '.join(given)}: only without a store or a graph, whose own numbers are taken")
-    if (Path(source) / "manifest.json").exists():
+    if uri_of(source) is not None or (Path(source) / "manifest.json").exists():
         store = Store.open(source)
         if store.num_parts < workers:
             say(f"cutting it for {workers} workers")

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from ..errors import StoreError
 from ..files.read import check_regular, is_inside, read_json, reason, shown
 from ..quant.columns import FEATURE_BITS
 
-__all__ = ["CHECKSUM", "CODED_VERSION", "FORMAT_VERSION", "MANIFEST", "ORDERED_VERSION", "SOURCE_ORDER",
-           "manifest_checksum", "part_folder", "read_manifest"]
+__all__ = ["CHECKSUM", "CODED_VERSION", "FORMAT_VERSION", "LARGEST_MANIFEST", "MANIFEST", "ORDERED_VERSION",
+           "PART_FILE", "SOURCE_ORDER", "check_manifest", "manifest_checksum", "part_folder", "read_manifest"]
 
 FORMAT_VERSION, ORDERED_VERSION, CODED_VERSION = 1, 2, 3
 """Of a store whose rows lie in the order of the source, which every reader knows; in another order; and of one whose
@@ -30,6 +31,8 @@ MOST_COLUMNS = 2**31 - 1
 MOST_CLASSES = 65536
 """Or as many as there are nodes."""
 _FILE_NAME = re.compile(r"[a-z_]+\.arrow")
+PART_FILE = re.compile(rf"part-\d{{5,}}/{_FILE_NAME.pattern}")
+"""Names of a store's files but its manifest, relative to its folder."""
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 _TOP: dict[str, type | tuple[type, ...]] = {
     "format_version": int, "fingerprint": str, "name": str, "num_nodes": int, "num_edges": int, "num_features": int,
@@ -64,6 +67,16 @@ def read_manifest(store: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise StoreError(f"manifest cannot be read: {reason(error)}; partition the graph again",
                          file=str(file)) from None
+    return check_manifest(manifest, file, lambda part, files: _check_on_disk(store, part, files))
+
+
+def check_manifest(manifest: Any, file: Path | str, look: Callable[[int, dict[str, Any]], None]) -> dict[str, Any]:
+    """A manifest whose every field is checked.
+
+    Args: file: for errors. look: checks that a part's files, by the manifest, are there.
+    Raises:
+        StoreError: another format version, fields missing or odd; and what `look` raises.
+    """
     version = manifest.get("format_version") if isinstance(manifest, dict) else None
     if version not in (FORMAT_VERSION, ORDERED_VERSION, CODED_VERSION):
         raise StoreError(f"store format {shown(version)}, this program reads {FORMAT_VERSION} to {CODED_VERSION}; "
@@ -80,14 +93,15 @@ def read_manifest(store: Path) -> dict[str, Any]:
         if not isinstance(entry, dict):
             raise StoreError(f"part {part} is no object", file=str(file))
         _demand(entry, _PART, file, f"part {part}")
-        _check_files(store, part, entry["files"], _FILES | feature_files, file)
+        _check_files(part, entry["files"], _FILES | feature_files, file)
+        look(part, entry["files"])
     _check_sums(manifest, file)
     _check_told(manifest, file)
     # Last, so that a fault that can be named is.
     if CHECKSUM in manifest and manifest[CHECKSUM] != manifest_checksum(manifest):
         raise StoreError("manifest does not fit its own checksum; it was changed or damaged, partition the graph again",
                          file=str(file))
-    return manifest
+    return dict(manifest)
 
 
 def manifest_checksum(manifest: dict[str, Any]) -> str:
@@ -96,7 +110,7 @@ def manifest_checksum(manifest: dict[str, Any]) -> str:
     return hashlib.blake2b(json.dumps(rest, sort_keys=True).encode(), digest_size=32).hexdigest()
 
 
-def _check_top(manifest: dict[str, Any], file: Path) -> None:
+def _check_top(manifest: dict[str, Any], file: Path | str) -> None:
     """What the fields of the manifest say of one another."""
     kind, names = manifest["feature_kind"], manifest["class_names"]
     if kind not in _FEATURE_FILES or (kind is None) != (manifest["num_features"] == 0):
@@ -116,7 +130,7 @@ def _check_top(manifest: dict[str, Any], file: Path) -> None:
         raise StoreError(f"cut_fraction is {manifest['cut_fraction']}, expected 0 to 1", file=str(file))
 
 
-def _check_order(manifest: dict[str, Any], file: Path) -> None:
+def _check_order(manifest: dict[str, Any], file: Path | str) -> None:
     """Version 1 means the order of the source, said or not; another order is named, and is version 2 (or 3)."""
     if "order" in manifest or manifest["format_version"] != FORMAT_VERSION:
         _demand(manifest, {"order": dict}, file, "manifest")
@@ -129,7 +143,7 @@ def _check_order(manifest: dict[str, Any], file: Path) -> None:
                              file=str(file))
 
 
-def _check_feature_bits(manifest: dict[str, Any], file: Path) -> None:
+def _check_feature_bits(manifest: dict[str, Any], file: Path | str) -> None:
     """Dense features are codes in version 3, and in no other."""
     bits, version = manifest.get("feature_bits"), manifest["format_version"]
     fits = type(bits) is int and bits in FEATURE_BITS and manifest["feature_kind"] == "dense"
@@ -138,7 +152,7 @@ def _check_feature_bits(manifest: dict[str, Any], file: Path) -> None:
                          f"{version}; expected 8, 4 or 2 with dense ones in {CODED_VERSION} alone", file=str(file))
 
 
-def _check_hops(manifest: dict[str, Any], file: Path) -> None:
+def _check_hops(manifest: dict[str, Any], file: Path | str) -> None:
     """Mixed features are dense, and have a scale a hop."""
     if "hops" not in manifest:
         return
@@ -153,7 +167,7 @@ def _check_hops(manifest: dict[str, Any], file: Path) -> None:
                          "features, as many for every hop", file=str(file))
 
 
-def _check_sums(manifest: dict[str, Any], file: Path) -> None:
+def _check_sums(manifest: dict[str, Any], file: Path | str) -> None:
     parts = manifest["parts"]
     for key, total, what in (("rows", manifest["num_nodes"], "nodes"), ("halo", manifest["halo_rows"], "halo rows"),
                              ("directed_edges", 2 * manifest["num_edges"], "directed edges")):
@@ -166,7 +180,7 @@ def _check_sums(manifest: dict[str, Any], file: Path) -> None:
                              f"{entry['rows']} rows", file=str(file))
 
 
-def _check_told(manifest: dict[str, Any], file: Path) -> None:
+def _check_told(manifest: dict[str, Any], file: Path | str) -> None:
     """What is there for people to see: of the right types, so that showing it cannot fail."""
     told: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         ("partitioner", manifest["partitioner"], {"method": str, "seed": int, "reason": str}),
@@ -187,7 +201,7 @@ def _check_told(manifest: dict[str, Any], file: Path) -> None:
         _demand(values, wanted, file, where)
 
 
-def _demand(values: dict[str, Any], wanted: dict[str, Any], file: Path, where: str) -> None:
+def _demand(values: dict[str, Any], wanted: dict[str, Any], file: Path | str, where: str) -> None:
     for key, kind in wanted.items():
         if key not in values or not isinstance(values[key], kind) or isinstance(values[key], bool) != (kind is bool):
             raise StoreError(f"{where}: {shown(key)} is {shown(repr(values.get(key)))}, which is missing or of the "
@@ -196,7 +210,7 @@ def _demand(values: dict[str, Any], wanted: dict[str, Any], file: Path, where: s
             raise StoreError(f"{where}: {shown(key)}={shown(values[key])} is out of range", file=str(file))
 
 
-def _check_files(store: Path, part: int, files: dict[str, Any], needed: set[str], manifest: Path) -> None:
+def _check_files(part: int, files: dict[str, Any], needed: set[str], manifest: Path | str) -> None:
     if lacking := sorted(needed - set(files)):
         raise StoreError(f"part {part}: the manifest does not list {', '.join(lacking)}", file=str(manifest))
     for name, entry in files.items():
@@ -205,6 +219,11 @@ def _check_files(store: Path, part: int, files: dict[str, Any], needed: set[str]
                              file=str(manifest))
         if not isinstance(entry, dict) or type(entry.get("bytes")) is not int or type(entry.get("blake2b")) is not str:
             raise StoreError(f"part {part}: {name} has no size and checksum", file=str(manifest))
+
+
+def _check_on_disk(store: Path, part: int, files: dict[str, Any]) -> None:
+    """A part's files are there, are files inside the store, and of the sizes that the manifest says."""
+    for name, entry in files.items():
         path = store / part_folder(part) / name
         try:
             size = check_regular(path)

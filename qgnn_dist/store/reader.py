@@ -5,6 +5,7 @@ Legend: n local rows of a part, H halo slots, F features.
 """
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,11 +14,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from ..config import StorageConfig
 from ..data.graph import NO_SPLIT, TEST, SparseFeatures
 from ..errors import StoreError
 from ..files.read import shown
 from ..quant.columns import ColumnGrids
 from ..quant.packed import row_bytes
+from ..storage.cache import CachedFiles
+from ..storage.place import uri_of
 from .checks import check_degrees, check_finite, check_order, check_peers, check_range, check_row_pointer
 from .columns import (
     as_numpy,
@@ -31,6 +35,7 @@ from .columns import (
     read_columns,
 )
 from .manifest import SOURCE_ORDER, part_folder, read_manifest
+from .remote import RemoteParts
 
 __all__ = ["FEATURE_BLOCK_ROWS", "Part", "PeerPlan", "Store"]
 
@@ -64,11 +69,12 @@ def _stored_values(manifest: dict[str, Any]) -> float:
 class Store:
     """A partitioned graph. Open it by `Store.open`.
 
-    Attributes: stored_values: kept of a feature row in the mean; `num_features` where they are dense.
+    Attributes: path: its folder, or its URI on an object store. stored_values: kept of a feature row in the mean;
+        `num_features` where they are dense.
     """
 
-    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
-        self.path, self.manifest = path, manifest
+    def __init__(self, path: Path | str, manifest: dict[str, Any], remote: RemoteParts | None = None) -> None:
+        self.path, self.manifest, self._remote = path, manifest, remote
         self.fingerprint: str = manifest["fingerprint"]
         self.name: str = manifest["name"]
         self.order: str = manifest["order"]["method"] if "order" in manifest else SOURCE_ORDER
@@ -86,23 +92,42 @@ class Store:
         self.has_split: bool = manifest["has_split"]
 
     @classmethod
-    def open(cls, path: str | Path) -> Store:
+    def open(cls, path: str | Path, storage: StorageConfig | None = None) -> Store:
         """Check the manifest and every file's size.
 
+        Args: path: a folder, or a URI; nothing but the manifest is fetched from there. storage: settings of that.
         Raises:
             StoreError: no store, damaged, or of another version.
+            InputError, StorageError: as storage.place.Place.
         """
+        uri = uri_of(path)
+        if uri is not None:
+            remote = RemoteParts(uri, storage or StorageConfig())
+            return cls(uri, remote.read_manifest(), remote)
         return cls(Path(path), read_manifest(Path(path)))
 
+    @property
+    def place(self) -> str:
+        """What opens it in every process: an absolute path, or a URI."""
+        return str(self.path) if self._remote is not None else os.path.abspath(self.path)
+
+    def opening_s(self, storage: StorageConfig) -> float:
+        """What a worker may take for its part's way from an object store; nothing where the store is a folder."""
+        return 0.0 if self._remote is None else storage.fetch_s
+
     def part(self, index: int) -> Part:
-        """One part, its arrays memory-mapped and its sizes checked.
+        """One part, its arrays memory-mapped and its sizes checked; fetched first where it is not on this host yet.
 
         Raises:
-            StoreError: no such part, or its files contradict the manifest.
+            StoreError: no such part, or its files contradict the manifest. InputError, OutputError, DeadlineError: as
+            storage.cache.Cache.open.
         """
         if not 0 <= index < self.num_parts:
             raise StoreError(f"no part {index}: the store has {self.num_parts}", file=str(self.path))
-        return Part(self, index)
+        if self._remote is None:
+            return Part(self, index, Path(self.path) / part_folder(index))
+        held = self._remote.open(index, self.manifest["parts"][index]["files"])
+        return Part(self, index, held.folder, held)
 
     def verify(self) -> int:
         """Compare every file with its checksum; returns the number of files.
@@ -113,11 +138,11 @@ class Store:
         count = 0
         for part, entry in enumerate(self.manifest["parts"]):
             for name, wanted in entry["files"].items():
-                path = self.path / part_folder(part) / name
-                got = checksum(path)
+                path = f"{self.path}/{part_folder(part)}/{name}"
+                got = checksum(Path(path)) if self._remote is None else self._remote.checksum(part, name)
                 if got != wanted["blake2b"]:
                     raise StoreError(f"checksum is {got[:16]}…, the manifest says {wanted['blake2b'][:16]}…; the file "
-                                     "was changed or damaged, partition the graph again", file=str(path))
+                                     "was changed or damaged, partition the graph again", file=path)
                 count += 1
         return count
 
@@ -134,10 +159,10 @@ class Part:
         peers: plans of all parts that it exchanges rows with, ascending.
     """
 
-    def __init__(self, store: Store, index: int) -> None:
+    def __init__(self, store: Store, index: int, folder: Path, held: CachedFiles | None = None) -> None:
         entry = store.manifest["parts"][index]
         self.index = index
-        self.folder = store.path / part_folder(index)
+        self.folder, self._held = folder, held  # what is held stays in the host's cache
         self.num_local, self.num_boundary, self.num_halo = entry["rows"], entry["boundary"], entry["halo"]
         self.feature_kind, self.num_features = store.feature_kind, store.num_features
         self.feature_bits, self._num_nodes = store.feature_bits, store.num_nodes

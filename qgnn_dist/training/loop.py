@@ -141,7 +141,8 @@ def run_training(pool: WorkerPool, server_call: ServerCall, store: Store, config
     started = time.perf_counter()
     if config.cluster.memory_check == "on":
         check_training(pool, store, config)
-    loaded = pool.call("load", store.fingerprint, timeout_s=config.timeouts.start_s)
+    loaded = pool.call("load", store.fingerprint,
+                       timeout_s=config.timeouts.start_s + store.opening_s(config.storage))
     statistics = sum((w["statistics"] for w in loaded), FeatureStatistics())
     nodes = {name: sum(w["nodes"][name] for w in loaded) for name in loaded[0]["nodes"]}
     empty = [name for name, count in nodes.items() if count == 0]

@@ -58,7 +58,7 @@ class TrainWorker:
     """Owns part `context.rank` of a store.
 
     Args:
-        store: path of the store, through this host's own mount.
+        store: path of the store, through this host's own mount, or its URI.
         config: resolved settings, the same on every worker.
     """
 
@@ -85,7 +85,7 @@ class TrainWorker:
         """
         context = self._context
         self._place = choose_device(context.device, context.rank, context.host) if context.device else None
-        self._store = Store.open(self._store_path)
+        self._store = Store.open(self._store_path, self._config.storage)
         if self._store.fingerprint != fingerprint:
             raise StoreError(f"this host sees graph {self._store.fingerprint[:12]}, the controller {fingerprint[:12]}; "
                              "the path must be shared by all hosts", host=context.host, rank=context.rank,
