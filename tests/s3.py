@@ -40,21 +40,28 @@ class S3:
         with urllib.request.urlopen(request, timeout=20) as answer:
             return bytes(answer.read())
 
-    def make_bucket(self, name: str = BUCKET) -> str:
-        """An empty bucket; its URI."""
-        self.ask("PUT", name)
-        return f"s3://{name}"
+    def empty(self) -> None:
+        """Forget all, and make the bucket."""
+        self.ask("POST", "moto-api/reset", b"")
+        self.ask("PUT", BUCKET)
 
-    def credentials_are_looked_at(self, looked: bool) -> None:
-        """Whether requests with other credentials than this server's own, of which there are none, are refused."""
-        self.ask("POST", "moto-api/reset-auth", b"0" if looked else b"1e18")
+    @contextmanager
+    def credentials_are_looked_at(self) -> Iterator[None]:
+        """Requests of the block are refused: the server knows no users, and asks for one."""
+        self.ask("POST", "moto-api/reset-auth", b"0")
+        try:
+            yield
+        finally:
+            self.ask("POST", "moto-api/reset-auth", b"1e18")
 
-    def environment(self, monkeypatch: pytest.MonkeyPatch, url: str | None = None) -> None:
-        """Have this process, and those that it starts, use the server."""
+    def use(self, monkeypatch: pytest.MonkeyPatch, url: str | None = None) -> None:
+        """Have this process, and those that it starts, use the server, or what stands at `url` in front of it."""
         for name, value in {"AWS_ENDPOINT_URL": url or self.url, "AWS_ACCESS_KEY_ID": ACCESS,
                             "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_EC2_METADATA_DISABLED": "true",
                             "AWS_REGION": "us-east-1"}.items():
             monkeypatch.setenv(name, value)
+        for name in ("AWS_ENDPOINT_URL_S3", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
+            monkeypatch.delenv(name, raising=False)
 
 
 @contextmanager
@@ -73,7 +80,6 @@ def s3_server() -> Iterator[S3]:
             assert process.poll() is None, "moto's server has ended; is moto[s3] installed (make setup)?"
             assert time.monotonic() < until, f"no S3 server within {START_S:g} s"
             time.sleep(0.1)
-        server.make_bucket()
         yield server
     finally:
         process.kill()
@@ -83,14 +89,14 @@ def s3_server() -> Iterator[S3]:
 class Door:
     """Passes connections on to a server; while it is shut nobody listens at its port, and those that were open end.
 
-    Attributes: passed: connections so far, and bytes that came from clients.
+    Attributes: bytes_in: that came from clients so far.
     """
 
     def __init__(self, server: S3) -> None:
         self._target = ("127.0.0.1", int(server.url.rpartition(":")[2]))
         self._port, self._open = free_port(), list[socket.socket]()
         self._listener: socket.socket | None = None
-        self.connections, self.bytes_in = 0, 0
+        self.bytes_in = 0
 
     @property
     def url(self) -> str:
@@ -108,6 +114,22 @@ class Door:
         """Listen again."""
         self._listener = socket.create_server(("127.0.0.1", self._port), reuse_port=False)
         threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+
+    def away(self, seconds: float, after_bytes: int = 0) -> threading.Thread:
+        """In the background: once so many more bytes came in, be shut for so long."""
+        wanted = self.bytes_in + after_bytes
+
+        def work() -> None:
+            until = time.monotonic() + 60
+            while self.bytes_in < wanted and time.monotonic() < until:
+                time.sleep(0.005)
+            self.shut()
+            time.sleep(seconds)
+            self.open()
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        return thread
 
     def shut(self) -> None:
         """Nobody comes through any more."""
@@ -127,7 +149,6 @@ class Door:
                 client, _ = listener.accept()
                 there = socket.create_connection(self._target)
                 self._open += [client, there]
-                self.connections += 1
                 threading.Thread(target=self._pass, args=(client, there, True), daemon=True).start()
                 threading.Thread(target=self._pass, args=(there, client, False), daemon=True).start()
 

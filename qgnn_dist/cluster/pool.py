@@ -30,8 +30,9 @@ _LOG = logging.getLogger(__name__)
 CLOSE_S = 5.0
 LONG_CALL_S = 3600.0
 """Of the deadline of calls in which workers wait for one another, under deadlines of their own; those are watched."""
-FORWARDED = ("QGNN_SIMD", faults.ENVIRONMENT)
-"""Variables of the controller that every worker gets."""
+FORWARDED = ("QGNN_SIMD", faults.ENVIRONMENT, "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION",
+             "AWS_DEFAULT_REGION")
+"""Variables of the controller that every worker gets; no credentials, which Ray's head would keep."""
 
 
 class PlacementError(DeadlineError):

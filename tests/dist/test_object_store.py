@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From graph to predictions on an object store, with Ray's workers: the same as on a shared disk."""
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import qgnn_dist as qgnn
+from qgnn_dist.cli import app
+from qgnn_dist.cluster.session import RaySession
+from qgnn_dist.comm.pool import LocalPool
+from qgnn_dist.config import StorageConfig, TimeoutsConfig, load_config
+from qgnn_dist.data.load import load_graph
+from qgnn_dist.inference.batch import run_prediction
+from qgnn_dist.inference.worker import PredictWorker
+from qgnn_dist.model.packed import PackedModel
+from qgnn_dist.partitioning.api import partition_graph
+from qgnn_dist.storage.place import Place
+from qgnn_dist.store.reader import Store
+from tests.helpers import settings
+from tests.recovering import records, undisturbed
+from tests.s3 import BUCKET, S3, SECRET, Door
+
+NODES = 120
+WORDS = ["--set", "train.epochs=6", "--set", "train.checkpoint_every=2", "--set", "model.hidden=8", "--set",
+         "propagation.layers=3", "--set", "cluster.cpus_per_worker=0.5", "--set", "storage.retry_s=5"]
+
+
+def _run(*words: str | Path) -> Any:
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def _done(*words: str | Path) -> dict[str, Any]:
+    result = _run(*words, "--json")
+    assert result.exit_code == 0, result.stderr
+    return dict(json.loads(result.stdout))
+
+
+def _refused(code: int, text: str, *words: str | Path) -> None:
+    result = _run(*words)
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert text in line
+    assert result.exit_code == code
+    assert SECRET not in result.stderr + result.stdout
+
+
+def _file(path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    classes = rng.integers(0, 3, NODES)
+    x = rng.random((NODES, 6)).astype(np.float32) + np.eye(3, 6, dtype=np.float32)[classes]
+    np.savez(path, edge_index=rng.integers(0, NODES, (2, 500)), x=x, y=classes, train_idx=np.arange(40),
+             valid_idx=np.arange(40, 80), test_idx=np.arange(80, NODES))
+    return path
+
+
+def _on_disk(graph: Path, folder: Path) -> None:
+    """The same path in this process, on its disk."""
+    partition_graph(load_graph(graph), parts=2, out=folder / "store", method="random")
+    store, config = Store.open(folder / "store"), load_config(overrides=WORDS[1::2])
+    undisturbed(store, folder / "run", config)
+    qgnn.export(folder / "run", out=folder / "model.safetensors")
+    model = PackedModel.load(folder / "model.safetensors")
+    pool = LocalPool(PredictWorker, {"store": str(store.path), "exchange_s": 20.0}, 2, timeout_s=20)
+    try:
+        run_prediction(pool, store, model, folder / "out", scores=True, timeouts=TimeoutsConfig())
+    finally:
+        pool.close()
+
+
+def _objects(prefix: str) -> dict[str, int]:
+    return Place(f"s3://{BUCKET}/{prefix}", StorageConfig()).names()
+
+
+def _bytes(name: str) -> bytes:
+    data = Place(f"s3://{BUCKET}/{name}", StorageConfig()).read(1 << 30)
+    assert data is not None
+    return data
+
+
+def test_the_whole_path(s3: S3, tmp_path: Path) -> None:
+    """Stores and predictions have the same bytes as on disk, and the run the same lines."""
+    there, here = f"s3://{BUCKET}/all", tmp_path / "here"
+    graph = _file(tmp_path / "graph.npz")
+    Place(f"{there}/graph.npz", StorageConfig()).put(graph)
+    with RaySession(num_cpus=2):  # one for all of them
+        _done("partition", f"{there}/graph.npz", "--parts", 2, "--method", "random", "--out", f"{there}/store")
+        _done("train", f"{there}/store", "--out", f"{there}/run", *WORDS)
+        _done("export", f"{there}/run", "--out", f"{there}/model.safetensors")
+        predict = ["predict", f"{there}/store", "--model", f"{there}/model.safetensors", "--out", f"{there}/out",
+                   *WORDS[-4:]]
+        _done(*predict)
+        plain = _bytes("all/out/part-00000.parquet")
+        _done(*predict, "--scores", "--overwrite")
+    assert len(_bytes("all/out/part-00000.parquet")) > len(plain)
+    _on_disk(graph, here)
+    for folder in ("store/part-00000", "store/part-00001", "out"):
+        files = {f.name: f.read_bytes() for f in (here / folder).iterdir() if f.suffix != ".json"}
+        assert files
+        assert {name for name in _objects(f"all/{folder}") if not name.endswith(".json")} == set(files)
+        for name, data in files.items():
+            assert _bytes(f"all/{folder}/{name}") == data, name
+    assert _bytes("all/model.safetensors") == (here / "model.safetensors").read_bytes()
+    assert set(_objects("all/out")) == {"part-00000.parquet", "part-00001.parquet", "summary.json"}
+    assert set(_objects("all/run")) == {
+        "config.toml", "metrics.jsonl", "summary.json", "checkpoints/newest.json",
+        *(f"checkpoints/epoch-00000{n}.safetensors" for n in (2, 4, 6))}
+    run = tmp_path / "copy"
+    run.mkdir()
+    (run / "metrics.jsonl").write_bytes(_bytes("all/run/metrics.jsonl"))
+    assert records(run) == records(here / "run")
+    assert len(records(run)) == 6
+
+    for kind, name, more in (("store", "store", ["--verify"]), ("run", "run", []), ("model", "model.safetensors", [])):
+        found = _done("inspect", f"{there}/{name}", *more)
+        local = _done("inspect", here / name, *more)
+        assert found["kind"] == kind
+        assert found.keys() == local.keys()
+    assert "diagnosis" in _done("inspect", f"{there}/model.safetensors", "--store", f"{there}/store")
+    plan = ["--hosts", 2, "--host-ram-gb", 4, "--host-cores", 2, "--link-gbps", 1]
+    assert _done("plan", f"{there}/store", *plan).keys() == _done("plan", here / "store", *plan).keys()
+
+    before = {name: _bytes(f"all/run/{name}") for name in _objects("all/run")}
+    assert _done("train", f"{there}/store", "--out", f"{there}/run", *WORDS, "--resume")["epochs"] == 6
+    for name in ("store", "run", "model.safetensors", "out"):
+        assert not (tmp_path / "s3:").exists()
+        words = {"store": ["partition", graph, "--parts", 2], "run": ["train", f"{there}/store"],
+                 "model.safetensors": ["export", f"{there}/run"],
+                 "out": ["predict", f"{there}/store", "--model", f"{there}/model.safetensors"]}[name]
+        _refused(2, f"{there}/{name}: output exists", *words, "--out", f"{there}/{name}")
+    _refused(2, f"{there}/run: cannot resume: the run was started with other settings", "train", f"{there}/store",
+             "--out", f"{there}/run", "--resume", "--set", "quant.bits=4")
+    assert {name: _bytes(f"all/run/{name}") for name in _objects("all/run")} == before
+
+
+def test_faults_of_a_store_are_one_line(s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = _file(tmp_path / "graph.npz")
+    partition = ["partition", graph, "--parts", 1, "--out"]
+    _refused(2, "s3://nobody/store: there is no bucket nobody", *partition, "s3://nobody/store")
+    _refused(2, "s3://nobody/run: there is no bucket", "export", "s3://nobody/run", "--out", tmp_path / "m")
+    _refused(2, "s3://graphs/none: not a store", "train", "s3://graphs/none", "--out", tmp_path / "run")
+    _refused(2, "s3://graphs/none: not a run", "export", "s3://graphs/none", "--out", tmp_path / "m")
+    _refused(2, "s3://graphs/none: there is no such object", "inspect", "s3://graphs/none")
+    _refused(2, "credentials and options come from the environment", *partition, f"s3://k:{SECRET}@graphs/store")
+    _done(*partition, "s3://graphs/store")
+    _refused(2, "s3://graphs/none: there is no such object", "predict", "s3://graphs/store", "--model",
+             "s3://graphs/none", "--out", "s3://graphs/out")
+    with s3.credentials_are_looked_at():
+        _refused(2, "credentials are missing, denied or expired", "inspect", "s3://graphs/store")
+        _refused(2, "credentials are missing, denied or expired", *partition, "s3://graphs/other")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    _refused(1, "s3://graphs/store/manifest.json: the object store fails, or cannot be reached at http://127.0.0.1:9",
+             "train", "s3://graphs/store", "--out", tmp_path / "run", "--set", "storage.retry_s=0.5")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_outlives_the_object_store(s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it is away the run goes on; what is missing is put there once it is back, or kept here where it is not."""
+    qgnn.partition(str(_file(tmp_path / "graph.npz")), parts=1, out=tmp_path / "store")
+    config, epochs = settings("train.epochs=20", "train.checkpoint_every=5", "storage.retry_s=0.4"), list[int]()
+    qgnn.train(tmp_path / "store", out=tmp_path / "run", config=config)
+    with Door(s3) as door:
+        s3.use(monkeypatch, door.url)
+
+        def back(record: dict[str, Any]) -> None:
+            epochs.append(record["epoch"])
+            if record["epoch"] == 2:
+                door.shut()
+            if record["epoch"] == 18:
+                door.open()
+
+        qgnn.train(tmp_path / "store", out=f"s3://{BUCKET}/run", config=config, on_epoch=back)
+        assert epochs == list(range(1, 21))
+        assert [one["name"] for one in json.loads(_bytes("run/checkpoints/newest.json"))["checkpoints"]] == [
+            f"epoch-0000{n}.safetensors" for n in (20, 15, 10)]
+        assert len(_objects("run/checkpoints")) == 4
+        run = tmp_path / "copy"
+        run.mkdir()
+        (run / "metrics.jsonl").write_bytes(_bytes("run/metrics.jsonl"))
+        assert records(run) == records(tmp_path / "run")
+
+        def gone(record: dict[str, Any]) -> None:
+            if record["epoch"] == 2:
+                door.shut()
+
+        with pytest.raises(qgnn.QgnnError, match=r"s3://graphs/lost: the end of the run could not be put there") as one:
+            qgnn.train(tmp_path / "store", out=f"s3://{BUCKET}/lost", config=config, on_epoch=gone)
+        (kept,) = (tmp_path / "cache" / "kept").iterdir()
+        assert f"--out {kept} --resume" in str(one.value)
+        assert records(kept) == records(tmp_path / "run")
+        assert (kept / "summary.json").exists()
