@@ -18,7 +18,7 @@ import qgnn_dist as qgnn
 from qgnn_dist.comm import faults
 from qgnn_dist.comm.pool import LocalPool
 from qgnn_dist.config import StorageConfig, TimeoutsConfig
-from qgnn_dist.errors import StorageError
+from qgnn_dist.errors import OutputError, StorageError
 from qgnn_dist.inference.batch import run_prediction
 from qgnn_dist.inference.worker import PredictWorker
 from qgnn_dist.storage.place import Place
@@ -105,6 +105,24 @@ def test_a_damaged_newest_checkpoint_falls_back(s3: S3, tmp_path: Path, caplog: 
     assert len(_named(uri)) == 3
 
 
+def test_a_checkpoint_is_named_once_it_is_there(s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where one cannot be put it is not named, and the lines of its epochs are there before it."""
+    local, uri, put = make_store(small_graph(), tmp_path / "s", 1), f"s3://{BUCKET}/run", Place.put
+
+    def breaks(self: Place, file: Path) -> str:
+        if file.name == "epoch-000006.safetensors":
+            raise StorageError("the object store fails", file=self.uri)
+        return put(self, file)
+
+    monkeypatch.setattr(Place, "put", breaks)
+    with pytest.raises(OutputError, match="the end of the run could not be put there"):
+        qgnn.train(local.path, out=uri, config=settings("train.epochs=8", "train.checkpoint_every=3"),
+                   on_epoch=lambda record: time.sleep(1.0 * (record["epoch"] in (3, 6))))
+    assert [one["name"] for one in _named(uri)] == ["epoch-000003.safetensors"]
+    assert len((Place(f"{uri}/metrics.jsonl", QUICK).read(1 << 20) or b"").splitlines()) >= 6
+    assert Place(f"{uri}/summary.json", QUICK).size() is None
+
+
 def _stop_after(epoch: int) -> Callable[[dict[str, Any]], None]:
     def stop(record: dict[str, Any]) -> None:
         if record["epoch"] == epoch:
@@ -165,6 +183,15 @@ def test_predictions_keep_parts_that_are_there(s3: S3, tmp_path: Path, monkeypat
         assert Place(f"{out}/{name}", QUICK).read(1 << 30) == (tmp_path / "out" / name).read_bytes()
     for key in ("rows", "accuracy", "class_counts", "reliability"):
         assert summary[key] == wanted[key]
+    # Another model's, in their place: the old ones are no predictions any more once the first part is replaced.
+    model = untrained_model(local, seed=1)
+    with monkeypatch.context() as broken:
+        broken.setattr(worker, "put_part", _breaks_on(1, put, written))
+        with pytest.raises(StorageError):
+            predict(uri, out)
+    assert "summary.json" not in Place(out, QUICK).names()
+    assert predict(uri, out)["class_counts"] != wanted["class_counts"]
+    assert set(Place(out, QUICK).names()) == {"part-00000.parquet", "part-00001.parquet", "summary.json"}
 
 
 def _breaks_on(part: int | None, put: Callable[..., None], written: list[int]) -> Callable[..., None]:
