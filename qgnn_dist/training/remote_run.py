@@ -139,12 +139,14 @@ def _read_named(place: Place) -> list[dict[str, Any]]:
 
 
 def _clear(place: Place, names: dict[str, int]) -> None:
-    """Remove a run, first what says that it is complete or can be gone on with, and nothing that is no run's."""
+    """Remove a run: first what says that it is complete or can be gone on with, last what says that it is a run, and
+    nothing that is no run's."""
     for name in (_SUMMARY, _NEWEST):
         place.at(name).remove()
-    for name in names:
+    for name in names.keys() - {_SUMMARY, _NEWEST, _CONFIG}:
         if name in _OWN or name.startswith(("checkpoints/", "stalls/")):
             place.at(name).remove()
+    place.at(_CONFIG).remove()
 
 
 class _Mirror:
@@ -226,7 +228,7 @@ class _Mirror:
         self._put[f"checkpoints/{file.name}"] = stamp
 
     def _put_file(self, file: Path) -> None:
-        if file.exists() and self._is_new(file):
+        if self._is_new(file):
             stamp, place = _stamp(file), self._place.at(str(file.relative_to(self._local)))
             if file.suffix == ".jsonl":  # the last line may be being written
                 data = file.read_bytes()
@@ -236,7 +238,9 @@ class _Mirror:
             self._put[str(file.relative_to(self._local))] = stamp
 
     def _is_new(self, file: Path) -> bool:
-        return self._put.get(str(file.relative_to(self._local))) != _stamp(file)
+        with contextlib.suppress(FileNotFoundError):  # a checkpoint may go at any time
+            return self._put.get(str(file.relative_to(self._local))) != _stamp(file)
+        return False
 
     def _keep_here(self) -> Path:
         """Move the folder to where nobody removes it."""

@@ -78,8 +78,8 @@ def _job(document: dict[str, Any]) -> list[str]:
     parameters, settings, refused = parse_job(spec["entrypoint"], jobs_folder(_IMAGE))
     if refused or settings is None:
         return [*faults, f"spec.entrypoint: got {spec['entrypoint']!r}, expected {refused}"]
-    if not str(parameters.get("out")).startswith(_SHARE + "/"):
-        faults.append(f"spec.entrypoint: got --out {parameters.get('out')}, expected a folder under {_SHARE}")
+    if not str(parameters.get("out")).startswith((_SHARE + "/", "s3://")):
+        faults.append(f"spec.entrypoint: got --out {parameters.get('out')}, expected a folder under {_SHARE}, or s3://…")
     room, each, parts = 0.0, settings.cluster.cpus_per_worker, parameters.get("parts") or 0
     for group in spec["rayClusterSpec"].get("workerGroupSpecs") or []:
         limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]

@@ -158,6 +158,24 @@ def test_faults_of_a_store_are_one_line(s3: S3, tmp_path: Path, monkeypatch: pyt
     assert not (tmp_path / "run").exists()
 
 
+def test_an_overwritten_run_leaves_nothing_behind(s3: S3, tmp_path: Path) -> None:
+    qgnn.partition(str(_file(tmp_path / "graph.npz")), parts=1, out=tmp_path / "store")
+    uri, stray = f"s3://{BUCKET}/run", Place(f"s3://{BUCKET}/run/notes.txt", StorageConfig())
+    for epochs, overwrite in ((9, False), (4, True)):
+        qgnn.train(tmp_path / "store", out=uri, config=settings(f"train.epochs={epochs}", "train.checkpoint_every=3"),
+                   overwrite=overwrite)
+        stray.write(b"mine")
+    assert set(_objects("run")) == {
+        "config.toml", "metrics.jsonl", "summary.json", "notes.txt", "checkpoints/newest.json",
+        "checkpoints/epoch-000003.safetensors", "checkpoints/epoch-000004.safetensors"}
+    assert len(_bytes("run/metrics.jsonl").splitlines()) == 4
+    Place(f"{uri}/config.toml", StorageConfig()).remove()
+    for words in ({"overwrite": True}, {"resume": True}):
+        with pytest.raises(qgnn.InputError, match=r"s3://graphs/run: output exists and is not a run's folder"):
+            qgnn.train(tmp_path / "store", out=uri, config=settings(), **words)
+    assert stray.read(10) == b"mine"
+
+
 def test_a_run_outlives_the_object_store(s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While it is away the run goes on; what is missing is put there once it is back, or kept here where it is not."""
     qgnn.partition(str(_file(tmp_path / "graph.npz")), parts=1, out=tmp_path / "store")
