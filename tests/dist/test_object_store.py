@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from tests.helpers import settings
 from tests.recovering import records, undisturbed
 from tests.s3 import BUCKET, S3, SECRET, Door
 
-NODES = 120
+NODES, ROOT = 120, Path(__file__).parents[2]
 WORDS = ["--set", "train.epochs=6", "--set", "train.checkpoint_every=2", "--set", "model.hidden=8", "--set",
          "propagation.layers=3", "--set", "cluster.cpus_per_worker=0.5", "--set", "storage.retry_s=5"]
 
@@ -156,6 +158,27 @@ def test_faults_of_a_store_are_one_line(s3: S3, tmp_path: Path, monkeypatch: pyt
     _refused(1, "s3://graphs/store/manifest.json: the object store fails, or cannot be reached at http://127.0.0.1:9",
              "train", "s3://graphs/store", "--out", tmp_path / "run", "--set", "storage.retry_s=0.5")
     assert not (tmp_path / "run").exists()
+
+
+def test_the_pipeline_goes_on_there(s3: S3, tmp_path: Path) -> None:
+    file, out = _file(tmp_path / "graph.npz"), f"s3://{BUCKET}/all"
+    words = [sys.executable, str(ROOT / "jobs" / "pipeline.py"), str(file), "--parts", "1", "--out", out, *WORDS]
+
+    def done() -> str:
+        result = subprocess.run(words, capture_output=True, text=True, timeout=120, cwd=ROOT)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    assert "done before" not in done()
+    for name in _objects("all/predictions"):
+        Place(f"{out}/predictions/{name}", StorageConfig()).remove()
+    told = done()
+    assert ("partition: done before" in told, "export: done before" in told, "epoch 1:" in told) == (True, True, False)
+    assert set(_objects("all/predictions")) == {"part-00000.parquet", "summary.json"}
+    assert set(_objects("all")) >= {"pipeline.json", "store/manifest.json", "run/summary.json", "model.safetensors"}
+    other = subprocess.run([*words, "--set", "seed=1"], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert other.returncode == 2
+    assert f"error: {out}: was begun with another config" in other.stderr
 
 
 def test_an_overwritten_run_leaves_nothing_behind(s3: S3, tmp_path: Path) -> None:

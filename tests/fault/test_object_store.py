@@ -29,7 +29,9 @@ from tests.recovering import Hosts, config, outside, same_end, undisturbed
 from tests.s3 import BUCKET, S3
 
 QUICK = StorageConfig(retry_s=5)
-CONFIG = settings("train.epochs=60", "train.checkpoint_every=3", "model.feature_norm=l2", "storage.retry_s=5")
+EPOCHS = 200
+"""So many that none of them is the last one before the command is killed."""
+CONFIG = settings(f"train.epochs={EPOCHS}", "train.patience=0", "train.checkpoint_every=3", "model.feature_norm=l2", "storage.retry_s=5")
 NEWEST = "checkpoints/newest.json"
 
 
@@ -84,7 +86,7 @@ def test_a_killed_run_goes_on_elsewhere(s3: S3, tmp_path: Path, monkeypatch: pyt
     epochs = list[int]()
     qgnn.train(store, out=uri, config=CONFIG, resume=True, on_epoch=lambda record: epochs.append(record["epoch"]))
     first = int(before[0]["name"][6:12]) if before else 0
-    assert epochs == list(range(first + 1, 61))
+    assert epochs == list(range(first + 1, EPOCHS + 1))
     _same_end(uri, whole)
 
 
@@ -191,6 +193,7 @@ def test_predictions_keep_parts_that_are_there(s3: S3, tmp_path: Path, monkeypat
             predict(uri, out)
     assert "summary.json" not in Place(out, QUICK).names()
     assert predict(uri, out)["class_counts"] != wanted["class_counts"]
+    assert b"unfinished" not in s3.ask("GET", f"{BUCKET}?list-type=2")  # nor a mark of an empty folder
     assert set(Place(out, QUICK).names()) == {"part-00000.parquet", "part-00001.parquet", "summary.json"}
 
 
@@ -209,7 +212,7 @@ def _breaks_on(part: int | None, put: Callable[..., None], written: list[int]) -
 def test_a_lost_worker_comes_back_without_a_shared_disk(store: Store, whole: Path, s3: S3, tmp_path: Path,
                                                         monkeypatch: pytest.MonkeyPatch) -> None:
     """A host is lost with all that it had; the worker on the spare one fetches its part, and the run ends the same."""
-    uri, run, mark, cache = _up(store, "store"), f"s3://{BUCKET}/run", tmp_path / "mark", tmp_path / "of-hosts"
+    uri, run, mark, cache = f"s3://{BUCKET}/store", f"s3://{BUCKET}/run", tmp_path / "mark", tmp_path / "of-hosts"
     own = config("storage.retry_s=5", f'storage.cache_dir="{cache}"')
     with Hosts() as hosts:  # which have the variables of the object store, as hosts of a cluster must
 
@@ -218,6 +221,9 @@ def test_a_lost_worker_comes_back_without_a_shared_disk(store: Store, whole: Pat
             shutil.rmtree(cache / "parts")
             hosts.kill(worker)
 
+        # Built by this process: its own host has no CPU for builders, and the others have other disks.
+        qgnn.partition(small_graph(), parts=2, method="random", order="source", out=uri)
+        assert Store.open(uri).manifest["parts"] == store.manifest["parts"]
         monkeypatch.setenv(faults.ENVIRONMENT, f"call epoch=5 layer=2 rank=1 mark={mark}")
         thread = outside(mark, lose)
         summary = qgnn.train(uri, out=run, config=own)

@@ -164,7 +164,7 @@ JOB = [
     ("jobs/pipeline.py /shared/graph.npz --parts 4", "jobs/train.py /shared/store --overwite",
      "expected words that train.py takes ("),
     ("cluster.cpus_per_worker=8", "cluster.cpu_per_worker=8", "expected settings that exist (cluster.cpu_per_worker"),
-    ("--out /shared/pipeline", "--out /tmp/pipeline", "got --out /tmp/pipeline, expected a folder under /shared"),
+    ("--out /shared/pipeline", "--out /tmp/pipeline", "got --out /tmp/pipeline, expected a folder under /shared, or s3://…"),
     ("submissionMode: K8sJobMode", "submissionMode: JobMode", "spec.submissionMode: got 'JobMode', expected one of"),
     ("backoffLimit: 2", "backofLimit: 2", "spec.backofLimit: unknown field, expected backoffLimit"),
     ("shutdownAfterJobFinishes: true", "shutdownAfterJobFinishes: yes please",
