@@ -31,7 +31,8 @@ from tests.s3 import BUCKET, S3
 QUICK = StorageConfig(retry_s=5)
 EPOCHS = 200
 """So many that none of them is the last one before the command is killed."""
-CONFIG = settings(f"train.epochs={EPOCHS}", "train.patience=0", "train.checkpoint_every=3", "model.feature_norm=l2", "storage.retry_s=5")
+CONFIG = settings(f"train.epochs={EPOCHS}", "train.patience=0", "train.checkpoint_every=3", "model.feature_norm=l2",
+                  "storage.retry_s=5")
 NEWEST = "checkpoints/newest.json"
 
 
