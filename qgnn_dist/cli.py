@@ -10,7 +10,7 @@ import typer
 
 from . import render
 from .cli_bench import bench
-from .command import Debug, Json, Outcome, Overwrite, RayAddress, command
+from .command import Debug, Json, LogFormat, Outcome, Overwrite, RayAddress, command, logged
 
 app = typer.Typer(
     name="qgnn", no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
@@ -75,13 +75,14 @@ def train(
     config: Annotated[Path | None, typer.Option(help="TOML file with settings.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="One setting, e.g. quant.bits=2.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint, or start.")] = False,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write RUN/tensorboard, too.")] = False,
+    log_format: LogFormat = None,
     ray_address: RayAddress = None, overwrite: Overwrite = False, as_json: Json = False, debug: Debug = False,
 ) -> Outcome:
     """Train on the parts of a store, one worker a part."""
     from .cluster import api
-    from .config import load_config
 
-    resolved = load_config(config, settings or [])
+    resolved = logged(log_format, config, [*(settings or []), *["log.tensorboard=on"] * tensorboard])
     with render.TrainingProgress(resolved.train.epochs) as progress:
         result = api.train(store, out=out, config=resolved, resume=resume, overwrite=overwrite,
                            ray_address=ray_address, on_epoch=progress.epoch, signals=True)
@@ -111,14 +112,15 @@ def predict(
         "--trace", help="Write OUT/trace.json: where each layer's time goes, for ui.perfetto.dev.")] = False,
     config: Annotated[Path | None, typer.Option(help="TOML file; cluster and timeouts are used.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="One setting, e.g. cluster.threads=4.")] = None,
+    log_format: LogFormat = None,
     ray_address: RayAddress = None, overwrite: Overwrite = False, as_json: Json = False, debug: Debug = False,
 ) -> Outcome:
     """Classify every node of a store with a packed model."""
     from .cluster import api
-    from .config import load_config
 
+    resolved = logged(log_format, config, settings or [])
     with render.Status("predicting"):
-        result = api.predict(store, model=model, out=out, scores=scores, config=load_config(config, settings or []),
+        result = api.predict(store, model=model, out=out, scores=scores, config=resolved,
                              trace=trace, overwrite=overwrite, ray_address=ray_address, signals=True)
     return result, render.prediction
 
@@ -141,6 +143,18 @@ def inspect(
     with render.Status("measuring"):
         result = api.inspect(path, verify=verify, store=store, pictures=pictures, overwrite=overwrite)
     return result, render.inspection
+
+
+@_command("qgnn top run")
+def top(
+    run: Annotated[Path, typer.Argument(help="Folder of a run, local or on a shared disk.")],
+    once: Annotated[bool, typer.Option("--once", help="Draw it as it stands, and end.")] = False,
+    as_json: Json = False, debug: Debug = False,
+) -> Outcome:
+    """Watch a run: epoch, loss, workers' seconds, bytes and memory; ends with the run. --json tells it once."""
+    from . import top as live
+
+    return live.watch(run, once=once or as_json), live.shown
 
 
 @_command("qgnn plan --nodes 111059956 --edges 1615685872 --features 128 --classes 172 --hosts 16 --host-ram-gb 64 "

@@ -5,18 +5,22 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import logging
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
+from . import logs
+from .config import RunConfig, load_config
 from .errors import QgnnError
 
-__all__ = ["Debug", "Json", "Outcome", "Overwrite", "RayAddress", "command"]
+__all__ = ["Debug", "Json", "LogFormat", "Outcome", "Overwrite", "RayAddress", "command", "logged"]
 
 Outcome = tuple[dict[str, Any], Callable[[dict[str, Any], Console], None]]
 """What a command found, and how people see it."""
@@ -24,8 +28,23 @@ Outcome = tuple[dict[str, Any], Callable[[dict[str, Any], Console], None]]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the stack trace of an error.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
+LogFormat = Annotated[str | None, typer.Option(
+    "--log-format", help="Of what is said on stderr: text, or json, one record a line.")]
 RayAddress = Annotated[str | None, typer.Option(
     "--ray-address", help="Join this Ray cluster; default: RAY_ADDRESS, else a local Ray for this command.")]
+
+
+def logged(form: str | None, config: Path | None, settings: Sequence[str]) -> RunConfig:
+    """The settings of a run, and the log's format as the option says, or they do; from then on records have it.
+
+    Raises: ConfigError.
+    """
+    if form is not None:
+        settings = [*settings, f"log.format={form}"]
+        logs.start(form)
+    resolved = load_config(config, list(settings))
+    logs.start(resolved.log.format)
+    return resolved
 
 
 def command(epilog: str, group: typer.Typer, name: str | None = None, *,
@@ -80,6 +99,9 @@ def _fail(message: str, code: int, debug: bool, remote: str | None = None) -> No
         traceback.print_exc()
         if remote:
             print(remote, file=sys.stderr)
+    if logs.is_json():
+        logging.getLogger(__name__).error("%s", message)
+        raise typer.Exit(code)
     words = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in message)
     Console(stderr=True, soft_wrap=True).print(f"error: {words}", style="red", markup=False, highlight=False)
     raise typer.Exit(code)

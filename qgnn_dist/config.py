@@ -14,9 +14,11 @@ from typing import Any
 
 from .errors import ConfigError
 from .files.read import parse_toml, read_toml, reason, shown
+from .logs import FORMATS
 
 __all__ = [
     "ClusterConfig",
+    "LogConfig",
     "MessagesConfig",
     "ModelConfig",
     "PropagationConfig",
@@ -183,6 +185,15 @@ class StorageConfig:
     fetch_s: float = _setting(1800.0, "until a worker has its part from an object store", above=0.0, high=86400.0)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LogConfig:
+    """What a run says of itself; no result depends on it."""
+
+    format: str = _setting("text", "log records on stderr as text, or as JSON, one a line", choices=FORMATS)
+    metrics: str = _setting("off", "gauges and counters for Ray's Prometheus endpoints", choices=("on", "off"))
+    tensorboard: str = _setting("off", "events for TensorBoard in RUN/tensorboard", choices=("on", "off"))
+
+
 PUBLISHED_DEFAULTS = {"lambda0": 1e-3, "slack0": 1e-3, "eta_lambda": 1e-5, "eta_slack": 1e-5, "alpha": 0.2}
 """Defaults of the published constraint form; they replace the normalised form's where a user chose `published`."""
 
@@ -195,6 +206,7 @@ _SECTIONS: dict[str, type] = {
     "cluster": ClusterConfig,
     "timeouts": TimeoutsConfig,
     "storage": StorageConfig,
+    "log": LogConfig,
 }
 
 
@@ -211,6 +223,7 @@ class RunConfig:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     timeouts: TimeoutsConfig = field(default_factory=TimeoutsConfig)
     storage: StorageConfig = field(default_factory=StorageConfig)
+    log: LogConfig = field(default_factory=LogConfig)
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values, in the order of the sections."""
@@ -226,9 +239,9 @@ class RunConfig:
         return "\n".join(lines) + "\n"
 
     def digest(self) -> str:
-        """Hash of all that decides the result; where, how long to wait, and what is kept on the way is left out."""
+        """Hash of all that decides the result; where, how long to wait, what is kept and told is left out."""
         values = self.to_dict()
-        for section in ("cluster", "timeouts", "storage"):
+        for section in ("cluster", "timeouts", "storage", "log"):
             del values[section]
         for key in ("checkpoint_every", "keep_checkpoints"):
             del values["train"][key]

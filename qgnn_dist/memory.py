@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from pathlib import Path
 
 __all__ = ["MemoryWatch", "available_bytes", "byte_size", "status_bytes"]
@@ -97,6 +98,7 @@ class MemoryWatch:
         except OSError:
             self._file = -1
         self._every_s = every_s
+        self._available, self._look_again = 0, 0.0
         self._end = threading.Event()
         self._sample()
         self._thread = threading.Thread(target=self._watch, name="qgnn-memory", daemon=True)
@@ -111,6 +113,16 @@ class MemoryWatch:
             _, resident, mapped, *_ = os.pread(self._file, 256, 0).split()  # pages; of files and shared the latter
             now = (int(resident) - int(mapped)) * self._page_bytes
             self._peak_anon, self._lap_anon = max(self._peak_anon, now), max(self._lap_anon, now)
+
+    def now(self) -> dict[str, int]:
+        """`anon_bytes` and `rss_bytes` of this process, and `available_bytes`, which is looked at once a second."""
+        if time.monotonic() >= self._look_again:
+            self._available, self._look_again = available_bytes(), time.monotonic() + 1.0
+        if self._file < 0:
+            return {"anon_bytes": 0, "rss_bytes": 0, "available_bytes": self._available}
+        _, resident, mapped, *_ = (int(pages) for pages in os.pread(self._file, 256, 0).split())
+        return {"anon_bytes": (resident - mapped) * self._page_bytes, "rss_bytes": resident * self._page_bytes,
+                "available_bytes": self._available}
 
     def lap(self) -> int:
         """The anonymous memory's peak since the last call or the begin, in bytes."""

@@ -12,10 +12,11 @@ from rich.prompt import Prompt
 from rich.table import Table
 from rich.text import Text
 
+from . import logs
 from .memory import byte_size
 
 __all__ = ["JobTalk", "Status", "TrainingProgress", "byte_size", "exported", "inspection", "job", "partition",
-           "prediction", "training"]
+           "plain", "prediction", "training"]
 
 
 def _percent(value: float) -> str:
@@ -26,7 +27,7 @@ class Status:
     """A spinner with the step that is running; plain lines where stderr is no terminal."""
 
     def __init__(self, text: str) -> None:
-        self._console = Console(stderr=True)
+        self._console = Console(stderr=True, quiet=logs.is_json())
         self._status = self._console.status(text)
         self._text = text
 
@@ -51,7 +52,7 @@ class TrainingProgress:
     """A bar over the epochs: loss, accuracies, bytes, time left; plain lines where stderr is no terminal."""
 
     def __init__(self, epochs: int) -> None:
-        self._console = Console(stderr=True)
+        self._console = Console(stderr=True, quiet=logs.is_json())
         self._live = self._console.is_terminal
         self._bar = Progress(
             TextColumn("epoch"), MofNCompleteColumn(), BarColumn(24), TextColumn("{task.fields[text]}"),
@@ -118,15 +119,15 @@ def job(result: dict[str, Any], console: Console) -> None:
 
 
 def _table(title: str, rows: list[tuple[str, str]], console: Console) -> None:
-    table = Table(title=_plain(title), show_header=False, title_justify="left", title_style="bold")
+    table = Table(title=plain(title), show_header=False, title_justify="left", title_style="bold")
     table.add_column(style="dim")
     table.add_column(overflow="fold")
     for name, value in rows:
-        table.add_row(name, _plain(value))
+        table.add_row(name, plain(value))
     console.print(table, highlight=False)
 
 
-def _plain(value: str) -> Text:
+def plain(value: str) -> Text:
     """Words that may come from outside: no markup of ours, no control characters for the terminal."""
     return Text("".join(c if c.isprintable() else repr(c)[1:-1] for c in value))
 

@@ -2,6 +2,7 @@
 """The process of one worker. Heavy imports wait until the number of threads is known."""
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -13,12 +14,14 @@ import ray
 
 from ..comm.standing import Report, Standing
 from .failure import attempt
+from .telemetry import Telemetry, WorkerTelemetry
 
 if TYPE_CHECKING:
     from ..comm.formation import Formation
 
 __all__ = ["WATCH", "WorkerActor"]
 
+_LOG = logging.getLogger(__name__)
 WATCH = "watch"
 """Ray's concurrency group, a thread of its own, in which a worker answers while it computes or waits."""
 
@@ -29,14 +32,17 @@ class WorkerActor:
 
     Args:
         environment: variables of the controller that decide how this process computes (QGNN_SIMD).
+        telemetry: what it is to tell besides its results; None: nothing.
     """
 
-    def __init__(self, rank: int, size: int, threads: int, environment: Mapping[str, str]) -> None:
+    def __init__(self, rank: int, size: int, threads: int, environment: Mapping[str, str],
+                 telemetry: Telemetry | None = None) -> None:
         os.environ.update(environment)
         # Ray sets it to the reserved CPUs, 1 for a fraction; `cluster.threads` decides.
         os.environ["OMP_NUM_THREADS"] = str(threads)
         self._rank, self._size, self._threads = rank, size, threads
         self._host = socket.gethostname()
+        self._telemetry = WorkerTelemetry(telemetry, self._host, rank)
         self._standing = Standing()
         _note_sigterm(self._standing)
         self._group: Any = None
@@ -71,8 +77,10 @@ class WorkerActor:
     def call(self, method: str, *args: Any) -> Any:
         """Call a method of the worker object; its result, or a Failure."""
         self._standing.step(f"{method}()")
+        self._telemetry.before(method, args)
         try:
-            return attempt(lambda: getattr(self._worker, method)(*args), host=self._host, rank=self._rank)
+            result = attempt(lambda: getattr(self._worker, method)(*args), host=self._host, rank=self._rank)
+            return self._telemetry.after(method, args, result)
         finally:
             self._standing.step(f"done with {method}()")
 
@@ -135,6 +143,8 @@ def _note_sigterm(standing: Standing) -> None:
 
     def watch() -> None:
         while numbers := os.read(there, 16):
-            standing.leaving = standing.leaving or signal.SIGTERM in numbers
+            if signal.SIGTERM in numbers and not standing.leaving:
+                standing.leaving = True
+                _LOG.info("SIGTERM: this worker goes elsewhere after its epoch")
 
     threading.Thread(target=watch, name="qgnn-sigterm", daemon=True).start()

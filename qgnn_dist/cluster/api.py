@@ -9,11 +9,13 @@ import dataclasses
 import functools
 import logging
 import os
+import socket
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import logs
 from ..comm.device import sees_gpu
 from ..comm.formation import Formation, new_run_id
 from ..comm.pool import LocalPool, WorkerPool
@@ -36,11 +38,14 @@ from ..store.describe import describe_store
 from ..store.manifest import MANIFEST, PART_FILE
 from ..store.reader import Store
 from ..training.loop import check_trainable, device_can_train, prepare_run, run_training
+from ..training.observer import EpochLog, Observer, Observers, told_its_end
 from ..training.remote_run import fetched_run, mirrored_run
 from ..training.run_folder import RunFolder
+from ..training.status import RunStatus
 from ..training.stop import StoppedError, sigterm_stops
 from ..training.worker import TrainWorker
 from .recovery import Restart, Restarts
+from .telemetry import Telemetry
 
 if TYPE_CHECKING:
     from ..data.names import ColumnNames
@@ -129,6 +134,9 @@ def train(store: str | Path, *, out: str | Path, config: RunConfig | dict[str, A
     Raises: InputError before anything is written; WorkerError, ExchangeError, DeadlineError while running.
     """
     resolved = _resolve(config, overrides)
+    label = uri_of(out) or os.path.abspath(out)
+    logs.start(resolved.log.format)
+    logs.place(run=label)
     opened = Store.open(store, resolved.storage)
     check_trainable(opened, resolved)
     rule = MultiplierRule.of(resolved, opened.num_edges)
@@ -142,15 +150,18 @@ def train(store: str | Path, *, out: str | Path, config: RunConfig | dict[str, A
             run.append_restart({**restart.to_dict(), "started_s": round(time.time() - restart.time, 3)})
         noted = len(restarts)
         return run_training(pool, server_call, opened, resolved, run, resume=resume or bool(restarts),
-                            on_epoch=on_epoch, signals=signals)
+                            on_epoch=on_epoch, signals=signals, observer=observer)
 
     with mirrored_run(out, resolved.storage, keep=resolved.train.keep_checkpoints, resume=resume,
                       overwrite=overwrite) as folder:
+        observers = _observers(RunFolder(folder), resolved, opened.num_parts, label)
         run, summary = prepare_run(folder, opened, resolved, resume=resume, overwrite=overwrite)
         if summary is not None:
             return summary
-        return _with_workers(TrainWorker, kwargs, opened.num_parts, resolved, ray_address, rule, once,
-                             run.epochs_done, run.keep_stall)
+        with RunStatus(run) as status:
+            observer = Observers([status, *observers])
+            return _with_workers(TrainWorker, kwargs, opened.num_parts, resolved, ray_address, rule, once,
+                                 run.epochs_done, run.keep_stall, observer, Telemetry(label, resolved.log))
 
 
 def export(run: str | Path, *, out: str | Path, bits: int | None = None, overwrite: bool = False) -> dict[str, Any]:
@@ -196,6 +207,8 @@ def predict(store: str | Path, *, model: str | Path, out: str | Path, scores: bo
     Raises: InputError, StoreError, ModelError before anything is written.
     """
     resolved = _resolve(config, ())
+    logs.start(resolved.log.format)
+    logs.place(run=uri_of(out) or os.path.abspath(out))
     opened, storage = Store.open(store, resolved.storage), resolved.storage
     with fetched(model, storage) as local:
         packed = PackedModel.load(local)
@@ -276,11 +289,14 @@ Work = Callable[[WorkerPool, Callable[..., Any], list[Restart]], dict[str, Any]]
 
 def _with_workers(worker: type, kwargs: dict[str, Any], size: int, config: RunConfig, ray_address: str | None,
                   rule: MultiplierRule | None, work: Work, epochs_done: Callable[[], int],
-                  keep_stall: Callable[[int, str], None] | None = None) -> dict[str, Any]:
+                  keep_stall: Callable[[int, str], None] | None = None, observer: Observer | None = None,
+                  telemetry: Telemetry | None = None) -> dict[str, Any]:
     """Do `work` with one worker a part; where some are lost, again with new ones, as `cluster.recovery` decides.
 
-    Args: keep_stall: writes what workers said of themselves while they stood still, in an epoch.
+    Args: keep_stall: writes what workers said of themselves while they stood still, in an epoch. observer: is told of
+        restarts, stalls and the end. telemetry: see RayPool.
     """
+    observer = observer or Observer()
     times, cluster = config.timeouts, config.cluster
     if rule is None or (cluster.device == "auto" and not device_can_train(config)):
         cluster = dataclasses.replace(cluster, device="cpu")  # predictions are the host's kernels', bit for bit
@@ -290,7 +306,8 @@ def _with_workers(worker: type, kwargs: dict[str, Any], size: int, config: RunCo
         local = LocalPool(worker, kwargs, 1, server=server, timeout_s=times.exchange_s,
                           threads=cluster.threads or os.cpu_count() or 1, device="cuda" if on_gpu else None)
         try:
-            return work(local, server.call if server is not None else _no_server, [])
+            with told_its_end(observer):
+                return work(local, server.call if server is not None else _no_server, [])
         finally:
             local.close()
             if server is not None:
@@ -301,18 +318,19 @@ def _with_workers(worker: type, kwargs: dict[str, Any], size: int, config: RunCo
     from .watch import Stall
 
     def on_stall(stall: Stall) -> None:
+        observer.stall(stall.epoch)
         if keep_stall is not None:
             keep_stall(stall.epoch, str(stall))
 
     factory = _ServerFactory(size, rule, times.server_s) if rule is not None else None
     restarts, begun, run_id = Restarts.of(cluster), False, new_run_id()
     place_s, leaving, without = times.start_s, set[str](), set[str]()
-    with RaySession(ray_address, num_cpus=size * cluster.cpus_per_worker):
+    with RaySession(ray_address, num_cpus=size * cluster.cpus_per_worker), told_its_end(observer):
         while True:
             try:
                 with RayPool(worker, kwargs, size, cluster=cluster, timeouts=times, server_factory=factory,
                              place_s=place_s, formation=Formation.new(run_id, len(restarts.made)), without=without,
-                             on_stall=on_stall if keep_stall is not None else None) as pool:
+                             on_stall=on_stall if keep_stall is not None else None, telemetry=telemetry) as pool:
                     begun = True
                     return work(pool, pool.server_call, restarts.made)
             except QgnnError as error:
@@ -320,6 +338,7 @@ def _with_workers(worker: type, kwargs: dict[str, Any], size: int, config: RunCo
                     raise  # nothing was lost that was there
                 restart = restarts.after(error, epochs_done())
                 _LOG.warning("%s", restart)
+                observer.restart(restart.to_dict())
                 time.sleep(restart.pause_s)
                 if isinstance(error, HostLeavingError):
                     leaving |= {pool.nodes()[rank] for rank in error.ranks}
@@ -335,6 +354,25 @@ def _with_workers(worker: type, kwargs: dict[str, Any], size: int, config: RunCo
                 _LOG.warning("the hosts that are left have %g CPUs for each of %d workers, %g were asked for", cpus,
                              size, config.cluster.cpus_per_worker)
             cluster, place_s = dataclasses.replace(cluster, cpus_per_worker=cpus), min(times.start_s, PLACE_AGAIN_S)
+
+
+def _observers(run: RunFolder, config: RunConfig, size: int, label: str) -> list[Observer]:
+    """Who else is to be told of a run, as its settings say. Args: label: names the run in metrics."""
+    found: list[Observer] = []
+    if config.log.tensorboard == "on":
+        from ..training.tensorboard import TensorBoard
+
+        found.append(TensorBoard(run))
+    if config.log.metrics == "on" and size == 1:
+        _LOG.warning("log.metrics=on: no Ray is started for one part, so that there is no endpoint for metrics; more "
+                     "parts have one, and RUN/status.json and metrics.jsonl have the same figures")
+    elif config.log.metrics == "on":
+        from .metrics import RunMetrics
+
+        found.append(RunMetrics(label, socket.gethostname()))
+    if logs.is_json():
+        found.append(EpochLog())
+    return found
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,6 +22,7 @@ from .actor import WATCH, WorkerActor
 from .failure import Failure, wait_for_all
 from .hosts import describe_hosts, place_off
 from .server import call_server, start_server
+from .telemetry import Telemetry
 from .watch import Stall, StallWatch
 
 __all__ = ["PlacementError", "RayPool"]
@@ -55,6 +56,7 @@ class RayPool:
         formation: of the run's workers, whose secret this pool hands to each of them; default one of its own.
         without: ids of Ray's nodes where no worker may be placed. on_stall: is given what workers say of themselves
             where none of them has come further for `timeouts.stall_s`; default: their stacks go to the log.
+        telemetry: what workers are to tell besides their results.
     Raises:
         InputError: cluster.device=cuda, and the cluster has fewer GPUs than workers.
         PlacementError: not placed in time; says what was asked for and what is there.
@@ -65,8 +67,9 @@ class RayPool:
     def __init__(self, worker_class: type, kwargs: Mapping[str, Any], size: int, *, cluster: ClusterConfig,
                  timeouts: TimeoutsConfig, server_factory: Callable[[], Any] | None = None,
                  place_s: float | None = None, strategy: str = "PACK", formation: Formation | None = None,
-                 without: Collection[str] = (), on_stall: Callable[[Stall], None] | None = None) -> None:
-        self.size = size
+                 without: Collection[str] = (), on_stall: Callable[[Stall], None] | None = None,
+                 telemetry: Telemetry | None = None) -> None:
+        self.size, self._telemetry = size, telemetry
         self._cluster, self._timeouts = cluster, timeouts.resolved()
         self._formation = formation or Formation.new()
         self._without, self._on_stall = frozenset(without), on_stall or _log_stacks
@@ -210,7 +213,8 @@ class RayPool:
             place = PlacementGroupSchedulingStrategy(self._placement, placement_group_bundle_index=rank)
             self._actors.append(actor.options(
                 name=f"qgnn-worker-{of}-{rank}", num_cpus=cpus, num_gpus=self._num_gpus,
-                max_restarts=0, scheduling_strategy=place).remote(rank, self.size, threads, environment))
+                max_restarts=0, scheduling_strategy=place).remote(
+                    rank, self.size, threads, environment, self._telemetry))
         self._where = self._wait({r: a.hello.remote() for r, a in enumerate(self._actors)}, self._timeouts.start_s,
                                  "its start", "timeouts.start_s")
 

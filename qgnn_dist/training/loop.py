@@ -41,6 +41,7 @@ from ..store.manifest import SOURCE_ORDER
 from ..store.reader import Store
 from .checkpoint import Checkpoint, Progress
 from .metrics import figures, valid_loss
+from .observer import Observer
 from .run_folder import CheckpointWriter, RunFolder
 from .slow import Place, SlowWorkers
 from .stop import StoppedError, StopSignals
@@ -126,7 +127,8 @@ def prepare_run(out: str | Path, store: Store, config: RunConfig, *, resume: boo
 
 
 def run_training(pool: WorkerPool, server_call: ServerCall, store: Store, config: RunConfig, run: RunFolder, *,
-                 resume: bool = False, on_epoch: OnEpoch | None = None, signals: bool = False) -> dict[str, Any]:
+                 resume: bool = False, on_epoch: OnEpoch | None = None, signals: bool = False,
+                 observer: Observer | None = None) -> dict[str, Any]:
     """Train to the end and write the summary.
 
     Args:
@@ -134,6 +136,7 @@ def run_training(pool: WorkerPool, server_call: ServerCall, store: Store, config
             `load_state`).
         on_epoch: called with every epoch's record, for people to see.
         signals: let SIGTERM and SIGINT end the run after an epoch, with a checkpoint.
+        observer: is told of workers and epochs.
     Returns: the summary, as written to RUN/summary.json.
     Raises: InputError: the hosts have less memory than this takes; nothing was allocated or written then.
         StoppedError: a signal asked for it. OSError: a checkpoint could not be written; earlier ones are whole.
@@ -161,13 +164,15 @@ def run_training(pool: WorkerPool, server_call: ServerCall, store: Store, config
         sent = pool.call("calibrate", timeout_s=EPOCH_TIMEOUT_S)
         progress = Progress(calibration_bytes=_add_wire(sent))
     records = run.start_metrics(progress.epoch)
+    observer = observer or Observer()
+    observer.workers(loaded, records, config.train.epochs)
     slow = SlowWorkers([Place(w["host"], w["rows"], w["edges"]) for w in loaded])
     keep, limit_s = config.train.keep_checkpoints, config.timeouts.checkpoint_s
     with StopSignals(signals) as stop, CheckpointWriter(run, keep=keep, timeout_s=limit_s) as writer:
         while not progress.finished:
             before = dataclasses.replace(progress)
             try:
-                record, leaving = _run_epoch(pool, config, progress)
+                record, reports = _run_epoch(pool, config, progress)
             except (WorkerLostError, ExchangeError, DeadlineError):
                 _keep_finished(pool, writer, identity, before)
                 raise
@@ -176,6 +181,8 @@ def run_training(pool: WorkerPool, server_call: ServerCall, store: Store, config
                 record.setdefault("slow_workers", []).append(text)
             records.append(record)
             run.append_metrics(record)
+            observer.epoch(record, reports)
+            leaving = [rank for rank, report in enumerate(reports) if report["leaving"]]
             progress.finished = progress.epoch >= config.train.epochs or progress.out_of_patience(
                 config.train.patience)
             if (progress.finished or stop.received or leaving
@@ -217,8 +224,8 @@ def _leaving(ranks: list[int], workers: list[dict[str, Any]], epoch: int) -> Hos
     return error
 
 
-def _run_epoch(pool: WorkerPool, config: RunConfig, progress: Progress) -> tuple[dict[str, Any], list[int]]:
-    """One epoch on all workers; `progress` is brought up to date. Returns: its record, and ranks that must leave."""
+def _run_epoch(pool: WorkerPool, config: RunConfig, progress: Progress) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """One epoch on all workers; `progress` is brought up to date. Returns: its record, and the workers' reports."""
     epoch = progress.epoch + 1
     start = time.perf_counter()
     evaluate = epoch % config.train.eval_every == 0 or epoch == config.train.epochs
@@ -244,7 +251,7 @@ def _run_epoch(pool: WorkerPool, config: RunConfig, progress: Progress) -> tuple
     record["evaluation_s"] = max(r.get("evaluation_s", 0.0) for r in results)
     record["epoch_s"] = time.perf_counter() - start
     progress.epoch = epoch
-    return record, [rank for rank, r in enumerate(results) if r["leaving"]]
+    return record, results
 
 
 def _add_wire(sent: list[dict[str, int]]) -> dict[str, int]:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
@@ -46,6 +47,16 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def status_path(self) -> Path:
+        """How the run stands just now (training.status)."""
+        return self.path / "status.json"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Folder of TensorBoard's events, where they were asked for."""
+        return self.path / "tensorboard"
+
+    @property
     def restarts_path(self) -> Path:
         """One JSON object a line, one line for each failure that the run went on after."""
         return self.path / "restarts.jsonl"
@@ -78,9 +89,10 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove what an earlier run left: summary, metrics and checkpoints."""
-        for old in (self.summary_path, self.metrics_path, self.restarts_path, *self.checkpoint_files(),
-                    *self.stall_files()):
+        for old in (self.summary_path, self.metrics_path, self.restarts_path, self.status_path,
+                    *self.checkpoint_files(), *self.stall_files()):
             old.unlink(missing_ok=True)
+        shutil.rmtree(self.tensorboard, ignore_errors=True)
 
     def begin(self, config: str) -> None:
         """Make the folder with its settings; where that fails, nothing is left. What a killed run had begun goes.

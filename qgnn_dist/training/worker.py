@@ -7,6 +7,7 @@ rounds of messages and in one all-reduce of the weights' gradients. Legend: n lo
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import time
 from typing import TYPE_CHECKING, Any
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TrainWorker"]
 
+_LOG = logging.getLogger(__name__)
 CALIBRATION_EPOCH = 0
 """Training epochs count from 1; the float forward that sets the first ranges is epoch 0."""
 
@@ -97,6 +99,8 @@ class TrainWorker:
         labelled = part.labels >= 0
         self._split_rows = {name: np.flatnonzero((part.split == number) & labelled) for name, number in SPLITS.items()}
         self._labels = part.labels.astype(np.int64)
+        _LOG.info("opened part %d of %s: %d rows, %d edges", context.rank, self._store_path, part.num_local,
+                  len(part.indices))
         return {"rows": part.num_local, "edges": len(part.indices), "host": context.host,
                 "statistics": feature_statistics(part, self._split_rows["train"]),
                 "nodes": {name: len(rows) for name, rows in self._split_rows.items()}}
@@ -161,7 +165,7 @@ class TrainWorker:
 
         Returns: this worker's share of the loss, and on evaluation its confusion matrices (and scores for roc_auc);
         seconds and bytes sent; `wait_s`, the seconds of `train_s` in which it waited, by what for; what the
-        multipliers did; `leaving`, whether this host is about to end it.
+        multipliers did; `memory`, see MemoryWatch.now; `leaving`, whether this host is about to end it.
         """
         self._epoch = self._context.standing.epoch = epoch
         self._context.standing.step("perceptron, forward")
@@ -174,7 +178,8 @@ class TrainWorker:
             start = time.perf_counter()
             result["evaluation"] = self._evaluate(epoch)
             result["evaluation_s"] = time.perf_counter() - start
-        return {**result, "wire_bytes": self._sent_since(before), "leaving": self._context.standing.leaving}
+        return {**result, "wire_bytes": self._sent_since(before), "memory": self._memory.now(),
+                "leaving": self._context.standing.leaving}
 
     def keep_best(self) -> None:
         """The model evaluated last is the best one so far."""

@@ -15,10 +15,10 @@ import qgnn_dist
 
 PACKAGE = Path(qgnn_dist.__file__).parent
 LEVELS = [
-    {"errors", "memory"}, {"files"}, {"config"}, {"storage"}, {"data", "quant"}, {"kernels"}, {"store"},
-    {"partitioning", "comm"}, {"propagation"}, {"model"}, {"device", "planning"},
-    {"training", "inference", "diagnosis"}, {"nn"}, {"cluster"}, {"render"}, {"bench"}, {"command"}, {"cli_bench"},
-    {"cli"},
+    {"errors", "logs", "memory"}, {"files"}, {"config"}, {"storage"}, {"data", "quant"}, {"kernels"},
+    {"store"}, {"partitioning", "comm"}, {"propagation"}, {"model"}, {"device", "planning"},
+    {"training", "inference", "diagnosis"}, {"nn"}, {"cluster"}, {"render"}, {"top"}, {"bench"}, {"command"},
+    {"cli_bench"}, {"cli"},
 ]
 """Imports run from a later set to an earlier one, or inside one room."""
 
