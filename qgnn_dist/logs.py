@@ -68,19 +68,19 @@ class _Json(logging.Formatter):
         return json.dumps(told)
 
 
-class _Stderr(logging.StreamHandler[Any]):
+class _Stderr(logging.Handler):
     """To what stderr is when a record comes, and, in a worker, to a queue as well."""
 
     def __init__(self, queue: deque[str] | None) -> None:
-        super().__init__(sys.stderr)
+        super().__init__()
         self.queue = queue
         self.setFormatter(_Json())
 
     def emit(self, record: logging.LogRecord) -> None:
+        line = self.format(record)
         if self.queue is not None:
-            self.queue.append(self.format(record))
-        self.setStream(sys.stderr)
-        super().emit(record)
+            self.queue.append(line)
+        print(line, file=sys.stderr, flush=True)
 
 
 def start(form: str, *, keep: bool = False) -> None:

@@ -44,7 +44,8 @@ class Follow:
 
         Returns: `state` (starting, training, recovering, stalled, or of ENDED), `epoch`, `epochs`, `loss`,
             `valid_loss`, `accuracy`, `multipliers`, `epoch_s`, `wire_bytes` of the last epoch and
-            `wire_bytes_total`, `workers`, `messages`, `restarts`, `age_s` of the status, `best` (epoch and accuracy) of a finished run, `history`.
+            `wire_bytes_total`, `workers`, `messages`, `restarts`, `age_s` of the status, `best` (epoch and accuracy)
+            of a finished run, `history`.
         Raises: InputError: a file is damaged.
         """
         self._read_epochs()
