@@ -111,4 +111,5 @@ def test_bare_numbers(tmp_path: Path) -> None:
     store = make_store(small_graph(), tmp_path / "s", 2)
     with pytest.raises(InputError, match=r"--nodes, .*only without a store"):
         cut_of(str(store.path), numbers, 4)
-    assert cut_of(str(store.path), dict.fromkeys(numbers), 4)[1:] == ("small", 2)
+    assert cut_of(str(store.path), dict.fromkeys(numbers), 2)[1:] == ("small", 2)
+    assert cut_of(str(store.path), dict.fromkeys(numbers), 4)[1:] == ("small", None)  # it would be made again

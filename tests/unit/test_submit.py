@@ -126,8 +126,8 @@ def test_what_goes_with_a_job(client: FakeClient, tmp_path: Path) -> None:
     assert runtime["env_vars"] == {"A": "1", "B": "x=y"}
 
 
-def test_all_commands_can_be_jobs() -> None:
-    assert set(typer.main.get_command(app).commands) == {*jobs.JOB_COMMANDS, "submit"}  # type: ignore[attr-defined]
+def test_all_commands_but_views_can_be_jobs() -> None:
+    assert set(typer.main.get_command(app).commands) == {*jobs.JOB_COMMANDS, "submit", "top"}  # type: ignore[attr-defined]
 
 
 def test_what_is_refused_before_a_cluster_is_asked(tmp_path: Path) -> None:
