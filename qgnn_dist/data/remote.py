@@ -8,7 +8,7 @@ from typing import Any
 
 from ..config import StorageConfig
 from ..errors import InputError
-from ..storage.local import fetched, fetched_folder, shown_as, work_folder
+from ..storage.local import fetched, fetched_folder, stand_in
 from ..storage.place import Place, uri_of
 
 __all__ = ["local_source"]
@@ -31,11 +31,9 @@ def local_source(source: Any, settings: StorageConfig) -> Iterator[Any]:
         names = {name: size for name, size in place.names().items() if name.startswith(_TABLES)}
         if not names:
             raise InputError("there are no tables, expected nodes and edges", file=uri)
-        with work_folder(settings) as folder:
-            local = folder / uri.rpartition("/")[2]
-            with shown_as(local, uri):
-                fetched_folder(place, local, names)
-                yield f"{_PARQUET}{local}"
+        with stand_in(uri, settings) as local:
+            fetched_folder(place, local, names)
+            yield f"{_PARQUET}{local}"
     elif uri.endswith(".npz"):
         with fetched(uri, settings) as local:
             yield str(local)

@@ -122,8 +122,7 @@ def partition_graph(graph: Graph, *, parts: int, out: str | Path, method: str = 
                     del cleaned, at_rest  # network file systems keep a file that is still mapped
                     remove_spool(scratch)
                 manifest |= {
-                    "format_version": CODED_VERSION if features_bits is not None else (
-                        FORMAT_VERSION if sorted_by == SOURCE_ORDER else ORDERED_VERSION),
+                    "format_version": _version(features_bits, sorted_by),
                     "partitioner": {"method": chosen, "requested": method, "reason": reason, "seed": seed, **found},
                     "order": {"method": sorted_by, "requested": order, "reason": why},
                     **stored,
@@ -134,6 +133,13 @@ def partition_graph(graph: Graph, *, parts: int, out: str | Path, method: str = 
     finally:
         stages.watch.close()
     return summarise(manifest)
+
+
+def _version(features_bits: int | None, order: str) -> int:
+    """The oldest format that a store with such features and rows can have."""
+    if features_bits is not None:
+        return CODED_VERSION
+    return FORMAT_VERSION if order == SOURCE_ORDER else ORDERED_VERSION
 
 
 class _Stages:

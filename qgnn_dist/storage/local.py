@@ -17,7 +17,8 @@ from ..files.folders import abandoned, held
 from ..files.write import check_room, make_folder
 from .place import Place, uri_of
 
-__all__ = ["cache_folder", "fetched", "fetched_folder", "is_safe", "put_all", "shown_as", "work_folder"]
+__all__ = ["cache_folder", "fetched", "fetched_folder", "is_safe", "put_all", "shown_as", "stand_in",
+           "work_folder"]
 
 AT_ONCE = 4
 """Files that are fetched or put side by side."""
@@ -60,6 +61,15 @@ def shown_as(local: Path, uri: str) -> Iterator[None]:
 
 
 @contextmanager
+def stand_in(uri: str, settings: StorageConfig) -> Iterator[Path]:
+    """A path of the place's own name in a work folder, where nothing lies yet; errors about it name the place."""
+    with work_folder(settings) as folder:
+        local = folder / uri.rpartition("/")[2]
+        with shown_as(local, uri):
+            yield local
+
+
+@contextmanager
 def fetched(path: str | Path, settings: StorageConfig) -> Iterator[Path]:
     """A local path that a file can be read at for the time of the block: the path itself, or a copy of the object at
     a URI.
@@ -74,12 +84,10 @@ def fetched(path: str | Path, settings: StorageConfig) -> Iterator[Path]:
     size = place.size()
     if size is None:
         raise InputError("there is no such object", file=uri)
-    with work_folder(settings) as folder:
-        local = folder / uri.rpartition("/")[2]
-        with shown_as(local, uri):
-            check_room(folder, size, uri, "a copy")
-            place.fetch(local, size)
-            yield local
+    with stand_in(uri, settings) as local:
+        check_room(local.parent, size, uri, "a copy")
+        place.fetch(local, size)
+        yield local
 
 
 def fetched_folder(place: Place, folder: Path, names: Mapping[str, int] | None = None) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..config import StorageConfig
 from ..errors import InputError
-from .local import put_all, shown_as, work_folder
+from .local import put_all, stand_in
 from .place import Place, uri_of
 
 __all__ = ["published_file", "published_folder"]
@@ -34,10 +34,8 @@ def published_file(out: str | Path, settings: StorageConfig, overwrite: bool) ->
     place = Place(uri, settings)
     if place.size() is not None and not overwrite:
         raise InputError("output exists; add --overwrite to replace it", file=uri)
-    with work_folder(settings) as folder:
-        local = folder / uri.rpartition("/")[2]
-        with shown_as(local, uri):
-            yield local
+    with stand_in(uri, settings) as local:
+        yield local
         place.put(local)
 
 
@@ -63,10 +61,8 @@ def published_folder(out: str | Path, settings: StorageConfig, overwrite: bool, 
         raise InputError(f"output exists and is not {what}; choose another --out", file=uri)
     if there and last not in there:
         _LOG.warning("%s: what an unfinished upload left is replaced", uri)
-    with work_folder(settings) as folder:
-        local = folder / uri.rpartition("/")[2]
-        with shown_as(local, uri):
-            yield local
+    with stand_in(uri, settings) as local:
+        yield local
         names = sorted(str(file.relative_to(local)) for file in local.rglob("*") if file.is_file())
         place.at(last).remove()
         put_all(local, place, [name for name in names if name != last])

@@ -43,7 +43,7 @@ from .checkpoint import Checkpoint, Progress
 from .metrics import figures, valid_loss
 from .observer import Observer
 from .run_folder import CheckpointWriter, RunFolder
-from .slow import Place, SlowWorkers
+from .slow import SlowWorkers, WorkerShare
 from .stop import StoppedError, StopSignals
 
 __all__ = ["check_trainable", "device_can_train", "prepare_run", "run_training", "versions"]
@@ -166,7 +166,7 @@ def run_training(pool: WorkerPool, server_call: ServerCall, store: Store, config
     records = run.start_metrics(progress.epoch)
     observer = observer or Observer()
     observer.workers(loaded, records, config.train.epochs)
-    slow = SlowWorkers([Place(w["host"], w["rows"], w["edges"]) for w in loaded])
+    slow = SlowWorkers([WorkerShare(w["host"], w["rows"], w["edges"]) for w in loaded])
     keep, limit_s = config.train.keep_checkpoints, config.timeouts.checkpoint_s
     with StopSignals(signals) as stop, CheckpointWriter(run, keep=keep, timeout_s=limit_s) as writer:
         while not progress.finished:

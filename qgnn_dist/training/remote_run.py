@@ -24,7 +24,7 @@ from typing import Any
 from ..config import StorageConfig
 from ..errors import InputError, OutputError, QgnnError
 from ..files.read import parse_json, reason
-from ..storage.local import cache_folder, fetched_folder, is_safe, shown_as, work_folder
+from ..storage.local import cache_folder, fetched_folder, is_safe, stand_in
 from ..storage.place import Place, uri_of
 from .run_folder import RunFolder
 
@@ -50,11 +50,9 @@ def fetched_run(path: str | Path, settings: StorageConfig) -> Iterator[Path]:
     if uri is None:
         yield Path(path)
         return
-    with work_folder(settings) as folder:
-        local = folder / uri.rpartition("/")[2]
-        with shown_as(local, uri):
-            _fetch(Place(uri, settings), local)
-            yield local
+    with stand_in(uri, settings) as local:
+        _fetch(Place(uri, settings), local)
+        yield local
 
 
 @contextmanager
@@ -79,17 +77,15 @@ def mirrored_run(out: str | Path, settings: StorageConfig, *, keep: int, resume:
         raise InputError("output exists; add --resume to go on or --overwrite to replace it", file=uri)
     if names and _CONFIG not in names:
         raise InputError("output exists and is not a run's folder; choose another --out", file=uri)
-    with work_folder(settings) as folder:
-        local = folder / uri.rpartition("/")[2]
-        with shown_as(local, uri):
-            mirror = _Mirror(place, local, keep)
-            if names and resume:
-                mirror.named = _fetch(place, local)
-                mirror.take_as_put()
-            elif names:
-                _clear(place, names)
-            with mirror:
-                yield local
+    with stand_in(uri, settings) as local:
+        mirror = _Mirror(place, local, keep)
+        if names and resume:
+            mirror.named = _fetch(place, local)
+            mirror.take_as_put()
+        elif names:
+            _clear(place, names)
+        with mirror:
+            yield local
 
 
 def _fetch(place: Place, local: Path) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["Place", "SlowWorkers"]
+__all__ = ["SlowWorkers", "WorkerShare"]
 
 RATIO = 3.0
 """To the median of the others, from which on a worker is named."""
@@ -20,7 +20,7 @@ EVERY = 100
 
 
 @dataclass(frozen=True)
-class Place:
+class WorkerShare:
     """Where a worker runs, and how much it has to do: local rows, and directed edges that end in them."""
 
     host: str
@@ -35,7 +35,7 @@ class SlowWorkers:
         workers: by rank.
     """
 
-    def __init__(self, workers: Sequence[Place]) -> None:
+    def __init__(self, workers: Sequence[WorkerShare]) -> None:
         self._workers = list(workers)
         self._last: deque[Sequence[float]] = deque(maxlen=LAST)
         self._named: dict[int, int] = {}

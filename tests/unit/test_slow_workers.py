@@ -14,11 +14,11 @@ from qgnn_dist.comm.pool import LocalPool
 from qgnn_dist.propagation.multiplier import InProcessServer, MultiplierRule, MultiplierServer
 from qgnn_dist.training.loop import run_training
 from qgnn_dist.training.run_folder import RunFolder
-from qgnn_dist.training.slow import EVERY, Place, SlowWorkers
+from qgnn_dist.training.slow import EVERY, SlowWorkers, WorkerShare
 from qgnn_dist.training.worker import TrainWorker
 from tests.helpers import make_store, settings, small_graph
 
-PLACES = [Place("a", 100, 1000), Place("b", 110, 900), Place("c", 90, 1100)]
+PLACES = [WorkerShare("a", 100, 1000), WorkerShare("b", 110, 900), WorkerShare("c", 90, 1100)]
 
 
 def test_named_after_three_epochs_and_then_now_and_then() -> None:
@@ -43,7 +43,7 @@ def test_not_named(epochs: list[list[float]]) -> None:
 
 def test_one_worker_is_never_slow_and_a_large_part_is_said_to_be_one() -> None:
     assert not any(SlowWorkers(PLACES[:1]).look(epoch, [5.0]) for epoch in range(9))
-    slow = SlowWorkers([Place("a", 100, 1000), Place("b", 100, 4000)])
+    slow = SlowWorkers([WorkerShare("a", 100, 1000), WorkerShare("b", 100, 4000)])
     assert not slow.look(1, [0.1, 0.5]) + slow.look(2, [0.1, 0.5])
     assert slow.look(3, [0.1, 0.5])[0].endswith("partition the graph again")
 
