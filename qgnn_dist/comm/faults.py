@@ -76,8 +76,7 @@ class Fault:
             _run_out_of_memory()
         else:
             os.kill(os.getpid(), SIGNALS[self.kind])
-            if self.kind != "term":
-                time.sleep(TAKES_HOLD_S)  # another thread may take the signal, and this one send its round meanwhile
+            time.sleep(TAKES_HOLD_S)  # another thread may take the signal, and this one end its work meanwhile
 
 
 def _run_out_of_memory() -> None:
