@@ -74,12 +74,14 @@ def _write(folder: Path, shown: Sequence[Row], rows: Sequence[Row], cells: dict[
            reference: str, pictures: bool) -> dict[str, Any]:
     from ..files.write import write_atomically
     from .machine import envelope
-    from .table import markdown, table_rows
+    from .table import cell_commits, markdown, table_rows
 
     found = {cell.digest: read_cell(cell) for cell in cells.values()}
     results = {digest: result for digest, result in found.items() if result is not None}
     result = envelope(table_rows(rows, shown, cells, results, failures, reference))
-    result = {"schema": 1, "bench": "accuracy", **result, "failed": len(failures)}
+    result = {"schema": 1, "bench": "accuracy", **result, "failed": len(failures),
+              "cell_commits": cell_commits(results[cells[row.name, seed].digest] for row in shown
+                                           for seed in range(row.seeds) if cells[row.name, seed].digest in results)}
     write_atomically(folder / "table.json", (json.dumps(result, indent=2) + "\n").encode())
     write_atomically(folder / "table.md", markdown(result).encode())
     files = [folder / "table.md", folder / "table.json"]

@@ -145,11 +145,13 @@ def _reference_cell(cell: Cell) -> dict[str, Any]:
 
 def _result(cell: Cell, summary: dict[str, Any], states: dict[str, float | None], groups: dict[str, Any],
             shifts: dict[str, float], message_bytes: int | None) -> dict[str, Any]:
+    from .machine import commit
+
     keys = ("accuracy", "metric", "best_epoch", "epochs", "seconds", "bits", "features", "multipliers", "warnings",
             "graph", "fingerprint", "versions")
     return {"schema": SCHEMA, "digest": cell.digest, "system": cell.system, "names": cell.names, "seed": cell.seed,
             **{key: summary[key] for key in keys}, "states": states, "groups": groups, "shifts": shifts,
-            "message_bytes_per_row": message_bytes,
+            "message_bytes_per_row": message_bytes, "commit": commit(),
             "config_digest": cell.config.digest(), "config": cell.config.to_dict()}
 
 

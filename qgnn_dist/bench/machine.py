@@ -11,7 +11,7 @@ from typing import Any
 
 from .. import __version__, kernels
 
-__all__ = ["envelope"]
+__all__ = ["commit", "envelope"]
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _LIBRARIES = ("torch", "ray", "pyarrow", "numpy", "safetensors")
@@ -22,7 +22,7 @@ def envelope(rows: list[dict[str, Any]]) -> dict[str, Any]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "machine": {"cpu": _cpu_model(), "cores": os.cpu_count(), "memory_gib": round(memory / 2**30, 1)},
-        "commit": _commit(),
+        "commit": commit(),
         "versions": {"qgnn-dist": __version__, "python": platform.python_version(), "kernels": kernels.isa(),
                      **{name: metadata.version(name) for name in _LIBRARIES}},
         "rows": rows,
@@ -39,16 +39,16 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The checkout's commit, `-dirty` where a tracked file was changed since.
 
     An installed package may lie in somebody else's repository: then git does not know our files, and there is none.
     """
     if _git("ls-files", "--error-unmatch", "__init__.py") is None:
         return None
-    commit = _git("rev-parse", "HEAD")
+    head = _git("rev-parse", "HEAD")
     changed = _git("status", "--porcelain", "--untracked-files=no")
-    return f"{commit}-dirty" if commit and changed else commit
+    return f"{head}-dirty" if head and changed else head
 
 
 def _git(*words: str) -> str | None:

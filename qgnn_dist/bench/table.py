@@ -4,7 +4,7 @@ figure: a cell's epoch is the best on validation, and rows stay in the order of 
 """
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .cells import Cell
@@ -13,7 +13,7 @@ from .groups import group_tables, row_groups
 from .spread import deviation, error, mean, paired, points, quantile
 from .systems import OWN
 
-__all__ = ["METRIC_NAMES", "failure_lines", "headings", "is_text", "line", "markdown", "table_rows"]
+__all__ = ["METRIC_NAMES", "cell_commits", "failure_lines", "headings", "is_text", "line", "markdown", "table_rows"]
 
 METRIC_NAMES = {"accuracy": "accuracy, %", "roc_auc": "ROC AUC, points", "macro_f1": "macro F1, points"}
 STATES = {"dirichlet": "Dirichlet energy", "mad": "MAD", "error": "error of the messages, %"}
@@ -42,6 +42,11 @@ def table_rows(rows: Sequence[Row], shown: Sequence[Row], cells: Mapping[tuple[s
     return [_row(row, by_seed, _reference_of(row, rows, reference),
                  {seed: failures[cells[row.name, seed].digest] for seed in range(row.seeds)
                   if (row.name, seed) in cells and cells[row.name, seed].digest in failures}) for row in shown]
+
+
+def cell_commits(results: Iterable[dict[str, Any]]) -> list[str]:
+    """What the cells were trained by, sorted; `unknown` of an installed package. Cells outlive changes of the code."""
+    return sorted({result.get("commit") or "unknown" for result in results})
 
 
 def _reference_of(row: Row, rows: Sequence[Row], reference: str) -> str | None:
@@ -171,6 +176,8 @@ def markdown(result: dict[str, Any]) -> str:
            "that of the other; below 0 where the first half pays more.", "",
            f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']:g} GiB; commit "
            f"{result['commit'] or 'unknown'}; {versions}."]
+    if result["cell_commits"] not in ([], [result["commit"] or "unknown"]):
+        out += ["", f"Trained by commit{'s' * (len(result['cell_commits']) > 1)} {', '.join(result['cell_commits'])}."]
     for dataset in dict.fromkeys(row["shape"] for row in result["rows"]):
         rows = [row for row in result["rows"] if row["shape"] == dataset]
         columns = headings(rows)

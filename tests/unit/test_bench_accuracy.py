@@ -65,6 +65,7 @@ def test_a_grid_becomes_a_table(done: tuple[Path, Path, Any]) -> None:
     assert {**table, "files": printed["files"]} == printed
     assert {"machine", "commit", "versions", "rows"} <= set(table)
     assert table["machine"]["cores"] >= 1
+    assert table["cell_commits"] == [table["commit"] or "unknown"]
     rows = {row["name"]: row for row in table["rows"]}
     assert [(r["repeats"], r["failed"]) for r in rows.values()] == [(2, 0), (2, 0), (0, 2), (2, 0), (2, 0)]
     assert table["failed"] == 2

@@ -14,7 +14,7 @@ from rich.console import Console
 from qgnn_dist.bench import show
 from qgnn_dist.bench.cells import Cell, cells_of
 from qgnn_dist.bench.grid import Row
-from qgnn_dist.bench.table import failure_lines, headings, line, markdown, table_rows
+from qgnn_dist.bench.table import cell_commits, failure_lines, headings, line, markdown, table_rows
 from qgnn_dist.config import load_config
 
 
@@ -105,7 +105,7 @@ def test_one_seed_has_no_deviation_and_none_no_figure() -> None:
 
 def _envelope(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {"machine": {"cpu": "A CPU", "cores": 2, "memory_gib": 8.0}, "commit": None, "versions": {"torch": "2"},
-            "rows": rows, "failed": 2, "files": ["out/table.md"]}
+            "rows": rows, "failed": 2, "files": ["out/table.md"], "cell_commits": ["unknown"]}
 
 
 def test_markdown() -> None:
@@ -119,6 +119,16 @@ def test_markdown() -> None:
         "| recipe | int2 | 10 | 3 | – | 50.00 | 80.00 ± 1.00 | −2.00 ± 0.58 | 4 | 2.0 |",
         "| lsq | int2 | 10 | 2/3 | 1 | 50.00 | 74.00 ± 5.66 | −8.00 ± 2.00 to recipe/float | 4 | 2.0 |", "",
         "- failed: d/lsq/int2/K10 seed 1: the loss is nan"]
+
+
+def test_a_table_tells_by_which_commits_its_cells_were_trained() -> None:
+    assert cell_commits([{"commit": "b2"}, {"commit": None}, {"commit": "a1"}, {"commit": "b2"}, {}]) == [
+        "a1", "b2", "unknown"]
+    rows = _table([FLOAT, INT2, INT2_LSQ], FIGURES)
+    assert "Trained by" not in markdown({**_envelope(rows), "commit": "a1", "cell_commits": ["a1"]})
+    assert "\nTrained by commit a1.\n" in markdown({**_envelope(rows), "commit": "b2", "cell_commits": ["a1"]})
+    assert "\nTrained by commits a1, b2.\n" in markdown({**_envelope(rows), "commit": "b2",
+                                                         "cell_commits": ["a1", "b2"]})
 
 
 def test_states_and_shifts_by_hand() -> None:
