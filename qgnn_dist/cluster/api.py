@@ -323,7 +323,8 @@ def _with_workers(worker: type, kwargs: dict[str, Any], size: int, config: RunCo
             keep_stall(stall.epoch, str(stall))
 
     factory = _ServerFactory(size, rule, times.server_s) if rule is not None else None
-    restarts, begun, run_id = Restarts.of(cluster), False, new_run_id()
+    restarts = Restarts.of("train" if rule is not None else "predict", cluster)
+    begun, run_id = False, new_run_id()
     place_s, leaving, without = times.start_s, set[str](), set[str]()
     with RaySession(ray_address, num_cpus=size * cluster.cpus_per_worker), told_its_end(observer):
         while True:
@@ -337,7 +338,7 @@ def _with_workers(worker: type, kwargs: dict[str, Any], size: int, config: RunCo
                 if not begun:
                     raise  # nothing was lost that was there
                 restart = restarts.after(error, epochs_done())
-                _LOG.warning("%s", restart)
+                _LOG.warning("%s", restarts.told(restart))
                 observer.restart(restart.to_dict())
                 time.sleep(restart.pause_s)
                 if isinstance(error, HostLeavingError):

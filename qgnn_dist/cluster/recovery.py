@@ -19,6 +19,9 @@ RETRIED = (WorkerLostError, ExchangeError, DeadlineError)
 WITHOUT_PROGRESS = 3
 """Restarts in a row that may fail at the same epoch."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
+GOES_ON = {"train": ("from the last checkpoint", "go on with --resume"),
+           "predict": ("of what is not finished", "give the same command again")}
+"""Command → what a restart of it does, and what its user can do after the last one."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +42,6 @@ class Restart:
     time: float
     pause_s: float
 
-    def __str__(self) -> str:
-        pause = f", after {self.pause_s:g} s" if self.pause_s else ""
-        return f"{self.error}; restart {self.number} from the last checkpoint{pause}"
-
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return asdict(self)
@@ -52,15 +51,21 @@ class Restart:
 class Restarts:
     """The restarts of one command.
 
-    Attributes: most: in all, `cluster.max_restarts`.
+    Attributes: command: a key of GOES_ON. most: in all, `cluster.max_restarts`.
     """
 
+    command: str
     most: int
     made: list[Restart] = field(default_factory=list)
 
     @classmethod
-    def of(cls, cluster: ClusterConfig) -> Restarts:
-        return cls(cluster.max_restarts)
+    def of(cls, command: str, cluster: ClusterConfig) -> Restarts:
+        return cls(command, cluster.max_restarts)
+
+    def told(self, restart: Restart) -> str:
+        """One line for the log."""
+        pause = f", after {restart.pause_s:g} s" if restart.pause_s else ""
+        return f"{restart.error}; restart {restart.number} {GOES_ON[self.command][0]}{pause}"
 
     def after(self, error: QgnnError, epoch: int) -> Restart:
         """The restart to make after a failure.
@@ -74,7 +79,7 @@ class Restarts:
         if len(self.made) >= self.most or stuck >= WITHOUT_PROGRESS:
             why = f"{len(self.made)} restarts were made (cluster.max_restarts={self.most})" \
                 if len(self.made) >= self.most else f"{stuck} restarts got no farther than epoch {epoch}"
-            error.message += f"; given up: {why}; mend the cause, then go on with --resume"
+            error.message += f"; given up: {why}; mend the cause, then {GOES_ON[self.command][1]}"
             error.args = (error.message,)
             raise error
         pause_s = 0.0 if not stuck else min(FIRST_PAUSE_S * 2**(stuck - 1), LONGEST_PAUSE_S)

@@ -2,20 +2,24 @@
 """Runs on a real cluster of several Ray nodes that lose workers, servers and hosts, and end as if nothing had been."""
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import qgnn_dist as qgnn
 from qgnn_dist.comm import faults
 from qgnn_dist.errors import WorkerLostError
 from qgnn_dist.store.reader import Store
 from qgnn_dist.training.run_folder import RunFolder
+from tests.helpers import untrained_model
 from tests.processes import parent
 from tests.recovering import (
     AGAIN_S,
@@ -25,6 +29,7 @@ from tests.recovering import (
     Hosts,
     Struck,
     config,
+    outside,
     same_end,
     strike,
     tell,
@@ -173,6 +178,45 @@ def test_where_all_hosts_end_the_run_says_so_and_can_go_on(store: Store, whole: 
     assert "--resume" in done.stderr
     assert RunFolder(run).checkpoint_files()[0].name == "epoch-000004.safetensors"
     same_end(undisturbed(store, run, config(), resume=True), whole)
+
+
+@pytest.mark.parametrize("fault", ["term", "kill host"])
+def test_a_prediction_begins_again_on_other_hosts(hosts: Hosts, store: Store, tmp_path: Path,
+                                                  monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+                                                  fault: str) -> None:
+    """A worker that is told to go leaves its host too, though that is there still."""
+    file, out, mark = tmp_path / "model", tmp_path / "out", tmp_path / "mark"
+    untrained_model(store).save(file)
+    at: dict[int, int] = {}
+
+    def follow() -> None:
+        while not ended.wait(0.1):
+            at.update({pid: parent(pid) for pid in hosts.actors("WorkerActor")})
+
+    ended, follower = threading.Event(), threading.Thread(target=follow, daemon=True)
+    follower.start()
+    monkeypatch.setenv(faults.ENVIRONMENT,
+                       f"{fault.split()[0].replace('kill', 'call')} direction=evaluation layer=2 rank=1 mark={mark}")
+    helper = outside(mark, hosts.kill) if fault == "kill host" else None
+    try:
+        qgnn.predict(store.path, model=file, out=out)
+    finally:
+        ended.set()
+        follower.join(10)
+        if helper is not None:
+            helper.join(10)
+    assert "restart 1 of what is not finished" in caplog.text
+    struck = json.loads(mark.read_text())["pid"]
+    assert ("SIGTERM to the worker" if fault == "term" else f"the worker process {struck} was lost") in caplog.text
+    again = dict(list(at.items())[-2:])
+    assert len(at) == 4
+    assert struck not in again
+    assert at[struck] not in again.values(), "nobody works on the host that ends, or is gone"
+    monkeypatch.delenv(faults.ENVIRONMENT)
+    qgnn.predict(store.path, model=file, out=tmp_path / "whole")
+    for part in sorted((tmp_path / "whole").glob("*.parquet")):
+        assert (out / part.name).read_bytes() == part.read_bytes()
+    assert len(list(out.glob("*.parquet"))) == 2
 
 
 def test_a_fault_that_stays_is_given_up_with_its_reason(hosts: Hosts, store: Store, tmp_path: Path,

@@ -31,7 +31,7 @@ from qgnn_dist.errors import (
 
 @pytest.mark.parametrize("kind", [InputError, ConfigError, StoreError, QgnnError, WorkerError])
 def test_what_would_fail_again_is_not_tried_again(kind: type[QgnnError]) -> None:
-    restarts = Restarts(5)
+    restarts = Restarts("train", 5)
     with pytest.raises(kind, match=r"^rank 1: no$"):
         restarts.after(kind("no", rank=1), 3)
     assert restarts.made == []
@@ -39,18 +39,18 @@ def test_what_would_fail_again_is_not_tried_again(kind: type[QgnnError]) -> None
 
 @pytest.mark.parametrize("kind", [WorkerLostError, DeadlineError, ExchangeError])
 def test_restarts_are_counted_and_capped(kind: type[QgnnError]) -> None:
-    restarts = Restarts(4)
+    restarts = Restarts("train", 4)
     for epoch in range(4):
         made = restarts.after(kind("lost", host="h", rank=2, layer=1), epoch)
         assert (made.number, made.epoch, made.host, made.rank, made.layer, made.pause_s) == (
             epoch + 1, epoch, "h", 2, 1, 0.0)
-        assert "restart" in str(made)
+        assert restarts.told(made) == f"host h, rank 2, layer 1: lost; restart {epoch + 1} from the last checkpoint"
     with pytest.raises(kind, match=r"lost; given up: 4 restarts were made \(cluster.max_restarts=4\).*--resume"):
         restarts.after(kind("lost"), 9)
 
 
 def test_a_run_that_gets_no_farther_is_given_up_after_growing_pauses() -> None:
-    restarts = Restarts(100)
+    restarts = Restarts("train", 100)
     pauses = [restarts.after(WorkerLostError("lost"), 7).pause_s for _ in range(WITHOUT_PROGRESS)]
     assert pauses == [0.0, 0.5, 1.0]
     with pytest.raises(WorkerLostError, match="3 restarts got no farther than epoch 7"):
@@ -58,9 +58,17 @@ def test_a_run_that_gets_no_farther_is_given_up_after_growing_pauses() -> None:
     assert restarts.after(WorkerLostError("lost"), 8).pause_s == 0.0
 
 
+def test_a_prediction_has_no_checkpoint() -> None:
+    restarts = Restarts("predict", 2)
+    assert restarts.told(restarts.after(WorkerLostError("lost"), 0)) == "lost; restart 1 of what is not finished"
+    assert restarts.told(restarts.after(WorkerLostError("lost"), 0)).endswith("finished, after 0.5 s")
+    with pytest.raises(WorkerLostError, match="then give the same command again"):
+        restarts.after(WorkerLostError("lost"), 0)
+
+
 def test_none_are_made_where_none_are_wanted() -> None:
     with pytest.raises(WorkerLostError, match=r"^lost$"):
-        Restarts(0).after(WorkerLostError("lost"), 1)
+        Restarts("train", 0).after(WorkerLostError("lost"), 1)
 
 
 @pytest.mark.parametrize(("each", "cpus", "workers"), [([1, 1, 1], 1.0, 3), ([1, 1, 1], 0.75, 3), ([1], 0.5, 2),
