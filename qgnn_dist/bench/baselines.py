@@ -151,9 +151,9 @@ def _sign(task: Task, hidden: int) -> Iterator[Point]:
     while True:
         start = time.perf_counter()
         model.train()
-        for rows in train[torch.randperm(len(train))].split(SIGN_BATCH):
+        for rows in torch.split(train[torch.randperm(len(train))], SIGN_BATCH):
             optimizer.zero_grad()
-            cross_entropy(model([one[rows] for one in mixed]), task.y[rows]).backward()
+            torch.autograd.backward(cross_entropy(model([one[rows] for one in mixed]), task.y[rows]))
             optimizer.step()
         spent += time.perf_counter() - start
         scores = model.all_rows(mixed)
@@ -171,12 +171,14 @@ class _Sage(nn.Module):
 
     def forward(self, x: Tensor, edges: Any) -> Tensor:
         h = dropout(relu(self.first(x, edges)), 0.5, self.training)
-        return self.second(h, edges)
+        scores: Tensor = self.second(h, edges)
+        return scores
 
     def all_rows(self, x: Tensor, mean: Callable[[Tensor], Tensor]) -> Tensor:
         """Scores of every node from all its neighbours; `mean` is that of a row's neighbours."""
         h = relu(self.first.lin_l(mean(x)) + self.first.lin_r(x))
-        return self.second.lin_l(mean(h)) + self.second.lin_r(h)
+        scores: Tensor = self.second.lin_l(mean(h)) + self.second.lin_r(h)
+        return scores
 
 
 def _sage(task: Task, hidden: int) -> Iterator[Point]:
@@ -202,7 +204,7 @@ def _sage(task: Task, hidden: int) -> Iterator[Point]:
         for batch in loader:
             optimizer.zero_grad()
             scores = model(batch.x, batch.edge_index)[:batch.batch_size]
-            cross_entropy(scores, batch.y[:batch.batch_size]).backward()
+            torch.autograd.backward(cross_entropy(scores, batch.y[:batch.batch_size]))
             optimizer.step()
         spent += time.perf_counter() - start
         model.eval()

@@ -155,7 +155,7 @@ def wake_torch() -> None:
 
     few = torch.ones(64, 64, requires_grad=True)
     optimizer = torch.optim.Adam([few])
-    (few @ few).sum().backward()
+    torch.autograd.backward((few @ few).sum())
     optimizer.step()
     few = few.detach()
     with warnings.catch_warnings():  # torch calls CSR a beta

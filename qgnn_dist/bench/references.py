@@ -68,7 +68,8 @@ class Reference(nn.Module):
     def scores(self) -> Tensor:
         """Scores (n, C) of all nodes, without dropout."""
         self.eval()
-        return self()
+        scores: Tensor = self()
+        return scores
 
     def loss(self, rows: Tensor, labels: Tensor) -> Tensor:
         """Mean cross entropy of some rows, with dropout. Args: rows int64 (m,); labels int64 (m,)."""
@@ -89,7 +90,8 @@ class PygGcn(Reference):
     def forward(self) -> Tensor:
         x = dropped(self._x, self._share, self.training)
         h = dropped(relu(self.first(x, self._edges)), self._share, self.training)
-        return self.second(h, self._edges)
+        scores: Tensor = self.second(h, self._edges)
+        return scores
 
 
 class TorchMlp(Reference):
@@ -105,7 +107,8 @@ class TorchMlp(Reference):
     def forward(self) -> Tensor:
         # nn.Linear takes no sparse rows with a bias.
         before = dropped(self._x, self._share, self.training) @ self.first.weight.t() + self.first.bias
-        return self.second(dropped(relu(before), self._share, self.training))
+        scores: Tensor = self.second(dropped(relu(before), self._share, self.training))
+        return scores
 
 
 class PygAppnp(TorchMlp):
@@ -117,7 +120,8 @@ class PygAppnp(TorchMlp):
         self.spread = _Appnp(p.layers, 1 / (1 + p.mu), normalize=False)
 
     def forward(self) -> Tensor:
-        return self.spread(super().forward(), self._edges)
+        scores: Tensor = self.spread(super().forward(), self._edges)
+        return scores
 
 
 class TorchSign(Reference):
@@ -139,8 +143,8 @@ class TorchSign(Reference):
         return cross_entropy(self.net([dropped(one[rows], self._share, True) for one in self._x]), labels)
 
 
-_NETWORKS: dict[str, type[Any]] = {"pyg-gcn": PygGcn, "pyg-appnp": PygAppnp, "torch-sign": TorchSign,
-                                   "torch-mlp": TorchMlp}
+_NETWORKS: dict[str, Callable[[Task, RunConfig], Reference]] = {
+    "pyg-gcn": PygGcn, "pyg-appnp": PygAppnp, "torch-sign": TorchSign, "torch-mlp": TorchMlp}
 
 
 def reference(system: str, task: Task, config: RunConfig) -> Reference:
@@ -175,7 +179,7 @@ def train_reference(store: Store, system: str, config: RunConfig, *,
         progress.epoch += 1
         optimizer.zero_grad()
         loss = network.loss(rows, task.y[rows])
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
         record: dict[str, Any] = {"epoch": progress.epoch, "loss": float(loss.detach())}
         if not math.isfinite(record["loss"]):
@@ -213,4 +217,5 @@ def _normalised(graph: Neighbourhood) -> Tensor:
                        torch.from_numpy(graph.indices.astype(np.int64)), torch.ones(len(graph.indices)), (n, n))
     with warnings.catch_warnings():  # as csr_tensor
         warnings.simplefilter("ignore", UserWarning)
-        return gcn_norm(plain, num_nodes=n)[0]
+        normalised: Tensor = gcn_norm(plain, num_nodes=n)[0]
+        return normalised

@@ -40,7 +40,8 @@ def _hashed(chunk: np.ndarray, num_nodes: int) -> np.ndarray:
     x += np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return (x ^ (x >> np.uint64(31))).astype(np.float64) / 2.0**64
+    uniform: np.ndarray = (x ^ (x >> np.uint64(31))).astype(np.float64) / 2.0**64
+    return uniform
 
 
 SHIFTS: dict[str, Callable[[Graph], Graph]] = {

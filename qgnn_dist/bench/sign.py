@@ -57,7 +57,8 @@ class Sign(nn.Module):
         """Scores (n, C) of rows of every hop's features, each (n, F)."""
         h = relu(self.norm(torch.cat([hop(one) for hop, one in zip(self.hops, x)], 1)))
         h = relu(self.middle(dropout(h, self.share, self.training)))
-        return self.out(dropout(h, self.share, self.training))
+        scores: Tensor = self.out(dropout(h, self.share, self.training))
+        return scores
 
     @torch.no_grad()
     def all_rows(self, x: Sequence[Tensor]) -> Tensor:

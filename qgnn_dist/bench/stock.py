@@ -151,7 +151,7 @@ class _RuleMultipliers:
 
 def told_symmetric(product: Product) -> Product:
     """The same product with a matrix that is its own transpose, for autograd: no transpose is made in the backward."""
-    return lambda x: _Symmetric.apply(x, product)
+    return lambda x: _Symmetric.apply(x, product)  # type: ignore[no-untyped-call]
 
 
 def _propagate(product: Product, h0: Tensor, spec: Propagation, multipliers: Multipliers) -> Tensor:
@@ -276,6 +276,6 @@ class StockTraining:
             multipliers = _RuleMultipliers(self._rule, _dot(h0, h0))
         scores = _propagate(self._product, h0, self._spec, multipliers)
         loss = cross_entropy(scores[self._rows], self._targets)
-        loss.backward()
+        torch.autograd.backward(loss)
         self._optimizer.step()
         return float(loss.detach())

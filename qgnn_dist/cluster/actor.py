@@ -131,7 +131,7 @@ class WorkerActor:
 
 def _own_address() -> str:
     """The address by which Ray's other hosts reach this one."""
-    return str(ray.util.get_node_ip_address())
+    return str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
 
 
 def _note_sigterm(standing: Standing) -> None:

@@ -36,9 +36,10 @@ def count_builders(parts: int, *, here: bool = False) -> int:
     import ray
 
     if not here:
-        return max(1, min(parts, int(ray.cluster_resources().get("CPU", 1))))
+        return max(1, min(parts, int(ray.cluster_resources().get("CPU", 1))))  # type: ignore[no-untyped-call]
     own = ray.get_runtime_context().get_node_id()
-    cpus = next((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["NodeID"] == own), 0)
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    cpus = next((node["Resources"].get("CPU", 0) for node in nodes if node["NodeID"] == own), 0)
     return min(parts, int(cpus))
 
 
@@ -87,9 +88,10 @@ def _run(actors: list[Any], build_part: Callable[[str, int], dict[str, Any]], sc
         ready, _ = ray.wait([*starting, *building], num_returns=1, timeout=left_s)
         if not ready:
             done = sorted(part for _, part in building.values())
+            free = ray.available_resources().get("CPU", 0)  # type: ignore[no-untyped-call]
             raise DeadlineError(f"building parts {done} was not done within {timeout_s:g} s" if done else
                                 f"no CPU for building the parts within {start_s:g} s; {len(actors)} builders of 1 CPU "
-                                f"asked for, free: {ray.available_resources().get('CPU', 0):g}")
+                                f"asked for, free: {free:g}")
         limit_s = timeout_s
         ref = ready[0]
         actor, part = building.pop(ref) if ref in building else (starting.pop(ref), None)

@@ -80,7 +80,7 @@ def describe_hosts() -> str:
     try:
         from ray._private.state import available_resources_per_node
 
-        free = available_resources_per_node()
+        free = available_resources_per_node()  # type: ignore[no-untyped-call]
     except (ImportError, AttributeError):
         # Not a public interface of Ray: without it, totals have to do.
         pass
@@ -96,7 +96,7 @@ def describe_hosts() -> str:
 def _alive() -> list[dict[str, Any]]:
     import ray
 
-    return [node for node in ray.nodes() if node["Alive"]]
+    return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
 
 
 def _opens(node: dict[str, Any]) -> bool:

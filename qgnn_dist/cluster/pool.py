@@ -191,7 +191,7 @@ class RayPool:
 
         if self._cluster.device == "cpu":
             return 0
-        there = int(ray.cluster_resources().get("GPU", 0))
+        there = int(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
         if there < self.size and self._cluster.device == "cuda":
             raise InputError(f"cluster.device=cuda: {self.size} workers need a GPU each, and Ray knows {there}; "
                              f"{describe_hosts()}; set cluster.device=cpu or auto, or join hosts with GPUs")

@@ -49,7 +49,7 @@ class _Careful(io.FileIO):
 
     limit: int | None = LARGEST_DIRECTORY
 
-    def read(self, size: int | None = -1) -> bytes:  # type: ignore[override]
+    def read(self, size: int | None = -1) -> bytes:
         if self.limit is not None and size is not None and size > self.limit:
             raise ValueError(f"its directory has {size} bytes, expected at most {self.limit}")
         return super().read(-1 if size is None else size)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -127,11 +126,11 @@ def _decoded(column: pa.Array) -> pa.Array:
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
 def _is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
 def _refuse_nulls(column: pa.Array, name: str, file: str, start: int) -> None:
@@ -198,7 +197,8 @@ class _Ids:
         column = _decoded(column)
         if self.text:
             found = pc.index_in(column.cast(self.ids.type), value_set=self.ids)
-            return found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+            places: np.ndarray = found.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+            return places
         values = column.to_numpy(zero_copy_only=False)
         if self._sorted is None or self._order is None:
             return np.where((values >= 0) & (values < len(self.ids)), values, -1).astype(np.int64)
@@ -330,7 +330,7 @@ def _number_columns(nodes: Table, columns: list[str], dtype: np.dtype) -> np.nda
 
 
 def _list_column(nodes: Table, column: str, dtype: np.dtype) -> np.ndarray:
-    sink: Any = None
+    sink: checks.FeatureSink | None = None
     done = width = 0
     for file, start, batch in nodes.batches([column], ROWS_AT_ONCE):
         if not batch.num_rows:
@@ -353,4 +353,5 @@ def _list_column(nodes: Table, column: str, dtype: np.dtype) -> np.ndarray:
             raise InputError(f"column {column} holds a null in row {start + at}, expected {width} numbers", file=file)
         sink.put(done, values.to_numpy(zero_copy_only=False).reshape(batch.num_rows, width))
         done += batch.num_rows
+    assert sink is not None  # a table of nodes has rows
     return sink.done()

@@ -76,7 +76,7 @@ def _coordinates(matrix: Any, name: str) -> tuple[torch.Tensor, torch.Tensor, to
         if matrix.layout == torch.strided or matrix.dim() != 2:
             raise InputError(f"{name} is a dense tensor {tuple(matrix.shape)}, expected a sparse matrix")
         coo = matrix.detach().cpu()
-        coo = coo if coo.layout == torch.sparse_coo else coo.to_sparse_coo()
+        coo = coo if coo.layout == torch.sparse_coo else coo.to_sparse(layout=torch.sparse_coo)
         # Not coalesced, so that a repeated edge stays two edges of weight 1 rather than one of weight 2.
         index = coo._indices()
         return index[0], index[1], coo._values(), (int(matrix.shape[0]), int(matrix.shape[1]))

@@ -268,7 +268,8 @@ class BlockModel:
         keys = np.concatenate([self._draw_layer(rng, layer, first, last) for layer in self._layers])
         low, high = np.divmod(keys, self.shape.nodes)
         flip = rng.random(len(keys), np.float32) < 0.5
-        return self.node_at[np.stack([np.where(flip, high, low), np.where(flip, low, high)])].astype(np.int64)
+        ends: np.ndarray = self.node_at[np.stack([np.where(flip, high, low), np.where(flip, low, high)])]
+        return ends.astype(np.int64)
 
     def _draw_layer(self, rng: np.random.Generator, layer: _Layer, first: int, last: int) -> np.ndarray:
         """Distinct pairs (lower place · N + higher place), sorted, exactly the layer's count for each block."""
@@ -338,23 +339,27 @@ def _directions(rng: np.random.Generator, count: int, dims: int) -> np.ndarray:
     vectors = rng.standard_normal((count, dims))
     if count <= dims:
         vectors = np.linalg.qr(vectors.T)[0].T
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit: np.ndarray = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return unit
 
 
 def _draw(rng: np.random.Generator, sums: np.ndarray | None, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """A place in [low, high) each, with the probabilities that the running sums give, or equal ones."""
     r = rng.random(len(low))
     if sums is None:
-        return low + np.floor(r * (high - low)).astype(np.int64)
+        even: np.ndarray = low + np.floor(r * (high - low)).astype(np.int64)
+        return even
     at = np.searchsorted(sums, sums[low] + r * (sums[high] - sums[low]), side="right") - 1
-    return np.clip(at, low, high - 1)
+    drawn: np.ndarray = np.clip(at, low, high - 1)
+    return drawn
 
 
 def _contains(sorted_keys: np.ndarray, keys: np.ndarray) -> np.ndarray:
     if not len(sorted_keys):
         return np.zeros(len(keys), bool)
     at = np.minimum(np.searchsorted(sorted_keys, keys), len(sorted_keys) - 1)
-    return sorted_keys[at] == keys
+    there: np.ndarray = sorted_keys[at] == keys
+    return there
 
 
 def _apportion(weights: np.ndarray, total: int, limits: np.ndarray) -> np.ndarray:

@@ -57,7 +57,7 @@ def midrise(x: Tensor, step: float, bits: int) -> Tensor:
 def moments(x: Tensor) -> list[float]:
     """[Σx², Σ|x|, max|x|, count] in double."""
     total = x.new_zeros(3, dtype=torch.float64)
-    for some in x.split(BLOCK_ROWS):
+    for some in torch.split(x, BLOCK_ROWS):
         size = some.double().abs_()
         largest = size.amax() if size.numel() else total[2]
         total[2] = torch.fmax(total[2], largest)
@@ -69,7 +69,7 @@ def moments(x: Tensor) -> list[float]:
 def row_dot(x: Tensor, y: Tensor) -> float:
     """⟨x, y⟩ in double."""
     total = x.new_zeros((), dtype=torch.float64)
-    for a, b in zip(x.split(BLOCK_ROWS), y.split(BLOCK_ROWS)):
+    for a, b in zip(torch.split(x, BLOCK_ROWS), torch.split(y, BLOCK_ROWS)):
         total += (a.double() * b.double()).sum()
     return float(total)
 

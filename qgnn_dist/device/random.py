@@ -15,7 +15,7 @@ def keyed_bits(seed: int, epoch: int, stage: int, layer: int, round: int, rows: 
 
     Args: rows, groups: int64, of shapes that broadcast. Returns: int64 of that shape and four more, each below 2^32.
     """
-    rows, groups = torch.broadcast_tensors(rows, groups)
+    rows, groups = torch.broadcast_tensors(rows, groups)  # type: ignore[no-untyped-call]
     c0, c1 = rows & LOW, (rows >> 32) | ((groups << 8) & LOW)
     c2, c3 = torch.full_like(c0, epoch), torch.full_like(c0, layer | stage << 16 | round << 24)
     k0, k1 = seed & LOW, seed >> 32 & LOW

@@ -141,7 +141,7 @@ class DeviceRowBlocks:
         if learned:
             share = 1 / math.sqrt(len(network.bias1) * (2**network.bits_hidden - 1))
             step = scale_gradient(network.hidden_step.abs(), share)
-            step.backward(errors.to("cpu", step.dtype))
+            torch.autograd.backward(step, errors.to("cpu", step.dtype))
 
     def _blocks(self) -> Iterator[tuple[int, int]]:
         n = len(self._scale)

@@ -89,11 +89,13 @@ class Grid:
         """
         if self.coder is not None:
             level = (x - self.coder.low) * self.coder.scale + self.coder.bias
-            return ~((level >= 0) & (level < 2**self.bits))
+            inside: np.ndarray = (level >= 0) & (level < 2**self.bits)
+            return ~inside
         low = self.lowest - 0.5 * self.step
         high = self.lowest + (2**self.bits - 0.5) * self.step
         below_high = x < high if self.kind == "mid-rise" else x <= high
-        return ~((x >= low) & below_high)
+        inside = (x >= low) & below_high
+        return ~inside
 
 
 @dataclass

@@ -142,4 +142,5 @@ class _MeasuringReader:
         else:
             sums = block.as_float().times(model.weight1.astype(np.float32), np.empty((rows, info.hidden), np.float32))
         scale = block.scale * np.float32(info.weight_steps[0])
-        return np.maximum(sums * scale[:, None] + model.bias1, np.float32(0))
+        hidden: np.ndarray = np.maximum(sums * scale[:, None] + model.bias1, np.float32(0))
+        return hidden

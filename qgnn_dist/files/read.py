@@ -103,7 +103,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
 def parse_toml(text: str) -> dict[str, Any]:
     """The tables of a TOML text that is shallow."""
     try:
-        tables = tomllib.loads(text)
+        tables: dict[str, Any] = tomllib.loads(text)
     except RecursionError:
         raise ValueError(f"is nested more than {MOST_LEVELS} deep") from None
     _check_depth(tables)

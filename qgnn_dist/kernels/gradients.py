@@ -116,4 +116,5 @@ def _values(payload: np.ndarray, bits: int, columns: int) -> np.ndarray:
     scale = np.where(byte >= NEGATED, F4(-1), F4(1)) * np.ldexp(F4(1), low - EXPONENT_BIAS)
     scale = np.where(low == 0, F4(0), np.where(low == ODD_ROW, F4(np.nan), scale))
     codes = unpack_codes(np.ascontiguousarray(payload[:, :-1]), bits, columns).astype(np.int32)
-    return scale[:, None] * (codes - (2 ** (bits - 1) - 1)).astype(F4)
+    values: np.ndarray = scale[:, None] * (codes - (2 ** (bits - 1) - 1)).astype(F4)
+    return values

@@ -369,7 +369,8 @@ def level_histogram(h: np.ndarray, inv_sqrt_degree: np.ndarray, out: np.ndarray)
 
 
 def _level(scaled: np.ndarray, half: np.float32) -> np.ndarray:
-    return np.floor(np.fmin(np.fmax(scaled, -half), half - F4(1)))
+    level: np.ndarray = np.floor(np.fmin(np.fmax(scaled, -half), half - F4(1)))
+    return level
 
 
 def moments_by_row(x: np.ndarray) -> np.ndarray:

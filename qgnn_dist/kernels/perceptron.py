@@ -386,4 +386,5 @@ def _exp_negative(x: np.ndarray) -> np.ndarray:
     s = np.full(x.shape, F4(1) / F4(5040))
     for k in (720, 120, 24, 6, 2, 1, 1):
         s = s * r + F4(1) / F4(k)
-    return np.where(x > F4(-87), np.ldexp(s, n.astype(np.int32)), F4(0))
+    exponentials: np.ndarray = np.where(x > F4(-87), np.ldexp(s, n.astype(np.int32)), F4(0))
+    return exponentials

@@ -20,4 +20,5 @@ def philox(seed: int, epoch: int, stage: int, layer: int, round: int, rows: np.n
         a, b = np.uint64(0xD2511F53) * c[0], np.uint64(0xCD9E8D57) * c[2]
         c = [(b >> shift) ^ c[1] ^ np.uint64(k0), b & low, (a >> shift) ^ c[3] ^ np.uint64(k1), a & low]
         k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
-    return np.choose((columns % np.uint64(4)).astype(np.int64), c).astype(np.uint32)
+    words: np.ndarray = np.choose((columns % np.uint64(4)).astype(np.int64), c).astype(np.uint32)
+    return words

@@ -29,7 +29,9 @@ class AffinePerceptron:
     def active(self, block: FeatureBlock) -> np.ndarray:
         """relu(X·W₁ + b₁) of a block before it is coded, float32 (n, H)."""
         sums = self._first.product(block)
-        return np.maximum(self._first.value(sums, block.scale[:, None]) + self._model.bias1, np.float32(0))
+        hidden = self._first.value(sums, block.scale[:, None]) + self._model.bias1
+        above: np.ndarray = np.maximum(hidden, np.float32(0))
+        return above
 
     def rows(self, block: FeatureBlock) -> np.ndarray:
         """H⁰ of a block, float32 (n, C)."""
@@ -41,7 +43,8 @@ class AffinePerceptron:
                                  codes)
             hidden, scale = codes.astype(np.int16), np.float32(grid.step)
         block = FeatureBlock(hidden, np.ones(len(hidden), np.float32), self._info.hidden)
-        return self._second.value(self._second.product(block), scale) + self._model.bias2
+        scores: np.ndarray = self._second.value(self._second.product(block), scale) + self._model.bias2
+        return scores
 
 
 class _Weights:
@@ -66,5 +69,8 @@ class _Weights:
         """What the sums mean; `scale` is that of the input's codes."""
         sums = sums.astype(np.float32)
         if self._grid is None:
-            return sums * (scale * np.float32(1))
-        return sums[:, :-1] * (scale * np.float32(self._grid.step)) + sums[:, -1:] * (scale * self._offset)
+            plain: np.ndarray = sums * (scale * np.float32(1))
+            return plain
+        steps = scale * np.float32(self._grid.step)
+        values: np.ndarray = sums[:, :-1] * steps + sums[:, -1:] * (scale * self._offset)
+        return values

@@ -115,7 +115,8 @@ class PackedForward:
             hidden = np.clip(np.rint(hidden / step), 0, 2 ** info.bits["hidden"] - 1)
         scores = np.empty((rows, info.num_classes), np.float32)
         kernels.matmul_float_dense(np.ascontiguousarray(hidden), weight2.astype(np.float32), scores)
-        return scores * (step * step2) + model.bias2
+        out: np.ndarray = scores * (step * step2) + model.bias2
+        return out
 
     def _propagate(self, model: PackedModel, h0: np.ndarray) -> np.ndarray:
         info, bits = model.info, model.info.bits

@@ -136,7 +136,8 @@ class FeatureMatrix:
 
     def times(self, weight: Tensor, key: DropoutKey) -> Tensor:
         """(X ∘ mask)·weight of all rows, without the row scales, by autograd. weight: (F, H)."""
-        return _Product.apply(weight, self.thinned(0, self.num_rows, key)) * (1 / (1 - key.share))
+        product: Tensor = _Product.apply(weight, self.thinned(0, self.num_rows, key))  # type: ignore[no-untyped-call]
+        return product * (1 / (1 - key.share))
 
 
 class _Product(torch.autograd.Function):

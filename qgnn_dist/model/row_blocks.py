@@ -186,7 +186,7 @@ class RowBlocks:
         if learned:
             share = 1 / math.sqrt(self._hidden.shape[1] * (2**network.bits_hidden - 1))
             step = scale_gradient(network.hidden_step.abs(), share)
-            step.backward(torch.tensor(float(errors.sum()), dtype=step.dtype))
+            torch.autograd.backward(step, torch.tensor(float(errors.sum()), dtype=step.dtype))
 
     def _blocks(self) -> Iterator[tuple[int, int]]:
         n = self._matrix.num_rows

@@ -145,7 +145,8 @@ def _build(source: Path, folder: Path, part: int, about: dict[str, Any]) -> dict
 
 
 def _load(source: Path, name: str) -> np.ndarray:
-    return np.load(source / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+    mapped: np.ndarray = np.load(source / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+    return mapped
 
 
 def _row_blocks(indptr: np.ndarray, entries: int) -> Iterator[tuple[int, int]]:

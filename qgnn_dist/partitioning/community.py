@@ -62,7 +62,8 @@ def _groups(graph: csr_array, weights: np.ndarray, limit: int) -> np.ndarray:
     """
     n = graph.shape[0]
     member = _membership(np.arange(n, dtype=np.int32), n)
-    groups, sizes = member.indices, weights.copy()  # `member` follows as groups change
+    groups: np.ndarray = member.indices  # `member` follows as groups change
+    sizes = weights.copy()
     for block in _blocks(n) * SWEEPS:
         own, weight = groups[block], weights[block]
         votes = graph[block] @ member

@@ -125,4 +125,5 @@ def _squares(block: np.ndarray) -> float:
 def _written(file: Path, shape: tuple[int, ...], blocks: Iterator[np.ndarray]) -> np.ndarray:
     """A file of float32 rows, by ordinary writes (scratch.py says why), mapped."""
     write_values(file, shape, np.dtype(np.float32), blocks)
-    return np.load(file, mmap_mode="r", allow_pickle=False)
+    mapped: np.ndarray = np.load(file, mmap_mode="r", allow_pickle=False)
+    return mapped

@@ -77,7 +77,8 @@ class _Level:
                 np.maximum(share, self.train * used[2], out=share)
         else:
             share = (self.node_weight * used).max(1)
-        return np.ceil(np.minimum(share, _WHOLE)).astype(np.int32)
+        shares: np.ndarray = np.ceil(np.minimum(share, _WHOLE)).astype(np.int32)
+        return shares
 
     def cut(self, owners: np.ndarray) -> int:
         """Weight of the edges between parts, both directions."""

@@ -101,7 +101,8 @@ class AffineMessenger:
 
     def _news(self, h: np.ndarray) -> np.ndarray:
         y = self._graph.inv_sqrt_degree[:, None] * h
-        return y if self._believed is None else y - self._believed
+        news: np.ndarray = y if self._believed is None else y - self._believed
+        return news
 
     def _look(self, news: np.ndarray, grid: AffineGrid) -> None:
         if self._record:

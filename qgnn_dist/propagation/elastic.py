@@ -101,7 +101,8 @@ def run_elastic(spec: Elastic, layers: int, graph: Neighbourhood, h0: np.ndarray
     """
     incidence, n = graph.incidence, graph.num_local
     gamma, beta = np.float32(spec.gamma), np.float32(spec.beta)
-    state, p, y, pull = h0.copy(), np.empty_like(h0), np.empty_like(h0), np.zeros_like(h0)
+    state: np.ndarray = h0.copy()
+    p, y, pull = np.empty_like(h0), np.empty_like(h0), np.zeros_like(h0)
     z = np.zeros((incidence.num_edges, h0.shape[1]), np.float32)
     news = np.empty_like(z)
     for layer in range(layers):

@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import asdict, astuple, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from ..config import RunConfig
 from ..errors import DeadlineError
@@ -21,6 +21,7 @@ from ..quant.ranges import EVALUATION, EVALUATION_MOMENTUM, MOMENTUM, Range, com
 
 __all__ = ["ANSWER_S", "InProcessServer", "LocalMultipliers", "MultiplierRule", "MultiplierServer"]
 
+_Answer = TypeVar("_Answer")
 ANSWER_S = 2.0
 """Seconds past the deadline that an asker waits: the server, whose own began a moment later, knows who is late."""
 
@@ -164,14 +165,16 @@ class MultiplierServer:
         self.ranges = {name: Range(**values) for name, values in state["ranges"].items()}
         self._forward = None
 
-    async def _gather(self, key: tuple[Any, ...], rank: int, post: Any, close: Any) -> Any:
+    async def _gather(self, key: tuple[Any, ...], rank: int, post: Any,
+                      close: Callable[[list[Any]], _Answer]) -> _Answer:
         gathering = self._open.setdefault(key, _Gathering(self.size))
         gathering.posts[rank] = post
         if not gathering.missing():
             del self._open[key]
             gathering.answer.set_result(close([gathering.posts[r] for r in range(self.size)]))
         try:
-            return await asyncio.wait_for(asyncio.shield(gathering.answer), self.deadline_s)
+            answer: _Answer = await asyncio.wait_for(asyncio.shield(gathering.answer), self.deadline_s)
+            return answer
         except asyncio.TimeoutError:
             self._open.pop(key, None)
             late = ", ".join(str(r) for r in gathering.missing())

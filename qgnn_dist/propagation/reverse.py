@@ -50,7 +50,8 @@ class Reverse:
         self.residual = np.zeros_like(grad)
         p = self._propagation
         if p.kind == "none":
-            return grad.copy()
+            same: np.ndarray = grad.copy()
+            return same
         if p.elastic is not None:
             return self._elastic(p.elastic, grad)
         return self._two(grad) if p.kind == "smp" and p.rounds == "two" else self._merged(grad)
@@ -98,7 +99,8 @@ class Reverse:
     def _force(self, layer: int) -> np.float32:
         """2ηλ of a layer."""
         value = self._multipliers[layer] if layer < len(self._multipliers) else 0.0
-        return np.float32(2.0 * self._propagation.eta * value)
+        twice: np.float32 = np.float32(2.0 * self._propagation.eta * value)
+        return twice
 
     def _half_step(self, grad: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Through H½ = a·H + b·P + c·H⁰: the gradients of P and of H; that of H⁰ is added up."""

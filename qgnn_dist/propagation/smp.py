@@ -152,7 +152,8 @@ class Propagation:
             float32 (n, C), a new array.
         """
         if self.kind == "none":
-            return h0.copy()
+            same: np.ndarray = h0.copy()
+            return same
         if self.elastic is not None:
             return run_elastic(self.elastic, self.layers, graph, h0, residual, messenger, observe=observe, keep=keep)
         layers = _Layers(self, graph, residual, messenger, observe, h0)
@@ -166,7 +167,8 @@ class _Layers:
                  observe: Observe | None, h0: np.ndarray) -> None:
         self._spec, self._graph, self._residual, self._messenger = spec, graph, residual, messenger
         self._observe = observe
-        self._state, self._half = h0.copy(), np.empty_like(h0)
+        self._state: np.ndarray = h0.copy()
+        self._half = np.empty_like(h0)
         self._p, self._p_other = np.empty_like(h0), np.empty_like(h0)
 
     def merged(self, multipliers: Multipliers) -> np.ndarray:

@@ -77,7 +77,8 @@ def _codes(x: np.ndarray, low: np.ndarray, high: np.ndarray, bits: int) -> np.nd
     span = np.asarray(high, np.float64) - low
     scale = np.divide(2**bits - 1, span, out=np.zeros_like(span), where=span > 0)
     codes = (x.astype(np.float64) - low) * scale
-    return np.clip(np.rint(codes, out=codes), 0, 2**bits - 1, out=codes)
+    rounded: np.ndarray = np.clip(np.rint(codes, out=codes), 0, 2**bits - 1, out=codes)
+    return rounded
 
 
 def _best(sample: np.ndarray, bits: int, candidates: list[tuple[np.ndarray, np.ndarray]]

@@ -46,16 +46,19 @@ class AffineGrid:
     def codes(self, x: np.ndarray, bits: int) -> np.ndarray:
         """Codes uint8 of x, float32 of any shape; kernels.affine_codes gives the same bits."""
         level = (x - np.float32(self.low)) * np.float32(self.scale) + np.float32(self.bias)
-        return np.floor(np.fmin(np.fmax(level, np.float32(0)), np.float32(2**bits - 1))).astype(np.uint8)
+        codes: np.ndarray = np.floor(np.fmin(np.fmax(level, np.float32(0)), np.float32(2**bits - 1))).astype(np.uint8)
+        return codes
 
     def values(self, codes: np.ndarray) -> np.ndarray:
         """What codes uint8 mean, float32 of their shape."""
-        return np.float32(self.low) + codes.astype(np.float32) * np.float32(self.step)
+        values: np.ndarray = np.float32(self.low) + codes.astype(np.float32) * np.float32(self.step)
+        return values
 
     def sides(self, x: np.ndarray, bits: int) -> np.ndarray:
         """int8 of x's shape: −1 below the range [low, low + (2^b − 1)·step], 1 above it, 0 inside."""
         high = np.float32(self.low + (2**bits - 1) * self.step)
-        return (x > high).astype(np.int8) - (x < np.float32(self.low)).astype(np.int8)
+        sides: np.ndarray = (x > high).astype(np.int8) - (x < np.float32(self.low)).astype(np.int8)
+        return sides
 
 
 def affine_grid(low: float, high: float, bits: int, method: str, skewness: float = 0.0) -> AffineGrid:

@@ -51,7 +51,8 @@ def affine_codes(x: Tensor, factors: tuple[Tensor, Tensor], grid: AffineGrid, bi
 
     The value is low + code·step; a caller that uses it must not let gradients flow through low and step as well.
     """
-    return _AffineCodes.apply(x, *factors, grid, bits, ends, share)
+    codes: Tensor = _AffineCodes.apply(x, *factors, grid, bits, ends, share)  # type: ignore[no-untyped-call]
+    return codes
 
 
 class _AffineCodes(torch.autograd.Function):

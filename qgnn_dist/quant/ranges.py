@@ -159,7 +159,7 @@ def midrise_step(figures: Range, bits: int, method: str) -> float:
     (Esser et al., ICLR 2020: 2·mean/√Q); messages pass every gradient, so there it stays at that start.
     """
     if method == "minmax":
-        return max(figures.largest / 2 ** (bits - 1), LEAST_STEP)
+        return max(figures.largest / float(2 ** (bits - 1)), LEAST_STEP)
     if method == "lsq":
         return max(2.0 * figures.mean / math.sqrt(max(2 ** (bits - 1) - 1, 1)), LEAST_STEP)
     return max(MIDRISE_STEP[bits] * figures.rms, LEAST_STEP)

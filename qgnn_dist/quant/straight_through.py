@@ -27,7 +27,8 @@ def scale_gradient(x: Tensor, factor: float) -> Tensor:
 
     A node of its own, since x·f + (x − x·f) would already round x and the packed model would differ.
     """
-    return _ScaleGradient.apply(x, factor)
+    scaled: Tensor = _ScaleGradient.apply(x, factor)  # type: ignore[no-untyped-call]
+    return scaled
 
 
 class _ScaleGradient(torch.autograd.Function):
