@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -196,6 +197,20 @@ def plan(
                                              cut=cut, root=root, say=status.update)
         rates, found = planning.choose_rates(calibration, calibrate, say=status.update)
         return planning.make_plan(sized, machines, resolved, rates, found, parts=parts, name=name), show_plan
+
+
+@_command("qgnn settings quant")
+def settings(
+    word: Annotated[str, typer.Argument(help="Only settings with this in their key or meaning; none: all.")] = "",
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print docs/configuration.md.")] = False,
+    as_json: Json = False, debug: Debug = False,
+) -> Outcome:
+    """Show every setting of --set and --config: default, allowed values, meaning."""
+    from . import settings as reference
+
+    if markdown:
+        return {"markdown": reference.page()}, reference.show_page
+    return {"settings": [asdict(one) for one in reference.settings(word)]}, reference.show
 
 
 @_command("qgnn submit train /shared/store --out /shared/run --address http://head:8265", passes_on=True)

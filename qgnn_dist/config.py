@@ -31,16 +31,16 @@ __all__ = [
 ]
 
 
-def _setting(default: Any, doc: str, *, choices: tuple[Any, ...] = (), low: float | None = None,
+def _setting(default: Any, doc: str, *, unit: str = "", choices: tuple[Any, ...] = (), low: float | None = None,
              high: float | None = None, above: float | None = None) -> Any:
-    """A dataclass field with its documentation and the values it may take."""
-    limits = {"doc": doc, "choices": choices, "low": low, "high": high, "above": above}
+    """A dataclass field with its documentation, its unit and the values it may take; settings.py shows them."""
+    limits = {"doc": doc, "unit": unit, "choices": choices, "low": low, "high": high, "above": above}
     return field(default=default, metadata=limits)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
-    hidden: int = _setting(64, "width of the perceptron's hidden layer", low=1, high=65536)
+    hidden: int = _setting(64, "width of the perceptron's hidden layer", unit="columns", low=1, high=65536)
     dropout: float = _setting(0.5, "share of input and hidden values dropped in training", low=0.0, high=0.95)
     feature_norm: str = _setting(
         "auto", "feature rows divided by their sum, their l2 norm, or not; auto decides by the training rows",
@@ -51,11 +51,11 @@ class ModelConfig:
 class PropagationConfig:
     kind: str = _setting("smp", "smoothness-constrained, plain personalised PageRank, elastic message passing (one "
                                 "part only), or the perceptron alone", choices=("smp", "appnp", "elastic", "none"))
-    layers: int = _setting(10, "K, the number of propagation layers", low=1, high=1000)
+    layers: int = _setting(10, "K, the number of propagation layers", unit="layers", low=1, high=1000)
     mu: float = _setting(9.0, "weight of the smoothness term", above=0.0)
     eta: float = _setting(0.1, "step size of a layer; stable below 2/(1+2*mu)", above=0.0)
     alpha: float = _setting(1.0, "threshold of the layer-wise smoothness constraint", low=0.0)
-    lambda0: float = _setting(0.0, "multiplier at the first layer")
+    lambda0: float = _setting(0.0, "multiplier λ at the first layer")
     slack0: float = _setting(0.0, "slack at the first layer (published form only)")
     eta_lambda: float = _setting(1.0, "step size of the multiplier", low=0.0)
     eta_slack: float = _setting(1e-5, "step size of the slack (published form only)", low=0.0)
@@ -72,7 +72,7 @@ class PropagationConfig:
 class MessagesConfig:
     coding: str = _setting("innovation", "send what changed, or each state afresh", choices=("innovation", "direct"))
     stride: int = _setting(1, "from the fifth round on, send each stride-th only; what is left out comes with the next "
-                              "(innovation only)", low=1, high=64)
+                              "(innovation only)", unit="rounds", low=1, high=64)
 
 
 WIDTHS = (1, 2, 4, 8, 32)
@@ -94,15 +94,23 @@ class QuantConfig:
 
     method: str = _setting("recipe", "how ranges are found, and how values are rounded inside them", choices=(
         "recipe", "qlr", "bt", "bt_star", "lsq", "minmax", "percentile", "degree_quant"))
-    bits: int = _setting(2, "width of all stages that are not set apart; 32 is float", choices=WIDTHS)
-    weights: int | None = _setting(None, "width of the weights", choices=(2, 4, 8, 32))
-    features: int | None = _setting(None, "width of the input features", choices=(2, 4, 8, 32))
-    hidden: int | None = _setting(None, "width of the hidden activations", choices=(2, 4, 8, 32))
-    messages: int | None = _setting(None, "width of the messages", choices=WIDTHS)
-    residual: int | None = _setting(None, "width of the local H0 term, which never travels", choices=WIDTHS)
-    gradients: int | None = _setting(None, "width of the gradient messages, rounded at random", choices=(2, 4, 8, 32))
-    step_floor: float | None = _setting(None, "a round's step is at least this share of the step before (recipe)",
-                                        low=0.0, high=1.0)
+    bits: int = _setting(2, "width of all stages that are not set apart; 32 is float", unit="bits",
+                         choices=WIDTHS)
+    weights: int | None = _setting(None, "width of the weights; open: bits, at least 2", unit="bits",
+                                   choices=(2, 4, 8, 32))
+    features: int | None = _setting(None, "width of the input features; open: bits, at least 2", unit="bits",
+                                    choices=(2, 4, 8, 32))
+    hidden: int | None = _setting(None, "width of the hidden activations; open: bits, at least 2", unit="bits",
+                                  choices=(2, 4, 8, 32))
+    messages: int | None = _setting(None, "width of the messages; open: bits", unit="bits", choices=WIDTHS)
+    residual: int | None = _setting(None, "width of the local H0 term, which never travels; open: bits, at least 8",
+                                    unit="bits", choices=WIDTHS)
+    gradients: int | None = _setting(
+        None, "width of the gradient messages, rounded at random; open: 4 where messages are innovation-coded by "
+              "recipe, lsq or minmax, else 32", unit="bits", choices=(2, 4, 8, 32))
+    step_floor: float | None = _setting(
+        None, "a round's step is at least this share of the step before (recipe); open: 0.75 up to 20 layers, rising "
+              "to 0.85 at 64", low=0.0, high=1.0)
 
     def resolved(self, layers: int, *, innovation: bool) -> QuantConfig:
         """The same settings with every open width and the step floor filled in (METHOD: step floor by depth).
@@ -130,20 +138,22 @@ class QuantConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
-    epochs: int = _setting(200, "passes over the graph at most", low=1)
+    epochs: int = _setting(200, "passes over the graph at most", unit="epochs", low=1)
     lr: float = _setting(0.02, "Adam's learning rate", above=0.0)
     weight_decay: float = _setting(1e-3, "on the first weight matrix only", low=0.0)
-    patience: int = _setting(100, "epochs without a better validation figure before stopping; 0 never stops", low=0)
+    patience: int = _setting(100, "epochs without a better validation figure before stopping; 0 never stops",
+                             unit="epochs", low=0)
     metric: str = _setting("accuracy", "figure that picks the best epoch", choices=("accuracy", "roc_auc", "macro_f1"))
-    eval_every: int = _setting(1, "epochs between evaluations", low=1)
-    checkpoint_every: int = _setting(10, "epochs between checkpoints", low=1)
+    eval_every: int = _setting(1, "epochs between evaluations", unit="epochs", low=1)
+    checkpoint_every: int = _setting(10, "epochs between checkpoints", unit="epochs", low=1)
     keep_checkpoints: int = _setting(3, "the newest so many checkpoints stay; a damaged one falls back to the one "
                                         "before", low=1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClusterConfig:
-    cpus_per_worker: float = _setting(1.0, "CPUs that Ray reserves for one worker; fractions allowed", above=0.0)
+    cpus_per_worker: float = _setting(1.0, "CPUs that Ray reserves for one worker; fractions allowed", unit="CPUs",
+                                      above=0.0)
     threads: int = _setting(0, "threads of one worker; 0 = its CPUs", low=0, high=1024)
     max_restarts: int = _setting(5, "times that a run goes on by itself after a lost worker, host or message", low=0,
                                  high=1000)
@@ -155,15 +165,16 @@ class ClusterConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TimeoutsConfig:
-    start_s: float = _setting(120.0, "until all workers are placed and started", above=0.0)
-    rendezvous_s: float = _setting(60.0, "until all workers have met", above=0.0)
-    exchange_s: float = _setting(60.0, "until a round of messages has arrived", above=0.0)
-    server_s: float = _setting(60.0, "until the multiplier server has answered", above=0.0)
-    checkpoint_s: float = _setting(120.0, "until a checkpoint is on disk", above=0.0)
+    start_s: float = _setting(120.0, "until all workers are placed and started", unit="s", above=0.0)
+    rendezvous_s: float = _setting(60.0, "until all workers have met", unit="s", above=0.0)
+    exchange_s: float = _setting(60.0, "until a round of messages has arrived", unit="s", above=0.0)
+    server_s: float = _setting(60.0, "until the multiplier server has answered", unit="s", above=0.0)
+    checkpoint_s: float = _setting(120.0, "until a checkpoint is on disk", unit="s", above=0.0)
     write_s: float = _setting(600.0, "until a worker that writes predictions has come further, by a row group or its "
-                                     "file", above=0.0)
-    stall_s: float | None = _setting(None, "until workers of which none comes further are asked where they stand; "
-                                           "open: a third of the shorter of exchange_s and server_s", above=0.0)
+                                     "file", unit="s", above=0.0)
+    stall_s: float | None = _setting(
+        None, "until workers of which none comes further are asked where they stand; open: a third of the shorter of "
+              "exchange_s and server_s", unit="s", above=0.0)
 
     def resolved(self) -> TimeoutsConfig:
         """The same settings with an open `stall_s` filled in."""
@@ -180,9 +191,11 @@ class StorageConfig:
     cache_dir: str | None = _setting(None, "folder on every host for parts of stores on object stores; open: "
                                            "QGNN_CACHE_DIR, else qgnn/storage in the user's cache")
     cache_gb: float = _setting(100.0, "GB that such parts may take there; those go that nobody has open, the longest "
-                                      "unused first", above=0.0)
-    retry_s: float = _setting(60.0, "for how long an object store that fails is tried again", low=0.0, high=86400.0)
-    fetch_s: float = _setting(1800.0, "until a worker has its part from an object store", above=0.0, high=86400.0)
+                                      "unused first", unit="GB", above=0.0)
+    retry_s: float = _setting(60.0, "for how long an object store that fails is tried again", unit="s", low=0.0,
+                              high=86400.0)
+    fetch_s: float = _setting(1800.0, "until a worker has its part from an object store", unit="s", above=0.0,
+                              high=86400.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -196,6 +209,10 @@ class LogConfig:
 
 PUBLISHED_DEFAULTS = {"lambda0": 1e-3, "slack0": 1e-3, "eta_lambda": 1e-5, "eta_slack": 1e-5, "alpha": 0.2}
 """Defaults of the published constraint form; they replace the normalised form's where a user chose `published`."""
+
+FREE_SECTIONS = ("cluster", "timeouts", "storage", "log")
+FREE_KEYS = ("checkpoint_every", "keep_checkpoints")
+"""Sections, and settings of [train], that no result depends on: a resumed run may change them."""
 
 _SECTIONS: dict[str, type] = {
     "model": ModelConfig,
@@ -241,9 +258,9 @@ class RunConfig:
     def digest(self) -> str:
         """Hash of all that decides the result; where, how long to wait, what is kept and told is left out."""
         values = self.to_dict()
-        for section in ("cluster", "timeouts", "storage", "log"):
+        for section in FREE_SECTIONS:
             del values[section]
-        for key in ("checkpoint_every", "keep_checkpoints"):
+        for key in FREE_KEYS:
             del values["train"][key]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 

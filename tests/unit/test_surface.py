@@ -15,7 +15,7 @@ import qgnn_dist
 
 PACKAGE = Path(qgnn_dist.__file__).parent
 LEVELS = [
-    {"errors", "logs", "memory"}, {"files"}, {"config"}, {"storage"}, {"data", "quant"}, {"kernels"},
+    {"errors", "logs", "memory"}, {"files"}, {"config"}, {"settings", "storage"}, {"data", "quant"}, {"kernels"},
     {"store"}, {"partitioning", "comm"}, {"propagation"}, {"model"}, {"device", "planning"},
     {"training", "inference", "diagnosis"}, {"nn"}, {"cluster"}, {"render"}, {"top"}, {"bench"}, {"command"},
     {"cli_bench"}, {"cli"},
