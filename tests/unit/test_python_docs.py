@@ -19,6 +19,7 @@ import qgnn_dist as qgnn
 from qgnn_dist.data.load import load_graph
 from tests.helpers import as_pyg, small_graph
 
+README = Path(__file__).parents[2] / "README.md"
 PAGE = Path(__file__).parents[2] / "docs" / "python.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
 SCRIPT = BLOCKS[0]
@@ -61,6 +62,20 @@ def test_every_example_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.Monk
             names = run(block, data)
         if "found" in names:
             np.testing.assert_array_equal(names["found"].scores, found.scores)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_modules_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = README.read_text(encoding="utf-8")
+    block, = (one for one in re.findall(r"```python\n(.*?)```", text, re.S) if "SMPNet" in one)
+    data = as_pyg(small_graph())
+    first, rest = block.split("\n", 1)
+    names: dict[str, Any] = {"data": data, "qgnn": qgnn, "num_classes": int(data.y.max()) + 1}
+    exec(first, names)
+    names["net"](data.x, data.edge_index)
+    exec(rest, names)
+    assert names["found"].classes.shape == (data.num_nodes,)
 
 
 @pytest.mark.parametrize("module", ["nn.smp_conv", "nn.smp_net", "model.packed"])
