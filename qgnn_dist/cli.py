@@ -3,25 +3,44 @@
 from __future__ import annotations
 
 import functools
+import shlex
+import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from . import render
 from .cli_bench import bench
-from .command import Debug, Json, LogFormat, Outcome, Overwrite, RayAddress, command, logged
+from .command import Debug, Json, LogFormat, Outcome, Overwrite, RayAddress, Settings, command, logged, one_of, then
 
 app = typer.Typer(
-    name="qgnn", no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
+    name="qgnn", add_completion=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
     help="Train deep graph neural networks over many hosts with 1-8 bit messages, and classify every node.\n\n"
          "The path: [bold]partition[/bold] a graph, [bold]train[/bold] on its parts, [bold]export[/bold] the packed "
          "model, [bold]predict[/bold] all nodes; [bold]inspect[/bold] shows what lies in a store, run or model. "
          "All of these may lie at s3://BUCKET/PREFIX.")
-app.add_typer(bench, name="bench")
+_PATH = """\
+The path, here on a made graph; yours: FILE.npz, parquet:DIR, ogbn-arxiv, …
+
+  qgnn partition synthetic:sbm --parts 2 --out store
+  qgnn train store --out run --set train.epochs=60
+  qgnn export run --out model.safetensors
+  qgnn predict store --model model.safetensors --out predictions
+  qgnn inspect model.safetensors --store store
+
+`qgnn COMMAND --help` tells more, `qgnn settings` what --set takes, and
+`qgnn --help` has the other commands.
+"""
+_LOOK, _ELSEWHERE = "Look and plan", "Elsewhere, and figures"
+app.add_typer(bench, name="bench", rich_help_panel=_ELSEWHERE)
 
 _command = functools.partial(command, group=app)
+
+
+def _column(option: str, text: str) -> Any:
+    return typer.Option(option, help=text, rich_help_panel="Columns of parquet:DIR")
 
 
 @_command("qgnn partition graph.npz --parts 2 --out store")
@@ -30,9 +49,12 @@ def partition(
         help="OGB name (ogbn-arxiv), FILE.npz, parquet:DIR, or synthetic:arxiv|products|mid|sbm?nodes=…&edges=…")],
     parts: Annotated[int, typer.Option(help="Number of parts: one worker each.")],
     out: Annotated[str, typer.Option(help="Folder of the new store.")],
-    method: Annotated[str, typer.Option(help="auto, metis, mtkahypar, stream or random.")] = "auto",
+    method: Annotated[str, typer.Option(
+        help="auto, metis, mtkahypar, stream or random.",
+        autocompletion=one_of("auto", "metis", "mtkahypar", "stream", "random"))] = "auto",
     order: Annotated[str, typer.Option(
-        help="Of rows inside a part, for speed alone: auto, source, degree, rcm, community or random.")] = "auto",
+        help="Of rows inside a part, for speed alone: auto, source, degree, rcm, community or random.",
+        autocompletion=one_of("auto", "source", "degree", "rcm", "community", "random"))] = "auto",
     seed: Annotated[int, typer.Option(help="Seed of the partitioner, and of a random order.")] = 0,
     memory: Annotated[float | None, typer.Option(
         help="GB of memory that edges may take, and each `auto` count on; default: half of what is available.")] = None,
@@ -48,11 +70,11 @@ def partition(
         help="Keep dense features as codes of 8, 4 or 2 bits; default: as they are.")] = None,
     root: Annotated[Path | None, typer.Option(help="Folder that holds OGB data sets.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Agree to a download whose size was shown.")] = False,
-    node_id: Annotated[str, typer.Option("--node-id", help="Parquet: column of the node's id.")] = "node_id",
-    src: Annotated[str, typer.Option("--src", help="Parquet: column of an edge's one end.")] = "src",
-    dst: Annotated[str, typer.Option("--dst", help="Parquet: column of an edge's other end.")] = "dst",
-    label: Annotated[str, typer.Option("--label", help="Parquet: column of the label.")] = "label",
-    split: Annotated[str, typer.Option("--split", help="Parquet: column of the split.")] = "split",
+    node_id: Annotated[str, _column("--node-id", "Column of the node's id.")] = "node_id",
+    src: Annotated[str, _column("--src", "Column of an edge's one end.")] = "src",
+    dst: Annotated[str, _column("--dst", "Column of an edge's other end.")] = "dst",
+    label: Annotated[str, _column("--label", "Column of the label.")] = "label",
+    split: Annotated[str, _column("--split", "Column of the split.")] = "split",
     ray_address: RayAddress = None, overwrite: Overwrite = False, as_json: Json = False, debug: Debug = False,
 ) -> Outcome:
     """Cut a graph into parts and write a store."""
@@ -66,7 +88,7 @@ def partition(
             columns=ColumnNames(node_id=node_id, src=src, dst=dst, label=label, split=split),
             hops=hops, features_bits=features_bits, overwrite=overwrite, ray_address=ray_address,
             progress=status.update)
-    return result, render.partition
+    return result, then(render.partition, f"qgnn train {shlex.quote(out)} --out run")
 
 
 @_command("qgnn train store --out run --set quant.bits=2")
@@ -74,7 +96,7 @@ def train(
     store: Annotated[str, typer.Argument(help="Folder of a store.")],
     out: Annotated[str, typer.Option(help="Folder of the run.")],
     config: Annotated[Path | None, typer.Option(help="TOML file with settings.")] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", help="One setting, e.g. quant.bits=2.")] = None,
+    settings: Settings = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint, or start.")] = False,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write RUN/tensorboard, too.")] = False,
     log_format: LogFormat = None,
@@ -87,7 +109,7 @@ def train(
     with render.TrainingProgress(resolved.train.epochs) as progress:
         result = api.train(store, out=out, config=resolved, resume=resume, overwrite=overwrite,
                            ray_address=ray_address, on_epoch=progress.epoch, signals=True)
-    return result, render.training
+    return result, then(render.training, f"qgnn export {shlex.quote(out)} --out model.safetensors")
 
 
 @_command("qgnn export run --out model.safetensors")
@@ -100,7 +122,8 @@ def export(
     """Pack the best epoch's model into one file."""
     from .cluster import api
 
-    return api.export(run, out=out, bits=bits, overwrite=overwrite), render.exported
+    result = api.export(run, out=out, bits=bits, overwrite=overwrite)
+    return result, then(render.exported, f"qgnn predict STORE --model {shlex.quote(out)} --out predictions")
 
 
 @_command("qgnn predict store --model model.safetensors --out predictions")
@@ -112,7 +135,7 @@ def predict(
     trace: Annotated[bool, typer.Option(
         "--trace", help="Write OUT/trace.json: where each layer's time goes, for ui.perfetto.dev.")] = False,
     config: Annotated[Path | None, typer.Option(help="TOML file; cluster and timeouts are used.")] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", help="One setting, e.g. cluster.threads=4.")] = None,
+    settings: Settings = None,
     log_format: LogFormat = None,
     ray_address: RayAddress = None, overwrite: Overwrite = False, as_json: Json = False, debug: Debug = False,
 ) -> Outcome:
@@ -126,7 +149,7 @@ def predict(
     return result, render.prediction
 
 
-@_command("qgnn inspect model.safetensors --store store --pictures pictures")
+@_command("qgnn inspect model.safetensors --store store --pictures pictures", panel=_LOOK)
 def inspect(
     path: Annotated[str, typer.Argument(help="A store, a run or a packed model.")],
     verify: Annotated[bool, typer.Option("--verify", help="Check every checksum.")] = False,
@@ -146,7 +169,7 @@ def inspect(
     return result, render.inspection
 
 
-@_command("qgnn top run")
+@_command("qgnn top run", panel=_LOOK)
 def top(
     run: Annotated[Path, typer.Argument(help="Folder of a run, local or on a shared disk.")],
     once: Annotated[bool, typer.Option("--once", help="Draw it as it stands, and end.")] = False,
@@ -159,7 +182,7 @@ def top(
 
 
 @_command("qgnn plan --nodes 111059956 --edges 1615685872 --features 128 --classes 172 --hosts 16 --host-ram-gb 64 "
-          "--host-cores 16 --link-gbps 10")
+          "--host-cores 16 --link-gbps 10", panel=_LOOK)
 def plan(
     source: Annotated[str | None, typer.Argument(
         help="A store, or a graph as `partition` takes it; none where --nodes and the others tell its size.")] = None,
@@ -181,7 +204,7 @@ def plan(
         help="File of an earlier calibration; with --calibrate, where to keep it. Default: the user's cache.")] = None,
     root: Annotated[Path | None, typer.Option(help="Folder that holds OGB data sets.")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with settings.")] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", help="One setting, e.g. model.hidden=256.")] = None,
+    settings: Settings = None,
     as_json: Json = False, debug: Debug = False,
 ) -> Outcome:
     """Tell whether a graph fits on given hosts, and its bytes and seconds; ends with 1 where it does not fit."""
@@ -199,7 +222,7 @@ def plan(
         return planning.make_plan(sized, machines, resolved, rates, found, parts=parts, name=name), show_plan
 
 
-@_command("qgnn settings quant")
+@_command("qgnn settings quant", panel=_LOOK)
 def settings(
     word: Annotated[str, typer.Argument(help="Only settings with this in their key or meaning; none: all.")] = "",
     markdown: Annotated[bool, typer.Option("--markdown", help="Print docs/configuration.md.")] = False,
@@ -213,7 +236,8 @@ def settings(
     return {"settings": [asdict(one) for one in reference.settings(word)]}, reference.show
 
 
-@_command("qgnn submit train /shared/store --out /shared/run --address http://head:8265", passes_on=True)
+@_command("qgnn submit train /shared/store --out /shared/run --address http://head:8265", passes_on=True,
+          panel=_ELSEWHERE)
 def submit(
     words: Annotated[list[str], typer.Argument(
         metavar="COMMAND...", help="A command of qgnn and all its options; paths as the cluster's hosts see them.")],
@@ -239,8 +263,12 @@ def submit(
 
 @app.callback(invoke_without_command=True)
 def _global(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
 ) -> None:
+    if context.invoked_subcommand is None and not version:
+        print(_PATH, end="", file=sys.stderr)
+        raise typer.Exit(2)
     if version:
         from . import __version__
 

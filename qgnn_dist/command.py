@@ -17,10 +17,11 @@ import typer
 from rich.console import Console
 
 from . import logs
-from .config import RunConfig, load_config
+from .config import RunConfig, known_keys, load_config
 from .errors import QgnnError
 
-__all__ = ["Debug", "Json", "LogFormat", "Outcome", "Overwrite", "RayAddress", "command", "logged"]
+__all__ = ["Debug", "Json", "LogFormat", "Outcome", "Overwrite", "RayAddress", "Settings", "command", "logged",
+           "one_of", "then"]
 
 Outcome = tuple[dict[str, Any], Callable[[dict[str, Any], Console], None]]
 """What a command found, and how people see it."""
@@ -32,6 +33,33 @@ LogFormat = Annotated[str | None, typer.Option(
     "--log-format", help="Of what is said on stderr: text, or json, one record a line.")]
 RayAddress = Annotated[str | None, typer.Option(
     "--ray-address", help="Join this Ray cluster; default: RAY_ADDRESS, else a local Ray for this command.")]
+
+
+def one_of(*words: str) -> Callable[[str], list[str]]:
+    """What a shell completes an option's value to."""
+    return lambda incomplete: [word for word in words if word.startswith(incomplete)]
+
+
+def _known_settings(incomplete: str) -> list[str]:
+    """What a shell completes `--set` to: keys, and after `=` the values that a key may take."""
+    key, equals, value = incomplete.partition("=")
+    if not equals:
+        return [f"{name}=" for name in known_keys() if name.startswith(key)]
+    choices = known_keys()[key].metadata["choices"] if key in known_keys() else ()
+    return [f"{key}={choice}" for choice in choices if str(choice).startswith(value)]
+
+
+Settings = Annotated[list[str] | None, typer.Option(
+    "--set", metavar="KEY=VALUE", autocompletion=_known_settings,
+    help="One setting, as quant.bits=2; again for more. `qgnn settings` lists all.")]
+
+
+def then(show: Callable[[dict[str, Any], Console], None], words: str) -> Callable[[dict[str, Any], Console], None]:
+    """What shows a result, and the command that goes on from it."""
+    def shown(result: dict[str, Any], console: Console) -> None:
+        show(result, console)
+        console.print(f"next: {words}", style="dim", markup=False, highlight=False, soft_wrap=True)
+    return shown
 
 
 def logged(form: str | None, config: Path | None, settings: Sequence[str]) -> RunConfig:
@@ -47,11 +75,13 @@ def logged(form: str | None, config: Path | None, settings: Sequence[str]) -> Ru
     return resolved
 
 
-def command(epilog: str, group: typer.Typer, name: str | None = None, *,
+def command(epilog: str, group: typer.Typer, name: str | None = None, *, panel: str | None = None,
             passes_on: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a command whose errors are one line on stderr and whose example stands under its help.
 
-    Args: passes_on: options that it does not know are words for another command.
+    Args:
+        panel: title of the commands that it stands among in the group's help.
+        passes_on: options that it does not know are words for another command.
     """
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
@@ -83,7 +113,7 @@ def command(epilog: str, group: typer.Typer, name: str | None = None, *,
             code = result.get("exit_code", 1 if result.get("failed") else 0)
             if code:
                 raise typer.Exit(code)
-        return group.command(name, epilog=f"Example: {epilog}",
+        return group.command(name, epilog=f"Example: {epilog}", rich_help_panel=panel,
                              context_settings={"ignore_unknown_options": True} if passes_on else None)(guarded)
     return register
 

@@ -40,6 +40,8 @@ def _setting(default: Any, doc: str, *, unit: str = "", choices: tuple[Any, ...]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
+    """The perceptron."""
+
     hidden: int = _setting(64, "width of the perceptron's hidden layer", unit="columns", low=1, high=65536)
     dropout: float = _setting(0.5, "share of input and hidden values dropped in training", low=0.0, high=0.95)
     feature_norm: str = _setting(
@@ -49,6 +51,8 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PropagationConfig:
+    """The layers, and the smoothness constraint."""
+
     kind: str = _setting("smp", "smoothness-constrained, plain personalised PageRank, elastic message passing (one "
                                 "part only), or the perceptron alone", choices=("smp", "appnp", "elastic", "none"))
     layers: int = _setting(10, "K, the number of propagation layers", unit="layers", low=1, high=1000)
@@ -70,6 +74,8 @@ class PropagationConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MessagesConfig:
+    """What a round sends."""
+
     coding: str = _setting("innovation", "send what changed, or each state afresh", choices=("innovation", "direct"))
     stride: int = _setting(1, "from the fifth round on, send each stride-th only; what is left out comes with the next "
                               "(innovation only)", unit="rounds", low=1, high=64)
@@ -138,6 +144,8 @@ class QuantConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
+    """The optimiser, and when a run ends."""
+
     epochs: int = _setting(200, "passes over the graph at most", unit="epochs", low=1)
     lr: float = _setting(0.02, "Adam's learning rate", above=0.0)
     weight_decay: float = _setting(1e-3, "on the first weight matrix only", low=0.0)
@@ -152,6 +160,8 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClusterConfig:
+    """Where workers run; no result depends on it."""
+
     cpus_per_worker: float = _setting(1.0, "CPUs that Ray reserves for one worker; fractions allowed", unit="CPUs",
                                       above=0.0)
     threads: int = _setting(0, "threads of one worker; 0 = its CPUs", low=0, high=1024)
@@ -165,6 +175,8 @@ class ClusterConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TimeoutsConfig:
+    """The deadline of every wait; no result depends on them."""
+
     start_s: float = _setting(120.0, "until all workers are placed and started", unit="s", above=0.0)
     rendezvous_s: float = _setting(60.0, "until all workers have met", unit="s", above=0.0)
     exchange_s: float = _setting(60.0, "until a round of messages has arrived", unit="s", above=0.0)
@@ -188,6 +200,8 @@ class TimeoutsConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StorageConfig:
+    """Object stores; no result depends on them."""
+
     cache_dir: str | None = _setting(None, "folder on every host for parts of stores on object stores; open: "
                                            "QGNN_CACHE_DIR, else qgnn/storage in the user's cache")
     cache_gb: float = _setting(100.0, "GB that such parts may take there; those go that nobody has open, the longest "

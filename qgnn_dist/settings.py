@@ -73,6 +73,7 @@ class Setting:
 
     @property
     def section(self) -> str:
+        """Before the dot; empty at the top."""
         return self.key.rpartition(".")[0]
 
 

@@ -60,6 +60,7 @@ class Restarts:
 
     @classmethod
     def of(cls, command: str, cluster: ClusterConfig) -> Restarts:
+        """As the settings allow, none made yet."""
         return cls(command, cluster.max_restarts)
 
     def told(self, restart: Restart) -> str:

@@ -1,1 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Classes of every node of a store, by a packed model."""

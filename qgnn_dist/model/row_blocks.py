@@ -52,6 +52,7 @@ class Weights:
 
     @classmethod
     def of(cls, quantizer: WeightQuantizer | AffineWeightQuantizer | None, parameter: Tensor) -> Weights:
+        """As they are now; float where nothing quantises them."""
         assert not isinstance(quantizer, AffineWeightQuantizer)
         if quantizer is None:
             return cls(np.ascontiguousarray(parameter.detach().numpy()), np.float32(1), None, parameter)
@@ -83,6 +84,7 @@ class CodeProduct:
 
     @classmethod
     def of(cls, weights: Weights, bits_features: int) -> CodeProduct:
+        """Of coded weights, with tables where the features have 2 bits."""
         codes = weights.codes.astype(np.int8)
         if bits_features > 2:
             return cls(codes, None)

@@ -1,1 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Torch modules for a training loop of one's own."""

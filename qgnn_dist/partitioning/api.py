@@ -97,8 +97,7 @@ def partition_graph(graph: Graph, *, parts: int, out: str | Path, method: str = 
             with (disk_errors(scratch, known, str(out), "the store"),
                   stages.stage("read", "reading and sorting the edges")):
                 cleaned = clean(graph, scratch, keys)
-            asked = balance is not None or edge_balance is not None
-            chosen, reason = _choose(method, cleaned, parts, memory_gb, asked)
+            chosen, reason = _choose(method, cleaned, parts, memory_gb, bool(balance or edge_balance))
             if model is not None:
                 chosen, reason = "stream", f"as {model.name} was cut in {like}"
             with stages.stage("cut", f"partitioning into {parts} by {chosen}"):

@@ -1,1 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Object stores, and a host's cache of their parts."""

@@ -2,26 +2,18 @@
 """Coded gradient rows: the same bits at every level, the two levels around each value, and right on average."""
 from __future__ import annotations
 
-import doctest
 from typing import Any
 
 import numpy as np
 import pytest
 
 from qgnn_dist import kernels
-from qgnn_dist.kernels import gradients
 from qgnn_dist.kernels.dispatch import native
 from qgnn_dist.quant.packed import row_bytes, unpack_codes
 from tests.parity.test_kernels_levels import _everywhere, _graph
 
 BITS = (2, 4, 8)
 KEY = (2**63 + 5, 17, 4, 9, 1)  # seed, epoch, stage, layer, round
-
-
-def test_examples() -> None:
-    result = doctest.testmod(gradients)
-    assert result.attempted >= 6
-    assert result.failed == 0
 
 
 def coded(h: np.ndarray, bits: int, places: np.ndarray, d: np.ndarray | None = None,

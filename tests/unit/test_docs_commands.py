@@ -16,6 +16,7 @@ from typing import Any
 import click
 import pytest
 import typer
+from typer.testing import CliRunner
 
 import qgnn_dist.cli
 from qgnn_dist.config import known_keys, load_config
@@ -206,3 +207,33 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert place.exists(), f"{page.name}: {target}"
         if anchor:
             assert anchor in anchors(place), f"{page.name}: {target}: no heading {anchor}"
+
+
+def test_the_index_has_every_page() -> None:
+    index = ROOT / "docs" / "README.md"
+    rows = re.findall(r"\]\((\w[\w-]*\.md)\)", re.sub(r"^Start with.*?^##", "", text_of(index), flags=re.S | re.M))
+    there = {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md", "concepts.md"}
+    assert set(rows) == there
+
+
+def test_qgnn_alone_shows_the_path_in_five_lines() -> None:
+    told = CliRunner().invoke(qgnn_dist.cli.app, [])
+    assert told.exit_code == 2
+    assert told.stdout == ""
+    assert max(map(len, told.stderr.splitlines())) <= 80
+    shown = [shlex.split(line)[1:] for line in told.stderr.splitlines() if line.startswith("  qgnn ")]
+    assert [words[0] for words in shown] == ["partition", "train", "export", "predict", "inspect"]
+    for words in shown:
+        check_qgnn(words)
+
+
+@pytest.mark.parametrize(("typed", "offered"), [
+    ("qgnn pa", ["partition"]),
+    ("qgnn train store --set quant.me", ["quant.method=", "quant.messages="]),
+    ("qgnn train store --set messages.coding=", ["messages.coding=innovation", "messages.coding=direct"]),
+    ("qgnn partition g.npz --method m", ["metis", "mtkahypar"]),
+])
+def test_a_shell_completes_commands_settings_and_values(typed: str, offered: list[str]) -> None:
+    environment = {"_QGNN_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(len(typed.split()) - 1)}
+    told = CliRunner().invoke(qgnn_dist.cli.app, [], env=environment, prog_name="qgnn")
+    assert told.stdout.split() == offered

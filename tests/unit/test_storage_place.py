@@ -2,7 +2,6 @@
 """Places on object stores: what is put comes back, what may pass is tried again, the rest is told in a line."""
 from __future__ import annotations
 
-import doctest
 import hashlib
 import logging
 import os
@@ -13,7 +12,6 @@ import pytest
 
 from qgnn_dist.config import StorageConfig
 from qgnn_dist.errors import InputError, QgnnError, StorageError
-from qgnn_dist.storage import place as place_module
 from qgnn_dist.storage.local import fetched, work_folder
 from qgnn_dist.storage.place import Place, uri_of
 from tests.s3 import ACCESS, BUCKET, S3, SECRET, Door
@@ -28,9 +26,6 @@ def _place(name: str, settings: StorageConfig = QUICK) -> Place:
 
 
 def test_what_is_a_uri() -> None:
-    result = doctest.testmod(place_module)
-    assert result.attempted
-    assert not result.failed
     assert uri_of("s3://b/a/c/") == "s3://b/a/c"
     assert [uri_of(x) for x in ("store", Path("/a/b"), "parquet:s3://b/x", "synthetic:arxiv", None)] == [None] * 5
     for text, words in (("s3://b//c", "BUCKET/PREFIX"), ("s3://", "BUCKET/PREFIX"), ("s3://b/../c", "BUCKET/PREFIX"),
