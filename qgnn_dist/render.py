@@ -65,7 +65,8 @@ class TrainingProgress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        if self._live:  # a bar that never began would print an empty line
+            self._bar.stop()
 
     def epoch(self, record: dict[str, Any]) -> None:
         """Show an epoch's record."""

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, QgnnError
 from .local import for_this_machine_alone
 
 __all__ = ["RaySession"]
@@ -50,8 +50,12 @@ class RaySession:
             if self._address == "local":
                 undo.enter_context(for_this_machine_alone())
                 undo.callback(ray.shutdown)
-                ray.init(address="local", num_cpus=self._num_cpus, include_dashboard=False,
-                         object_store_memory=OBJECT_STORE_BYTES, **quiet)
+                try:
+                    ray.init(address="local", num_cpus=self._num_cpus, include_dashboard=False,
+                             object_store_memory=OBJECT_STORE_BYTES, **quiet)
+                except Exception as error:  # Ray has no kind of its own for a start that takes too long
+                    raise QgnnError(f"no Ray could be started on this machine ({_first_line(error)}); is it "
+                                    "overloaded, or /tmp or /dev/shm full? Try again; one part needs no Ray") from None
             else:
                 asks_for_a_token = self._probe()
                 if asks_for_a_token and os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
@@ -61,7 +65,7 @@ class RaySession:
                     ray.init(address=self._address, **quiet)
                 except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
                     asks_for_a_token |= isinstance(error, getattr(ray.exceptions, "AuthenticationError", ()))
-                    raise self._refused(str(error).strip().splitlines()[0], asks_for_a_token) from None
+                    raise self._refused(_first_line(error), asks_for_a_token) from None
             self._undo = undo.pop_all()
         return self
 
@@ -89,6 +93,10 @@ class RaySession:
                 "get-auth-token` on its head prints it)")
         return InputError(f"{where}: no Ray cluster could be joined there ({why}); see `ray status` on its head, or "
                           "leave out the address and RAY_ADDRESS to run on this machine alone")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _asks_for_a_token(address: str) -> bool:
