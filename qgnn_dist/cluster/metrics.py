@@ -48,6 +48,8 @@ METRICS = {metric.name: metric for metric in (
     Metric("qgnn_valid_loss", "gauge", "nats", RUN, "validation loss at the last evaluation"),
     Metric("qgnn_accuracy", "gauge", "share", (*RUN, "split"), "accuracy of a split at the last evaluation"),
     Metric("qgnn_multiplier", "gauge", "1", (*RUN, "layer"), "the constraint's multiplier (lambda) of a layer"),
+    Metric("qgnn_clipped", "gauge", "share", (*RUN, "stage"),
+           "values outside their stage's grid, of a sample of rows, when they were last counted"),
     Metric("qgnn_epoch_seconds", "gauge", "seconds", RUN, "the last epoch, evaluation and its figures too"),
     Metric("qgnn_epochs", "counter", "epochs", RUN, "epochs that this command finished"),
     Metric("qgnn_multiplier_clamps", "counter", "layers", RUN, "multipliers that were clamped to stay stable"),
@@ -155,6 +157,8 @@ class RunMetrics(Observer):
             out.set("qgnn_valid_loss", record["valid_loss"])
             for split, share in record["accuracy"].items():
                 out.set("qgnn_accuracy", share, split=split)
+        for stage, share in record.get("clipped", {}).items():
+            out.set("qgnn_clipped", share, stage=stage)
         multipliers = record["multipliers"]
         for layer in spread(len(multipliers), MOST_LAYERS):
             out.set("qgnn_multiplier", multipliers[layer], layer=str(layer))

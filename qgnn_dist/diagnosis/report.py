@@ -10,9 +10,10 @@ import numpy as np
 
 from ..comm.pool import LocalPool
 from ..model.packed import ModelInfo, PackedModel
+from ..quant.clipped import Grid
 from ..quant.straight_through import weight_levels
 from ..store.reader import Store
-from .stages import Grid, Tally, check_grids, finite
+from .stages import Tally, check_grids, finite
 from .watch import LayerSums, RoundSums
 from .worker import DiagnosisWorker, PartFigures
 

@@ -13,9 +13,10 @@ import numpy as np
 
 from ..errors import ModelError
 from ..model.packed import ModelInfo
-from ..quant.grids import AFFINE_METHODS, AffineGrid
+from ..quant.clipped import Grid
+from ..quant.grids import AFFINE_METHODS
 
-__all__ = ["Grid", "Tally", "check_grids", "finite"]
+__all__ = ["Tally", "check_grids", "finite"]
 
 KNOWN_METHODS = ("recipe", "lsq", "minmax", *AFFINE_METHODS)
 """Methods whose grids follow from a model's steps, symmetric about zero or unsigned, or stand in it as affine ones."""
@@ -34,68 +35,6 @@ def check_grids(info: ModelInfo, file: str) -> None:
     if info.method not in KNOWN_METHODS and any(bits < 32 for bits in info.bits.values()):
         raise ModelError(f"quant.method={info.method}: the diagnosis knows the grids of {', '.join(KNOWN_METHODS)} "
                          "only", file=file)
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A uniform grid of 2^bits levels.
-
-    Attributes:
-        kind: `mid-rise`, `mid-tread`, `unsigned` or `affine`. step: S, positive. lowest: what code 0 means.
-        coder: of an affine grid, whose cells need not lie around their values (bt cuts bits off).
-
-    >>> Grid.midrise(2, 0.5).values(np.arange(4)).tolist()
-    [-0.75, -0.25, 0.25, 0.75]
-    >>> Grid.midrise(2, 0.5).outside(np.array([-1.0, -1.01, 0.99, 1.0])).tolist()
-    [False, True, False, True]
-    """
-
-    kind: str
-    bits: int
-    step: float
-    lowest: float
-    coder: AffineGrid | None = None
-
-    @classmethod
-    def affine(cls, bits: int, coder: AffineGrid) -> Grid:
-        """Levels low + q·S."""
-        return cls("affine", bits, coder.step, coder.low, coder)
-
-    @classmethod
-    def midrise(cls, bits: int, step: float) -> Grid:
-        """Levels (q − 2^(b−1) + ½)·S: messages and the residual."""
-        return cls("mid-rise", bits, step, (0.5 - 2 ** (bits - 1)) * step)
-
-    @classmethod
-    def midtread(cls, bits: int, step: float) -> Grid:
-        """Levels (q − 2^(b−1))·S: weights and signed features."""
-        return cls("mid-tread", bits, step, -(2 ** (bits - 1)) * step)
-
-    @classmethod
-    def unsigned(cls, bits: int, step: float) -> Grid:
-        """Levels q·S: hidden activations and features that are not negative."""
-        return cls("unsigned", bits, step, 0.0)
-
-    def values(self, codes: np.ndarray) -> np.ndarray:
-        """What codes 0 … 2^b − 1 mean, float64."""
-        return self.lowest + codes.astype(np.float64) * self.step
-
-    def outside(self, x: np.ndarray) -> np.ndarray:
-        """Whether a value lies outside the end codes' cells, half a step to either side of a level.
-
-        A mid-rise cell holds its lower edge and not its upper one, as the coder's floor has it; on the other grids a
-        value on either outer edge still lies inside. Affine: where (x − low)·scale + bias is not in [0, 2^b). NaN lies
-        outside.
-        """
-        if self.coder is not None:
-            level = (x - self.coder.low) * self.coder.scale + self.coder.bias
-            inside: np.ndarray = (level >= 0) & (level < 2**self.bits)
-            return ~inside
-        low = self.lowest - 0.5 * self.step
-        high = self.lowest + (2**self.bits - 0.5) * self.step
-        below_high = x < high if self.kind == "mid-rise" else x <= high
-        inside = (x >= low) & below_high
-        return ~inside
 
 
 @dataclass

@@ -18,8 +18,9 @@ from ..propagation.affine import AffineMessenger
 from ..propagation.messages import CodedMessenger, FloatMessenger, Messenger
 from ..propagation.neighbourhood import Neighbourhood
 from ..propagation.smp import FrozenMultipliers
+from ..quant.clipped import Grid
 from .layers import HaloRows, cosine_distances, dirichlet_sum
-from .stages import Grid, Tally
+from .stages import Tally
 
 __all__ = ["LayerSums", "PropagationWatch", "RoundSums", "twin_states"]
 

@@ -16,8 +16,9 @@ from ..model.features import FeatureBlock, FeatureScheme, read_block, refuse_neg
 from ..model.forward import PackedForward, feature_gain, model_reader
 from ..model.packed import PackedModel
 from ..propagation.neighbourhood import Neighbourhood
+from ..quant.clipped import Grid
 from ..store.reader import Part, Store
-from .stages import Grid, Tally
+from .stages import Tally
 from .watch import DIRECTION, LayerSums, PropagationWatch, RoundSums
 
 if TYPE_CHECKING:
@@ -134,13 +135,4 @@ class _MeasuringReader:
 
     def _active(self, block: FeatureBlock) -> np.ndarray:
         """relu(X·W₁ + b₁), float32 (n, H), by the forward's kernels."""
-        info, model, rows = self._model.info, self._model, len(block.scale)
-        if self._affine is not None:
-            return self._affine.active(block)
-        if info.bits["weights"] < 32 and info.bits["features"] < 32:
-            sums = block.times(model.weight1, np.empty((rows, info.hidden), np.int32)).astype(np.float32)
-        else:
-            sums = block.as_float().times(model.weight1.astype(np.float32), np.empty((rows, info.hidden), np.float32))
-        scale = block.scale * np.float32(info.weight_steps[0])
-        hidden: np.ndarray = np.maximum(sums * scale[:, None] + model.bias1, np.float32(0))
-        return hidden
+        return self._affine.active(block) if self._affine is not None else block.active(self._model)

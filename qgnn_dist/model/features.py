@@ -167,6 +167,16 @@ class FeatureBlock:
                                    indices=self.indices[low:high],
                                    indptr=np.ascontiguousarray(self.indptr[begin:end + 1] - low))
 
+    def take(self, rows: np.ndarray) -> FeatureBlock:
+        """Rows of these numbers (int64, ascending), copied."""
+        if self.indptr is None or self.indices is None:
+            return dataclasses.replace(self, values=self.values[rows], scale=self.scale[rows])
+        counts = np.diff(self.indptr)[rows]
+        indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        places = np.repeat(self.indptr[rows] - indptr[:-1], counts) + np.arange(indptr[-1])
+        return dataclasses.replace(self, values=self.values[places], scale=self.scale[rows], indptr=indptr,
+                                   indices=self.indices[places])
+
     def times(self, weights: np.ndarray, out: np.ndarray) -> np.ndarray:
         """Product with weights (F, H): int8 codes to int32 sums, exactly, or float32 to float32 in a fixed order."""
         if self.indptr is not None and self.indices is not None:
@@ -179,6 +189,17 @@ class FeatureBlock:
         else:
             kernels.matmul_float_dense(self.values, weights, out)
         return out
+
+    def active(self, model: PackedModel) -> np.ndarray:
+        """relu(X·W₁ + b₁) before its grid, float32 (n, H), as the forward of a model without affine grids has it."""
+        info, rows = model.info, len(self.scale)
+        if info.bits["weights"] < 32 and info.bits["features"] < 32:
+            sums = self.times(model.weight1, np.empty((rows, info.hidden), np.int32)).astype(np.float32)
+        else:
+            sums = self.as_float().times(model.weight1.astype(np.float32), np.empty((rows, info.hidden), np.float32))
+        scale = self.scale * np.float32(info.weight_steps[0])
+        hidden: np.ndarray = np.maximum(sums * scale[:, None] + model.bias1, np.float32(0))
+        return hidden
 
     def scores(self, model: PackedModel, moments: np.ndarray | None, out: np.ndarray) -> None:
         """The rows through the integer perceptron of a model with codes in every stage; see kernels.perceptron_dense.

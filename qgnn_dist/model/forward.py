@@ -22,6 +22,7 @@ from ..propagation.fused_float import FusedFloatLayers
 from ..propagation.messages import CodedMessenger, FloatMessenger, Messenger, value_moments
 from ..propagation.neighbourhood import Neighbourhood
 from ..propagation.smp import FrozenMultipliers
+from ..quant.clipped import Clipped, Grid
 from ..quant.grids import AffineGrid
 from ..quant.levels import NUM_LEVELS, level_of, octaves
 from ..quant.ranges import moments_of
@@ -49,13 +50,14 @@ class PackedForward:
         exchange: this part's halo plan, ready to send. group: all workers, None with one part.
         observer: looks at the propagation.
         record: collect, in `moments`, the moments of what each stage coded (not for models with affine grids).
+        clipped: counts hidden activations, the H⁰ term and messages outside their grids (for those models neither).
     After `run`: `level` is the graph's own level of D̃^-½·H⁰, `gain` the power of two that steps were shifted by,
     and `seconds` the time of each stage.
     """
 
     def __init__(self, graph: Neighbourhood, exchange: Exchange, group: Group | None, direction: str,
-                 observer: Observer | None = None, *, record: bool = False) -> None:
-        self._observer, self._record = observer, record
+                 observer: Observer | None = None, *, record: bool = False, clipped: Clipped | None = None) -> None:
+        self._observer, self._record, self._clipped = observer, record, clipped
         self.moments: dict[str, list[float]] = {}
         self._graph, self._exchange, self._group, self._direction = graph, exchange, group, direction
         self.level, self.gain = -1, 0
@@ -95,6 +97,9 @@ class PackedForward:
                 h0[begin:end] = self._float_block(model, block, weight1, weight2, rows)
         if moments is not None:
             self.moments["hidden"] = [*moments_of(moments), float(n * info.hidden)]
+        if self._clipped is not None and info.bits["hidden"] < 32:
+            self._clipped.add("hidden", read(0, n).take(self._clipped.rows).active(model),
+                              Grid.unsigned(info.bits["hidden"], info.hidden_step))
         return h0
 
     def _float_block(self, model: PackedModel, block: FeatureBlock, weight1: np.ndarray, weight2: np.ndarray,
@@ -131,11 +136,14 @@ class PackedForward:
         residual_step = np.ldexp(np.float32(info.residual_step), self.gain)
         if bits["residual"] < 32 and not info.grids:
             self._record_rows("residual", h0)
+            if self._clipped is not None:
+                self._clipped.add("residual", h0[self._clipped.rows],
+                                  Grid.midrise(bits["residual"], float(residual_step)))
         if steps and not info.grids and self._observer is None and FusedLayers.can_run(propagation, info.num_classes):
             layers = FusedLayers(propagation, self._graph, self._exchange, self._direction, bits=bits["messages"],
                                  steps=steps, innovation=info.coding == "innovation", residual_bits=bits["residual"],
                                  residual_step=float(residual_step), multipliers=FrozenMultipliers(info.multipliers),
-                                 record=self._record)
+                                 record=self._record, clipped=self._clipped)
             scores = layers.run(h0)
             self.moments.update(layers.moments)
             return scores

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from .. import kernels
 from ..config import RunConfig
 from ..propagation.smp import Propagation
+from ..quant.clipped import Grid
 from ..quant.grids import AFFINE_METHODS, AffineGrid, stage_names
 from ..quant.learned import AffineWeightQuantizer, StageRanges, affine_codes
 from ..quant.straight_through import WeightQuantizer
@@ -222,6 +223,14 @@ class Perceptron(nn.Module):
         """For Adam: decay on the first weight matrix only."""
         rest = [p for name, p in self.named_parameters() if name != "weight1" and p.requires_grad]
         return [{"params": [self.weight1], "weight_decay": weight_decay}, {"params": rest}]
+
+    @torch.no_grad()
+    def weight_grids(self) -> list[tuple[np.ndarray, Grid]]:
+        """Both weight matrices, float32, with the grids that they are coded on; none where weights are float or the
+        grids affine."""
+        return [(weight.detach().numpy(), Grid.midtread(quantizer.bits, float(quantizer.current_step(weight))))
+                for weight, quantizer in ((self.weight1, self.quantizer1), (self.weight2, self.quantizer2))
+                if isinstance(quantizer, WeightQuantizer)]
 
     def frozen_weights(self) -> dict[str, Any]:
         """Codes (int8) or float32 weights with their steps and affine grids, as the packed model holds them."""

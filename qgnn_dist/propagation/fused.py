@@ -16,6 +16,7 @@ import numpy as np
 from .. import kernels
 from ..comm.exchange import Exchange
 from ..comm.trace import COMPUTE, span
+from ..quant.clipped import Clipped, Grid
 from ..quant.packed import row_bytes
 from ..quant.ranges import moments_of
 from .neighbourhood import Neighbourhood
@@ -55,13 +56,15 @@ class FusedLayers:
     Args:
         spec: of kind appnp or smp. steps: of each round, 0 where nothing is sent.
         residual_bits, residual_step: grid of the H⁰ term; at 32 bits it is H⁰ itself.
-        multipliers: the source of λ. record: collect the moments of what is coded in `moments`.
+        multipliers: the source of λ. record: collect the moments of what is coded in `moments`. clipped: counts what
+            lies outside the grids of the messages.
     """
 
     def __init__(self, spec: Propagation, graph: Neighbourhood, exchange: Exchange, direction: str, *, bits: int,
                  steps: Sequence[float], innovation: bool, residual_bits: int, residual_step: float,
-                 multipliers: Multipliers, record: bool) -> None:
+                 multipliers: Multipliers, record: bool, clipped: Clipped | None = None) -> None:
         self._spec, self._exchange, self._direction, self._record = spec, exchange, direction, record
+        self._clipped = clipped
         self._steps, self._multipliers = list(steps), multipliers
         weights = 1.0 - (1.0 + spec.mu) * spec.eta, spec.mu * spec.eta, spec.eta
         self._coding = _Coding(graph, bits, self._steps[0], innovation, residual_bits, residual_step, weights)
@@ -90,6 +93,8 @@ class FusedLayers:
                 later = self._next_sent(number)
                 self._exchange.begin(now, bits, columns, self._direction, layer, number,
                                      following=None if later is None else (then, self._place(later)[0], later))
+                if self._clipped is not None:
+                    self._count(self._clipped, storage, state, now, step)
             # λ is asked for while rows are on the wire: the answer to the layer before may be on its way, too.
             current = self._round(number, layer, second)
             following = 0.0 if current.last else self._steps[number + 1]
@@ -112,6 +117,18 @@ class FusedLayers:
             if current.last:
                 break
         return state
+
+    def _count(self, clipped: Clipped, storage: _Storage, state: np.ndarray, payload: np.ndarray, step: float) -> None:
+        """Of a round whose codes are in `payload`: what was new about the sampled rows, and whether it fitted."""
+        rows, bits, graph = clipped.rows, self._coding.bits, self._coding.graph
+        codes = np.empty((len(rows), state.shape[1]), np.uint8)
+        kernels.unpack(payload[rows], bits, codes)
+        grid = Grid.midrise(bits, step)
+        news = graph.inv_sqrt_degree[rows, None] * state[rows]
+        believed = storage.believed(rows, step)
+        if believed is not None:
+            news = news - (believed - grid.values(codes)).astype(np.float32)
+        clipped.add("messages", news, grid)
 
     @property
     def _merged(self) -> bool:
@@ -206,6 +223,10 @@ class _Storage(Protocol):
     def end_round(self, step: float) -> None:
         """All rows have what the round of `step` brought."""
 
+    def believed(self, rows: np.ndarray, step: float) -> np.ndarray | None:
+        """Ŷ of some rows, float64 (m, C), with the codes of the round of `step` that goes on; None where states are
+        coded afresh."""
+
 
 class _FloatStorage:
     """In float32."""
@@ -234,12 +255,16 @@ class _FloatStorage:
     def end_round(self, step: float) -> None:
         """Nothing: float32 has a sign."""
 
+    def believed(self, rows: np.ndarray, step: float) -> np.ndarray | None:
+        return None if self._believed is None else self._believed[rows].astype(np.float64)
+
 
 class _FixedStorage:
     """R in 16 bits, Ŷ in 8 or 16, the H⁰ term in 8; in float32 R of rows with many neighbours, `far`."""
 
     def __init__(self, coding: _Coding, h0: np.ndarray, fixed: FixedPoint, far: np.ndarray) -> None:
         self._coding, self._unit, self._middle = coding, fixed.unit, 0.0
+        self._columns = h0.shape[1]
         shape = (len(h0), -(-h0.shape[1] // 8) * 8)
         self._r = np.zeros(shape, np.uint16)
         self._believed = None
@@ -266,4 +291,14 @@ class _FixedStorage:
     def end_round(self, step: float) -> None:
         """Moves what stands for 0 by the half of the highest code."""
         kept = self._middle if self._coding.innovation or step == 0.0 else 0.0
-        self._middle = kept + (2**self._coding.bits - 1) / 2 * step / self._unit
+        self._middle = kept + self._half(step)
+
+    def believed(self, rows: np.ndarray, step: float) -> np.ndarray | None:
+        if self._believed is None:
+            return None
+        here = self._believed[rows, :self._columns].astype(np.float64)
+        return (here - (self._middle + self._half(step))) * self._unit
+
+    def _half(self, step: float) -> float:
+        """By how much a round's codes move the middle."""
+        return (2**self._coding.bits - 1) / 2 * step / self._unit

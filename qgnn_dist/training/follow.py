@@ -43,9 +43,9 @@ class Follow:
         """The run as it stands: plain values, null where nothing is known yet.
 
         Returns: `state` (starting, training, recovering, stalled, or of ENDED), `epoch`, `epochs`, `loss`,
-            `valid_loss`, `accuracy`, `multipliers`, `epoch_s`, `wire_bytes` of the last epoch and
-            `wire_bytes_total`, `workers`, `messages`, `restarts`, `age_s` of the status, `best` (epoch and accuracy)
-            of a finished run, `history`.
+            `valid_loss`, `accuracy`, `clipped` (share by stage, when last counted), `multipliers`, `epoch_s`,
+            `wire_bytes` of the last epoch and `wire_bytes_total`, `workers`, `messages`, `restarts`, `age_s` of the
+            status, `best` (epoch and accuracy) of a finished run, `history`.
         Raises: InputError: a file is damaged.
         """
         self._read_epochs()
@@ -57,6 +57,7 @@ class Follow:
             "epochs": self._config.train.epochs, "bits": self._config.quant.bits,
             **{key: last.get(key) for key in ("loss", "multipliers", "epoch_s", "wire_bytes")},
             "valid_loss": self._evaluated.get("valid_loss"), "accuracy": self._evaluated.get("accuracy"),
+            "clipped": self._clipped,
             "wire_bytes_total": self._sent, "restarts": len(self.run.read_restarts()), "age_s": age_s,
             "workers": status.get("workers", []), "messages": status.get("messages", []),
             "best": None, "history": {"loss": list(self._losses), "valid": list(self._valid)}}
@@ -68,7 +69,7 @@ class Follow:
 
     def _forget(self) -> None:
         self._at, self._sent = 0, dict[str, int]()
-        self._last, self._evaluated = dict[str, Any](), dict[str, Any]()
+        self._last, self._evaluated, self._clipped = dict[str, Any](), dict[str, Any](), None
         self._losses, self._valid = deque[float](maxlen=HISTORY), deque[float](maxlen=HISTORY)
         self._file = -1
 
@@ -99,6 +100,7 @@ class Follow:
             if "accuracy" in record:
                 self._valid.append(float(record["accuracy"]["valid"]))
                 self._evaluated = record
+                self._clipped = record.get("clipped", self._clipped)
             self._last = record
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"damaged: {reason(error)}", file=str(self.run.metrics_path)) from None

@@ -36,6 +36,7 @@ from ..model.features import FeatureStatistics, choose_norm
 from ..model.packed import PackedModel
 from ..planning.admission import check_training
 from ..propagation.elastic import refuse_parts
+from ..quant.clipped import shares
 from ..quant.grids import AFFINE_METHODS
 from ..store.manifest import SOURCE_ORDER
 from ..store.reader import Store
@@ -53,6 +54,8 @@ SUMMARY_VERSION = 1
 WIRE_KINDS = ("forward", "backward", "evaluation", "control")
 EPOCH_TIMEOUT_S = 24 * 3600.0
 """An epoch as a whole; the waits inside it have their own, shorter deadlines."""
+COUNT_EVERY = 10
+"""Evaluations of which one counts clipped values."""
 KEEP_FINISHED_S = 5.0
 """For one of the workers that are left to hand over its state; longer, and what it saves is computed again by then."""
 
@@ -229,7 +232,8 @@ def _run_epoch(pool: WorkerPool, config: RunConfig, progress: Progress) -> tuple
     epoch = progress.epoch + 1
     start = time.perf_counter()
     evaluate = epoch % config.train.eval_every == 0 or epoch == config.train.epochs
-    results = pool.call("train_epoch", epoch, evaluate, timeout_s=EPOCH_TIMEOUT_S)
+    counted = evaluate and _counts_clipped(epoch, config.train.eval_every)
+    results = pool.call("train_epoch", epoch, evaluate, counted, timeout_s=EPOCH_TIMEOUT_S)
     loss = math.fsum(r["loss"] for r in results)
     if not math.isfinite(loss):
         bad = [rank for rank, r in enumerate(results) if not math.isfinite(r["loss"])]
@@ -241,6 +245,8 @@ def _run_epoch(pool: WorkerPool, config: RunConfig, progress: Progress) -> tuple
         if config.train.metric != "accuracy":
             record[config.train.metric] = chosen
         valid = record["valid_loss"] = valid_loss(r["evaluation"] for r in results)
+        if counted:
+            record["clipped"] = shares(r["evaluation"]["clipped"] for r in results)
         if progress.offer(epoch, accuracies, chosen, valid):
             pool.call("keep_best", timeout_s=config.timeouts.checkpoint_s)
     for key in ("multipliers", "residuals", "clamps"):
@@ -252,6 +258,15 @@ def _run_epoch(pool: WorkerPool, config: RunConfig, progress: Progress) -> tuple
     record["epoch_s"] = time.perf_counter() - start
     progress.epoch = epoch
     return record, results
+
+
+def _counts_clipped(epoch: int, eval_every: int) -> bool:
+    """Whether the evaluation of an epoch counts clipped values: the first one, and each COUNT_EVERY-th after it.
+
+    >>> [epoch for epoch in range(1, 26) if _counts_clipped(epoch, 1)]
+    [1, 11, 21]
+    """
+    return (-(-epoch // eval_every) - 1) % COUNT_EVERY == 0
 
 
 def _add_wire(sent: list[dict[str, int]]) -> dict[str, int]:

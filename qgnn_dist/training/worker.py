@@ -36,6 +36,7 @@ from ..propagation.messages import GradientCoding, value_moments
 from ..propagation.multiplier import MultiplierRule
 from ..propagation.neighbourhood import Neighbourhood
 from ..propagation.smp import FrozenMultipliers, LiveMultipliers, Multipliers
+from ..quant.clipped import Clipped
 from ..quant.grids import AFFINE_METHODS
 from ..quant.ranges import EVALUATION, Range, evaluation_ranges, residual_step
 from ..store.reader import Store
@@ -160,8 +161,8 @@ class TrainWorker:
                 self._network.hidden_step.fill_(2 * self._ranges["hidden"].mean / levels**0.5 + 1e-8)
         return self._sent_since(before)
 
-    def train_epoch(self, epoch: int, evaluate: bool) -> dict[str, Any]:
-        """One step of full-graph training, and an evaluation where asked.
+    def train_epoch(self, epoch: int, evaluate: bool, count_clipped: bool = False) -> dict[str, Any]:
+        """One step of full-graph training, and an evaluation where asked, with counts of clipped values where asked.
 
         Returns: this worker's share of the loss, and on evaluation its confusion matrices (and scores for roc_auc);
         seconds and bytes sent; `wait_s`, the seconds of `train_s` in which it waited, by what for; what the
@@ -176,7 +177,7 @@ class TrainWorker:
         result["wait_s"] = {what: seconds - waited[what] for what, seconds in self._waits().items()}
         if evaluate:
             start = time.perf_counter()
-            result["evaluation"] = self._evaluate(epoch)
+            result["evaluation"] = self._evaluate(epoch, count_clipped)
             result["evaluation_s"] = time.perf_counter() - start
         return {**result, "wire_bytes": self._sent_since(before), "memory": self._memory.now(),
                 "leaving": self._context.standing.leaving}
@@ -324,12 +325,13 @@ class TrainWorker:
         self._update()
         return loss, self._follow(epoch, {**moments, "hidden": figures})
 
-    def _evaluate(self, epoch: int) -> dict[str, Any]:
+    def _evaluate(self, epoch: int, count_clipped: bool) -> dict[str, Any]:
         """Run the packed model itself, as prediction will, and compare with the labels."""
         config = self._config
         model = self._frozen_model()
+        clipped = Clipped(self._part.source_index, self._store.num_nodes) if count_clipped else None
         forward = PackedForward(self._graph, self._exchange, self._context.group, "evaluation",
-                                record=config.quant.method == "recipe")
+                                record=config.quant.method == "recipe", clipped=clipped)
         scores = forward.run(model, self._block.rows)
         if forward.moments:
             self._follow(epoch, {EVALUATION + name: moments for name, moments in forward.moments.items()})
@@ -337,8 +339,14 @@ class TrainWorker:
             model, info=dataclasses.replace(model.info, level=forward.level))
         classes = np.empty(len(scores), np.int32)
         kernels.softmax(scores, classes, np.empty(len(scores), np.float32), None)
-        return evaluation(scores, classes, self._labels, self._split_rows, self._store.num_classes,
-                          config.train.metric)
+        result = evaluation(scores, classes, self._labels, self._split_rows, self._store.num_classes,
+                            config.train.metric)
+        if clipped is None:
+            return result
+        if self._context.rank == 0:  # all have the same weights
+            for weight, grid in self._network.weight_grids():
+                clipped.add("weights", weight, grid)
+        return {**result, "clipped": clipped.counts}
 
     def _frozen_model(self) -> PackedModel:
         """The network as it is now, frozen with the ranges so far and the last training forward's multipliers."""

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from qgnn_dist import kernels
-from qgnn_dist.diagnosis.stages import Grid, Tally, check_grids, finite
+from qgnn_dist.diagnosis.stages import Tally, check_grids, finite
 from qgnn_dist.errors import ModelError
+from qgnn_dist.quant.clipped import Grid
 from qgnn_dist.quant.grids import affine_grid
 from tests.helpers import make_store, small_graph, untrained_model
 
