@@ -171,7 +171,7 @@ def inspect(
 
 @_command("qgnn top run", panel=_LOOK)
 def top(
-    run: Annotated[Path, typer.Argument(help="Folder of a run, local or on a shared disk.")],
+    run: Annotated[str, typer.Argument(help="Folder of a run, local, on a shared disk or s3://BUCKET/PREFIX.")],
     once: Annotated[bool, typer.Option("--once", help="Draw it as it stands, and end.")] = False,
     as_json: Json = False, debug: Debug = False,
 ) -> Outcome:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run on an object store: its folder lies on the controller's host while it is trained, and is mirrored behind it.
 
-    RUN/config.toml, metrics.jsonl, restarts.jsonl, stalls/, summary.json     as in a local run
+    RUN/config.toml, metrics.jsonl, restarts.jsonl, stalls/, status.json, summary.json     as in a local run
     RUN/checkpoints/epoch-000010.safetensors …
     RUN/checkpoints/newest.json    {"version": 1, "checkpoints": [{"name", "bytes", "blake2b"}, …]}, the newest first
 
@@ -16,7 +16,7 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,20 +24,25 @@ from typing import Any
 from ..config import StorageConfig
 from ..errors import InputError, OutputError, QgnnError
 from ..files.read import parse_json, reason
+from ..files.write import make_folder
 from ..storage.local import cache_folder, fetched_folder, is_safe, stand_in
 from ..storage.place import Place, uri_of
+from .follow import Follow
 from .run_folder import RunFolder
 
-__all__ = ["fetched_run", "mirrored_run"]
+__all__ = ["fetched_run", "mirrored_run", "watched_run"]
 
 _LOG = logging.getLogger(__name__)
 VERSION = 1
 LARGEST_LIST = 1 << 20
 LOOK_S = 0.5
 LINES_EVERY_S = 10.0
-"""Between two copies of metrics.jsonl, which is put as a whole; a checkpoint does not wait for it."""
-_CONFIG, _SUMMARY, _NEWEST = "config.toml", "summary.json", "checkpoints/newest.json"
+"""Between two copies of status.json and metrics.jsonl, which is put as a whole; a checkpoint does not wait for it."""
+LOOK_AGAIN_S = 4.0
+"""Between two looks of who watches a run there."""
+_CONFIG, _SUMMARY, _NEWEST, _STATUS = "config.toml", "summary.json", "checkpoints/newest.json", "status.json"
 _OWN = ("config.toml", "metrics.jsonl", "restarts.jsonl", "summary.json")
+"""Files of a run that another command goes on with; the status is of the command that writes it."""
 
 
 @contextmanager
@@ -53,6 +58,28 @@ def fetched_run(path: str | Path, settings: StorageConfig) -> Iterator[Path]:
     with stand_in(uri, settings) as local:
         _fetch(Place(uri, settings), local)
         yield local
+
+
+@contextmanager
+def watched_run(path: str | Path, settings: StorageConfig) -> Iterator[Callable[[], dict[str, Any]]]:
+    """How a run stands, each time it is asked (training.follow.Follow.look), of a folder or at a URI.
+
+    Raises: InputError: no run lies there, or it is damaged.
+    """
+    uri = uri_of(path)
+    if uri is None:
+        yield Follow(path).look
+        return
+    with stand_in(uri, settings) as local:
+        copy = _Copy(Place(uri, settings), local)
+        copy.renew()
+        follow = Follow(local)
+
+        def look() -> dict[str, Any]:
+            copy.renew()
+            return {**follow.look(), "run": uri}
+
+        yield look
 
 
 @contextmanager
@@ -140,9 +167,33 @@ def _clear(place: Place, names: dict[str, int]) -> None:
     for name in (_SUMMARY, _NEWEST):
         place.at(name).remove()
     for name in names.keys() - {_SUMMARY, _NEWEST, _CONFIG}:
-        if name in _OWN or name.startswith(("checkpoints/", "stalls/")):
+        if name in _OWN or name == _STATUS or name.startswith(("checkpoints/", "stalls/")):
             place.at(name).remove()
     place.at(_CONFIG).remove()
+
+
+class _Copy:
+    """What `Follow` reads of a run that lies elsewhere, renewed every LOOK_AGAIN_S at most."""
+
+    def __init__(self, place: Place, local: Path) -> None:
+        self._place, self._local = place, local
+        self._there: dict[str, int] = {}
+        self._at = -LOOK_AGAIN_S
+
+    def renew(self) -> None:
+        """Fetch what is of another size, and the status; drop what is gone. Raises: InputError: no run."""
+        if time.monotonic() < self._at + LOOK_AGAIN_S:
+            return
+        names = self._place.names()
+        if _CONFIG not in names:
+            raise InputError("not a run (no config.toml); give the --out of `qgnn train`", file=self._place.uri)
+        make_folder(self._local, "a copy")
+        for name in (*_OWN, _STATUS):  # the summary late: a run that has one has its lines, too
+            if name not in names:
+                (self._local / name).unlink(missing_ok=True)
+            elif name == _STATUS or names[name] != self._there.get(name):
+                self._place.at(name).fetch(self._local / name)
+        self._there, self._at = names, time.monotonic()
 
 
 class _Mirror:
@@ -201,7 +252,7 @@ class _Mirror:
         checkpoints = [f for f in run.checkpoint_files() if f.parent == run.checkpoints and self._is_new(f)]
         self._put_file(self._local / _CONFIG)
         if all_lines or complete or checkpoints or time.monotonic() >= self._lines_at + LINES_EVERY_S:
-            for file in (run.metrics_path, run.restarts_path, *run.stall_files()):
+            for file in (run.metrics_path, run.restarts_path, run.status_path, *run.stall_files()):
                 self._put_file(file)
             self._lines_at = time.monotonic()
         for file in reversed(checkpoints):

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ from qgnn_dist.model.packed import PackedModel
 from qgnn_dist.partitioning.api import partition_graph
 from qgnn_dist.storage.place import Place
 from qgnn_dist.store.reader import Store
+from qgnn_dist.training import remote_run
 from tests.helpers import settings
 from tests.recovering import records, undisturbed
 from tests.s3 import BUCKET, S3, SECRET, Door
@@ -109,7 +113,7 @@ def test_the_whole_path(s3: S3, tmp_path: Path) -> None:
     assert _bytes("all/model.safetensors") == (here / "model.safetensors").read_bytes()
     assert set(_objects("all/out")) == {"part-00000.parquet", "part-00001.parquet", "summary.json"}
     assert set(_objects("all/run")) == {
-        "config.toml", "metrics.jsonl", "summary.json", "checkpoints/newest.json",
+        "config.toml", "metrics.jsonl", "status.json", "summary.json", "checkpoints/newest.json",
         *(f"checkpoints/epoch-00000{n}.safetensors" for n in (2, 4, 6))}
     run = tmp_path / "copy"
     run.mkdir()
@@ -189,7 +193,7 @@ def test_an_overwritten_run_leaves_nothing_behind(s3: S3, tmp_path: Path) -> Non
                    overwrite=overwrite)
         stray.write(b"mine")
     assert set(_objects("run")) == {
-        "config.toml", "metrics.jsonl", "summary.json", "notes.txt", "checkpoints/newest.json",
+        "config.toml", "metrics.jsonl", "status.json", "summary.json", "notes.txt", "checkpoints/newest.json",
         "checkpoints/epoch-000003.safetensors", "checkpoints/epoch-000004.safetensors"}
     assert len(_bytes("run/metrics.jsonl").splitlines()) == 4
     Place(f"{uri}/config.toml", StorageConfig()).remove()
@@ -197,6 +201,46 @@ def test_an_overwritten_run_leaves_nothing_behind(s3: S3, tmp_path: Path) -> Non
         with pytest.raises(qgnn.InputError, match=r"s3://graphs/run: output exists and is not a run's folder"):
             qgnn.train(tmp_path / "store", out=uri, config=settings(), **words)
     assert stray.read(10) == b"mine"
+
+
+def test_a_run_there_is_watched(s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one on disk: while it is trained and once it has ended, by the same reader, and anew after a resume."""
+    monkeypatch.setattr(remote_run, "LINES_EVERY_S", 0.1)
+    monkeypatch.setattr(remote_run, "LOOK_AGAIN_S", 0.1)
+    qgnn.partition(str(_file(tmp_path / "graph.npz")), parts=1, out=tmp_path / "store")
+    uri, config = f"s3://{BUCKET}/run", settings("train.epochs=6", "train.checkpoint_every=2")
+    _refused(2, f"{uri}: not a run", "top", uri, "--once")
+    seen = list[tuple[int, str]]()
+    with ExitStack() as block:
+        looks = list[Callable[[], dict[str, Any]]]()
+
+        def until(epoch: int, state: str) -> dict[str, Any]:
+            end = time.monotonic() + 20
+            while True:
+                if not looks and _objects("run").get("status.json"):
+                    looks.append(block.enter_context(remote_run.watched_run(uri, StorageConfig())))
+                found = looks[0]() if looks else {"epoch": 0, "state": ""}
+                if (found["epoch"], found["state"]) == (epoch, state):
+                    seen.append((epoch, state))
+                    return found
+                assert time.monotonic() < end, found
+                time.sleep(0.05)
+
+        def look(record: dict[str, Any]) -> None:
+            assert until(record["epoch"], "training")["loss"] == record["loss"]
+            if len(seen) == 3:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            qgnn.train(tmp_path / "store", out=uri, config=config, on_epoch=look)
+        until(3, "stopped")
+        summary = qgnn.train(tmp_path / "store", out=uri, config=config, on_epoch=look, resume=True)
+        found = until(6, "finished")
+    assert [epoch for epoch, _ in seen] == [1, 2, 3, 3, 3, 4, 5, 6, 6]
+    assert found["best"] == {"epoch": summary["best_epoch"], "accuracy": summary["accuracy"]}
+    assert found["run"] == uri
+    assert _done("top", uri, "--once") == {**found, "age_s": pytest.approx(found["age_s"], abs=20)}
+    assert len(found["history"]["loss"]) == 6
 
 
 def test_a_run_outlives_the_object_store(s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
