@@ -2,13 +2,17 @@
 """`qgnn submit`: a command of ours as a Ray job on a cluster that is there, its log here, its exit code ours.
 
 The job is `python -m qgnn_dist.cli COMMAND …` on the cluster's head, where Ray has set RAY_ADDRESS, so that it joins
-the cluster it runs on. Which `qgnn_dist` that is: the one installed there, or the wheel that goes with the job; never a
-source folder, whose kernels are not compiled, so `qgnn_dist/` of the working directory is not uploaded.
+the cluster it runs on; or `python SCRIPT.py …`, a script of the working directory, as jobs/pipeline.py. Which
+`qgnn_dist` that is: the one installed there, or the wheel that goes with the job; never a source folder, whose kernels
+are not compiled, so `qgnn_dist/` of the working directory is not uploaded.
 """
 from __future__ import annotations
 
 import asyncio
+import http.client
 import shlex
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +27,7 @@ DETACH, STOP = "detach", "stop"
 _EXCLUDED = ["/qgnn_dist/", "/tests/", "/build/", "/.venv/", "/.git/"]
 _SUCCEEDED, _STOPPED, _ENDED = "SUCCEEDED", "STOPPED", ("SUCCEEDED", "FAILED", "STOPPED")
 _POLL_S = 1.0
+PROBE_S = 10.0
 
 
 def submit(words: Sequence[str], *, address: str, name: str | None = None, working_dir: str | Path | None = None,
@@ -33,8 +38,9 @@ def submit(words: Sequence[str], *, address: str, name: str | None = None, worki
     """Run a command on a cluster and wait for its end.
 
     Args:
-        words: the command and its arguments; paths are those of the cluster's hosts. address: of the cluster's
-            dashboard, as http://head:8265. name: of the job; Ray makes one up.
+        words: the command and its arguments, or a script of `working_dir` and its; other paths are those of the
+            cluster's hosts. address: of the cluster's dashboard, as http://head:8265. name: of the job; Ray makes one
+            up.
         working_dir: a local folder that goes with the job, for configuration files; paths in `words` are relative to
             it. wheel: a wheel of this package that goes with the job, where the cluster has none installed.
         environment: NAME=VALUE for the job and its workers. follow: False returns once it is submitted.
@@ -43,14 +49,12 @@ def submit(words: Sequence[str], *, address: str, name: str | None = None, worki
     Returns: {job, status, exit_code, message}: status SUBMITTED where nobody waits, DETACHED, or Ray's last word.
     Raises: InputError: a command or file of no use, no such cluster, or the name is taken.
     """
-    if not words or words[0] not in JOB_COMMANDS:
-        raise InputError(f"{' '.join(['submit', *words[:1]])}: expected one of {', '.join(JOB_COMMANDS)}")
+    entrypoint = _entrypoint(words, working_dir)
     runtime = _runtime(working_dir, wheel, environment)
     client = _client(address)
     _compare_versions(client, on_warning)
     with _ray_errors(address, name):
-        job = client.submit_job(entrypoint=shlex.join(["python", "-m", "qgnn_dist.cli", *words]), submission_id=name,
-                                runtime_env=runtime)
+        job = client.submit_job(entrypoint=shlex.join(entrypoint), submission_id=name, runtime_env=runtime)
     if on_start is not None:
         on_start(job)
     if not follow:
@@ -64,6 +68,19 @@ def submit(words: Sequence[str], *, address: str, name: str | None = None, worki
             client.stop_job(job)
             asyncio.run(_ended(client, job))
     return _outcome(client, job)
+
+
+def _entrypoint(words: Sequence[str], working_dir: str | Path | None) -> list[str]:
+    """What the job runs. Raises: InputError: neither a command nor a script that goes with the job."""
+    if words and words[0].endswith(".py"):
+        if working_dir is None or Path(words[0]).is_absolute() or not (Path(working_dir) / words[0]).is_file():
+            raise InputError(f"submit {words[0]}: no such script in --working-dir {working_dir or ''}".rstrip() +
+                             "; give the folder that it lies in, as --working-dir ., and its path there")
+        return ["python", *words]
+    if not words or words[0] not in JOB_COMMANDS:
+        raise InputError(f"{' '.join(['submit', *words[:1]])}: expected one of {', '.join(JOB_COMMANDS)}, or a script "
+                         "of --working-dir")
+    return ["python", "-m", "qgnn_dist.cli", *words]
 
 
 def _runtime(working_dir: str | Path | None, wheel: str | Path | None, environment: Sequence[str]) -> dict[str, Any]:
@@ -87,38 +104,55 @@ def _runtime(working_dir: str | Path | None, wheel: str | Path | None, environme
 
 
 def _client(address: str) -> Any:
+    """Ray's client of a jobs server that answers; the client itself would wait for ever for one that does not."""
     try:
         from ray.job_submission import JobSubmissionClient
     except ImportError as error:
         raise InputError(f"jobs need Ray's job client ({error}); pip install 'ray[default]'") from None
     with _ray_errors(address, None):
+        if address.startswith(("http://", "https://")):
+            _knock(address)
         return JobSubmissionClient(address)
 
 
+def _knock(address: str) -> None:
+    """See that somebody answers in time. Raises: ConnectionError."""
+    try:
+        urllib.request.urlopen(f"{address.rstrip('/')}/api/version", timeout=PROBE_S).close()
+    except urllib.error.HTTPError:
+        pass  # it does answer; the client says what is wrong
+    except (OSError, http.client.HTTPException) as error:
+        raise ConnectionError(getattr(error, "reason", None) or error) from None
+
+
 def _compare_versions(client: Any, on_warning: Callable[[str], None] | None) -> None:
+    """Warn of a cluster of another Ray; `get_version` has that of the interface, and no public word Ray's own."""
     import ray
 
-    there = str(client.get_version())
-    if there.split(".")[:2] != ray.__version__.split(".")[:2] and on_warning is not None:
-        on_warning(f"the cluster runs Ray {there}, this client is {ray.__version__}: the job may be refused, or not be "
-                   "able to join; install the cluster's version here")
+    there = getattr(client, "_server_ray_version", None)
+    if there and there.split(".")[:2] != ray.__version__.split(".")[:2] and on_warning is not None:
+        on_warning(f"the cluster runs Ray {there}, this client is of {ray.__version__}: the job may be refused; "
+                   "install the cluster's version here")
 
 
 @contextmanager
 def _ray_errors(address: str, name: str | None) -> Iterator[None]:
     """What Ray's client says, in one line that tells what to do."""
+    from ray.exceptions import RayError
+
     try:
         yield
     except (ConnectionError, ValueError) as error:
         raise InputError(f"no Ray cluster answers at {address} ({_first_line(error)}); give its dashboard's address, "
                          "as http://HEAD:8265, and see that the port is open") from None
-    except RuntimeError as error:
+    except (RuntimeError, RayError, OSError) as error:
         text = _first_line(error)
         if "already exists" in text:
             raise InputError(f"there has been a job named {name} on this cluster; choose another --name") from None
         if "401" in text or "403" in text or "oken" in text:
-            raise InputError(f"the cluster at {address} asks for a token ({text}); set RAY_AUTH_MODE=token and "
-                             "RAY_AUTH_TOKEN_PATH as on its hosts (docs/security.md)") from None
+            raise InputError(f"the cluster at {address} asks for a token, and this command has none or another one; "
+                             "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH as on its hosts (docs/security.md)"
+                             ) from None
         raise QgnnError(f"Ray's job server at {address}: {text}") from None
 
 
@@ -155,7 +189,7 @@ def _outcome(client: Any, job: str) -> dict[str, Any]:
         return {"job": job, "status": status, "exit_code": 0, "message": ""}
     said = "the job was stopped" if status == _STOPPED else (str(info.message or "").strip() or "the job failed")
     return {"job": job, "status": status, "exit_code": code if isinstance(code, int) and code > 0 else 1,
-            "message": said.splitlines()[0][:300]}
+            "message": said.splitlines()[0].partition(", last available logs")[0][:300]}
 
 
 def _afterwards(job: str, address: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import socket
 from contextlib import ExitStack
 from types import TracebackType
@@ -17,6 +18,8 @@ __all__ = ["RaySession"]
 OBJECT_STORE_BYTES = 200_000_000
 """Of a local Ray. Tensors go by gloo and files; only results and models pass through the object store."""
 PROBE_S = 10.0
+LONGEST_WORDS = 300
+_VERSIONS = re.compile(r"Version mismatch.*?Ray: (\S+) Python: (\S+).*?Ray: (\S+) Python: (\S+)")
 
 
 class RaySession:
@@ -65,7 +68,7 @@ class RaySession:
                     ray.init(address=self._address, **quiet)
                 except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
                     asks_for_a_token |= isinstance(error, getattr(ray.exceptions, "AuthenticationError", ()))
-                    raise self._refused(_first_line(error), asks_for_a_token) from None
+                    raise self._refused(" ".join(str(error).split()), asks_for_a_token) from None
             self._undo = undo.pop_all()
         return self
 
@@ -85,12 +88,16 @@ class RaySession:
         return _asks_for_a_token(self._address.removeprefix("ray://"))
 
     def _refused(self, why: str, asks_for_a_token: bool) -> InputError:
-        where = f"--ray-address {self._address}"
+        where, versions, why = f"--ray-address {self._address}", _VERSIONS.search(why), why[:LONGEST_WORDS]
         if asks_for_a_token:
             return InputError(
                 f"{where}: the Ray cluster there asks for a token, and this command has none or another one ({why}); "
                 "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a file with the cluster's token (`ray "
                 "get-auth-token` on its head prints it)")
+        if versions is not None:
+            return InputError(f"{where}: the cluster is of Ray {versions[1]} and Python {versions[2]}, this command of "
+                              f"Ray {versions[3]} and Python {versions[4]}; use the same here as on all its hosts, "
+                              "those of constraints.txt, or submit the command as a job (`qgnn submit`)")
         return InputError(f"{where}: no Ray cluster could be joined there ({why}); see `ray status` on its head, or "
                           "leave out the address and RAY_ADDRESS to run on this machine alone")
 

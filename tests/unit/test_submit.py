@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import runpy
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ import pytest
 import ray
 import ray.job_submission
 import typer
+from ray.exceptions import AuthenticationError
 from typer.testing import CliRunner
 
 from qgnn_dist.cli import app
@@ -28,12 +30,9 @@ class FakeClient:
 
     def __init__(self, address: str) -> None:
         self.address, self.asked = address, dict[str, Any]()
-        self.version, self.ends = ray.__version__, ("SUCCEEDED", 0, "")
+        self._server_ray_version, self.ends = ray.__version__, ("SUCCEEDED", 0, "")
         self.stopped, self.log, self.breaks = False, ["one\n", "two\n"], False
         self.states = iter(["RUNNING"])
-
-    def get_version(self) -> str:
-        return self.version
 
     def submit_job(self, **asked: Any) -> str:
         self.asked = asked
@@ -66,6 +65,7 @@ def client(monkeypatch: pytest.MonkeyPatch) -> FakeClient:
     made = FakeClient("http://head:8265")
     monkeypatch.setattr(ray.job_submission, "JobSubmissionClient", lambda address: made)
     monkeypatch.setattr(jobs, "_POLL_S", 0.001)
+    monkeypatch.setattr(jobs, "_knock", lambda address: None)
     return made
 
 
@@ -83,7 +83,7 @@ def test_a_job_runs_the_command_line_and_its_log_comes_here(client: FakeClient) 
 
 
 @pytest.mark.parametrize(("ends", "code", "message"), [
-    (("FAILED", 2, "Job entrypoint command failed with exit code 2\nlast lines"), 2,
+    (("FAILED", 2, "Job entrypoint command failed with exit code 2, last available logs (truncated):\nlast lines"), 2,
      "Job entrypoint command failed with exit code 2"),
     (("FAILED", None, "the head is gone"), 1, "the head is gone"),
     (("FAILED", -9, ""), 1, "the job failed"),
@@ -142,7 +142,25 @@ def test_what_is_refused_before_a_cluster_is_asked(tmp_path: Path) -> None:
         assert text in str(caught.value)
 
 
-def test_no_cluster_there() -> None:
+def test_a_script_goes_with_its_folder(client: FakeClient, tmp_path: Path) -> None:
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "pipeline.py").touch()
+    _submit("jobs/pipeline.py", "graph.npz", "--out", "a b", working_dir=tmp_path)
+    assert client.asked["entrypoint"] == "python jobs/pipeline.py graph.npz --out 'a b'"
+    for more in ({}, {"working_dir": tmp_path / "jobs"}):
+        with pytest.raises(InputError, match=r"submit jobs/pipeline\.py: no such script in --working-dir"):
+            _submit("jobs/pipeline.py", **more)
+    with pytest.raises(InputError, match="no such script"):
+        _submit(str(tmp_path / "jobs" / "pipeline.py"), working_dir=tmp_path)
+
+
+def test_no_cluster_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody listens, and somebody who takes the connection and says nothing."""
+    monkeypatch.setattr(jobs, "PROBE_S", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(InputError, match=rf"no Ray cluster answers at {address} \(.*timed out\)"):
+            jobs.submit(["train"], address=address)
     with pytest.raises(InputError, match=r"no Ray cluster answers at http://127\.0\.0\.1:9 .*http://HEAD:8265"):
         jobs.submit(["train"], address="http://127.0.0.1:9")
 
@@ -150,17 +168,19 @@ def test_no_cluster_there() -> None:
 def test_a_name_that_is_taken_a_token_and_another_version(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="there has been a job named taken on this cluster; choose another --name"):
         _submit("train", name="taken")
-    client.version, warned = "2.9.1", list[str]()
+    client._server_ray_version, warned = "2.9.1", list[str]()
     _submit("train", on_warning=warned.append)
     assert len(warned) == 1
-    assert "runs Ray 2.9.1, this client is" in warned[0]
+    assert "runs Ray 2.9.1, this client is of" in warned[0]
 
-    def refuse(_: str) -> None:
-        raise RuntimeError("Request failed with status code 401: Unauthorized.")
+    for error in (RuntimeError("Request failed with status code 401: Unauthorized."),
+                  AuthenticationError("Unauthorized: Missing authentication token")):
+        def refuse(_: str, error: Exception = error) -> None:
+            raise error
 
-    monkeypatch.setattr(ray.job_submission, "JobSubmissionClient", refuse)
-    with pytest.raises(InputError, match=r"asks for a token .*RAY_AUTH_TOKEN_PATH"):
-        _submit("train")
+        monkeypatch.setattr(ray.job_submission, "JobSubmissionClient", refuse)
+        with pytest.raises(InputError, match=r"asks for a token, .*RAY_AUTH_TOKEN_PATH"):
+            _submit("train")
 
     def fail(_: str) -> None:
         raise RuntimeError("Request failed with status code 500: out of cheese.")
