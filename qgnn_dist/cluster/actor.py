@@ -50,7 +50,7 @@ class WorkerActor:
         self._store: Any = None
 
     def hello(self) -> Any:
-        """Import what a worker needs, set its threads, and say where it is."""
+        """Import what a worker needs, set its threads, and say where it is, and of which version."""
         return attempt(self._hello, host=self._host, rank=self._rank)
 
     def host_store(self, timeout_s: float) -> Any:
@@ -106,13 +106,13 @@ class WorkerActor:
     def _hello(self) -> dict[str, Any]:
         import torch
 
-        from .. import kernels
+        from .. import __version__, kernels
         from ..comm.device import sees_gpu
 
         torch.set_num_threads(self._threads)
         kernels.set_threads(self._threads)
         return {"host": self._host, "address": _own_address(), "pid": os.getpid(), "sees_gpu": sees_gpu(),
-                "node": ray.get_runtime_context().get_node_id()}
+                "version": __version__, "node": ray.get_runtime_context().get_node_id()}
 
     def _build(self, worker_class: type, kwargs: Mapping[str, Any], meeting: tuple[str, int] | None,
                formation: Formation, timeouts: Any, server: Any, device: str | None) -> None:

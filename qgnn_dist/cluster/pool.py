@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
+from .. import __version__
 from ..comm import faults
 from ..comm.formation import Formation
 from ..comm.standing import Deadline, Report
@@ -58,7 +59,7 @@ class RayPool:
             where none of them has come further for `timeouts.stall_s`; default: their stacks go to the log.
         telemetry: what workers are to tell besides their results.
     Raises:
-        InputError: cluster.device=cuda, and the cluster has fewer GPUs than workers.
+        InputError: cluster.device=cuda, and the cluster has fewer GPUs than workers; a host has another version.
         PlacementError: not placed in time; says what was asked for and what is there.
         DeadlineError: not started or met in time; says which rank.
         QgnnError: a worker failed while it was built, with its rank and host.
@@ -217,6 +218,10 @@ class RayPool:
                     rank, self.size, threads, environment, self._telemetry))
         self._where = self._wait({r: a.hello.remote() for r, a in enumerate(self._actors)}, self._timeouts.start_s,
                                  "its start", "timeouts.start_s")
+        other = next((w for w in self._where if w.get("version") != __version__), None)
+        if other is not None:
+            raise InputError(f"has qgnn-dist {other.get('version', 'of an older version')}, this command is of "
+                             f"{__version__}; install the same on all hosts", host=other["host"])
 
     def _build(self, worker_class: type, kwargs: Mapping[str, Any]) -> None:
         meeting = None

@@ -35,7 +35,8 @@ class Follow:
         self.run = RunFolder(path)
         if not (self.run.path / "config.toml").exists():
             what = "not a run's folder (no config.toml)" if self.run.path.exists() else "no such folder"
-            raise InputError(f"{what}; give the --out of `qgnn train`", file=str(path))
+            raise InputError(f"{what}; give the --out of `qgnn train`, which is there once its workers are",
+                             file=str(path))
         self._config = load_config(self.run.path / "config.toml")
         self._forget()
 

@@ -186,7 +186,8 @@ class _Copy:
             return
         names = self._place.names()
         if _CONFIG not in names:
-            raise InputError("not a run (no config.toml); give the --out of `qgnn train`", file=self._place.uri)
+            raise InputError("not a run (no config.toml); give the --out of `qgnn train`, which is there once its "
+                             "workers are", file=self._place.uri)
         make_folder(self._local, "a copy")
         for name in (*_OWN, _STATUS):  # the summary late: a run that has one has its lines, too
             if name not in names:

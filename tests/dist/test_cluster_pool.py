@@ -21,6 +21,7 @@ import pytest
 import ray
 from ray import cloudpickle
 
+import qgnn_dist
 from qgnn_dist.cluster.builders import ray_builders
 from qgnn_dist.cluster.pool import RayPool
 from qgnn_dist.cluster.session import RaySession
@@ -246,6 +247,13 @@ def test_placement_that_cannot_be_says_what_was_asked_and_what_is_there() -> Non
     assert f"1 host(s): {socket.gethostname()} (" in message
     assert "2 free of 2 CPU" in message
     assert "timeouts.start_s" in message
+
+
+def test_hosts_of_another_version_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qgnn_dist.cluster.pool.__version__", "9.9")
+    with pytest.raises(InputError, match=rf"^host {socket.gethostname()}: has qgnn-dist {qgnn_dist.__version__}, this "
+                                         "command is of 9.9; install the same on all hosts$"):
+        pool()
 
 
 def test_the_servers_round_trip_is_hidden_its_delays_change_nothing_its_errors_arrive() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import time
 from collections.abc import Iterator
 
 import pytest
+import ray
+from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
 
 from qgnn_dist.cluster.session import RaySession
@@ -94,6 +97,26 @@ def test_workers_and_server_end_within_10_s_of_a_killed_driver(cluster: str, joi
     start = time.monotonic()
     assert until_gone(pids, 10) == []
     print(f"gone after {time.monotonic() - start:.1f} s")
+
+
+@pytest.mark.parametrize(("ray_version", "python_version"), [("2.9.1", None), (None, "3.11.99")])
+def test_a_cluster_of_other_versions_is_refused(cluster: str, ray_version: str | None,
+                                                python_version: str | None) -> None:
+    """As Ray itself finds it, in what the head has said of itself: Python's third number counts, too."""
+    head, key = GcsClient(address=cluster), b"CLUSTER_METADATA"
+    before = head.internal_kv_get(key, b"cluster")
+    told = json.loads(before)
+    told |= {name: value for name, value in (("ray_version", ray_version), ("python_version", python_version)) if value}
+    head.internal_kv_put(key, json.dumps(told).encode(), True, b"cluster")
+    try:
+        with pytest.raises(InputError) as caught:
+            RaySession(cluster).__enter__()
+    finally:
+        head.internal_kv_put(key, before, True, b"cluster")
+    mine = f"Ray {ray.__version__} and Python {platform.python_version()}"
+    there = f"Ray {told['ray_version']} and Python {told['python_version']}"
+    assert str(caught.value).startswith(f"--ray-address {cluster}: the cluster is of {there}, this command of {mine}; ")
+    assert "\n" not in str(caught.value)
 
 
 def test_an_address_without_a_cluster_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
