@@ -67,13 +67,12 @@ def shown(result: dict[str, Any], console: Console) -> None:
 def frame(found: dict[str, Any], width: int = WIDE) -> Group:
     """What people see on a terminal of so many columns: the run, its workers, and what was said last."""
     state = found["state"]
-    width = f"INT{found['bits']}" if found["bits"] < 32 else "float"
+    bits = f"INT{found['bits']}" if found["bits"] < 32 else "float"
     title = Text.assemble((f" {state} ", f"reverse {COLOURS.get(state, 'white')}"), "  ",
                           (plain(found["run"]).plain, "bold"),
-                          f"   epoch {found['epoch']} of {found['epochs']}   {width}")
-    if state in SAID:
-        title.append(f"   {SAID[state]}", style="dim")
-    parts: list[Any] = [title, _figures(found, min(TICKS, max(LEAST_TICKS, width - COLUMNS)))]
+                          f"   epoch {found['epoch']} of {found['epochs']}   {bits}")
+    said = [Text(SAID[state], style="dim")] if state in SAID else []
+    parts: list[Any] = [title, *said, _figures(found, min(TICKS, max(LEAST_TICKS, width - COLUMNS)))]
     if found["workers"]:
         parts += [_workers(found["workers"], width), _legend()]
     for message in found["messages"]:

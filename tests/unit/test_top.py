@@ -33,10 +33,26 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return make_store(small_graph(), tmp_path_factory.mktemp("top") / "s", 1)
 
 
-def drawn(found: dict[str, Any]) -> str:
-    console = Console(width=110, record=True, file=io.StringIO())
-    console.print(frame(found))
+def drawn(found: dict[str, Any], width: int = 110) -> str:
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(frame(found, width))
     return console.export_text()
+
+
+def test_a_narrow_terminal_has_every_figure(store: Store, tmp_path: Path) -> None:
+    """Of 80 columns: a worker's row is one line, and no figure is cut off."""
+    qgnn.train(store.path, out=tmp_path / "run", config=settings("train.epochs=2"))
+    found = Follow(tmp_path / "run").look()
+    worker = {**found["workers"][0], "host": "ip-10-0-3-117.eu-central-1.compute.internal", "rows": 9_999_999,
+              "train_s": 12.25, "wait_s": {"exchange": 1.0, "reduce": 0.5, "server": 0.5},
+              "wire_bytes": {"forward": 1023 << 20}, "memory": {"anon_bytes": 1023 << 20,
+                                                              "available_bytes": 1023 << 30}}
+    text = drawn({**found, "workers": [worker], "history": {"loss": [1.0, 2.0] * 30, "valid": [1.0, 2.0] * 30}}, 80)
+    (row,) = [line for line in text.splitlines() if "ip-10-0-3-117" in line]
+    assert row.split()[-8:] == ["12.2", "9,999,999", "1023.0", "MiB", "1023.0", "MiB", "1023.0", "GiB"]
+    assert "eu-central" not in text
+    assert "▁█▁█" in next(line for line in text.splitlines() if line.startswith("loss"))
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_a_run_that_trains_and_one_that_is_finished(store: Store, tmp_path: Path) -> None:
