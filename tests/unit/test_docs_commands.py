@@ -90,7 +90,8 @@ def check_qgnn(words: list[str]) -> None:
     parameters = command.make_context(command.name, list(rest)).params
     load_config(None, list(parameters.get("settings") or []))
     if command.name == "submit":
-        check_qgnn(list(parameters["words"]))
+        job = list(parameters["words"])
+        check(["python", *job] if job[0].endswith(".py") else ["qgnn", *job])
     for name in ("grid", "config"):
         if str(parameters.get(name) or "").startswith("jobs/"):
             read_toml(ROOT / parameters[name])
