@@ -32,7 +32,7 @@ from qgnn_dist.training.worker import TrainWorker
 from tests.helpers import settings, train_pool
 from tests.processes import children, parent, until_gone
 
-TIMES = ("train_s", "compute_s", "evaluation_s", "epoch_s", "slow_workers")
+TIMES = ("train_s", "compute_s", "wait_s", "evaluation_s", "epoch_s", "slow_workers")
 EPOCHS, HOSTS = 8, 3
 WORDS = (f"train.epochs={EPOCHS}", "train.checkpoint_every=3", "model.feature_norm=l2", "quant.gradients=4",
          "timeouts.exchange_s=4", "timeouts.server_s=8", "propagation.alpha=0.001")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..comm.pool import LocalPool
+from ..inference.examine import together
 from ..model.packed import ModelInfo, PackedModel
 from ..quant.clipped import Grid
 from ..quant.straight_through import weight_levels
@@ -54,6 +55,7 @@ def combine(model: PackedModel, parts: Sequence[PartFigures]) -> dict[str, Any]:
         ‖H^k_float‖, and, up to K − 1, `multiplier` λ_k, `constraint` = ⟨Δ,G⟩/‖H⁰‖², `change` = ‖Δ‖/‖H⁰‖. α is not
         part of a model, so the constraint's residual is not told here; a run's metrics.jsonl has it.
         `overall`: `agreement`, the share of nodes whose class is the float twin's; `worst_difference` of a score.
+        `examined`: see inference.examine.together.
     """
     info = model.info
     nodes = sum(p.nodes for p in parts)
@@ -65,6 +67,7 @@ def combine(model: PackedModel, parts: Sequence[PartFigures]) -> dict[str, Any]:
         "layers": _layers(info, parts),
         "overall": {"nodes": nodes, "agreement": sum(p.agreeing for p in parts) / max(nodes, 1),
                     "worst_difference": finite(max(p.worst for p in parts))},
+        "examined": together([p.examined for p in parts]),
     }
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..comm.exchange import Exchange
+from ..inference.examine import Examined, examine
 from ..model.affine import AffinePerceptron
 from ..model.features import FeatureBlock, FeatureScheme, read_block, refuse_negative
 from ..model.forward import PackedForward, feature_gain, model_reader
@@ -33,6 +34,7 @@ class PartFigures:
 
     Attributes:
         agreeing: nodes whose class is the float twin's. worst: largest |score − twin's score|. gain: of PackedForward.
+        examined: what its answers are, beside their labels.
     """
 
     features: Tally
@@ -45,6 +47,7 @@ class PartFigures:
     agreeing: int
     worst: float
     gain: int
+    examined: Examined
 
 
 class DiagnosisWorker:
@@ -63,8 +66,8 @@ class DiagnosisWorker:
         Raises:
             ModelError: the features don't fit the model's grid. ExchangeError, DeadlineError: as for any message.
         """
-        context, packed = self._context, PackedModel.from_bytes(model)
-        part = Store.open(self._store).part(context.rank)
+        context, packed, store = self._context, PackedModel.from_bytes(model), Store.open(self._store)
+        part = store.part(context.rank)
         info = packed.info
         refuse_negative(part, FeatureScheme(info.feature_norm, info.feature_signed, info.bits["features"]), self._store)
         graph = Neighbourhood.of(part)
@@ -82,7 +85,8 @@ class DiagnosisWorker:
             features=reader.features, hidden=reader.hidden, residual=watch.residual,
             residual_step=watch.residual_step, rounds=watch.rounds, layers=watch.layers, nodes=len(scores),
             agreeing=int((scores.argmax(1) == twin.argmax(1)).sum()),
-            worst=worst, gain=forward.gain)
+            worst=worst, gain=forward.gain,
+            examined=examine(part, scores, max(info.num_classes, store.num_classes), context.size))
 
 
 class _MeasuringReader:

@@ -20,6 +20,7 @@ import numpy as np
 
 from .. import __version__, kernels
 from ..comm.pool import WorkerPool
+from ..comm.trace import chrome_trace
 from ..config import RunConfig
 from ..errors import (
     DeadlineError,
@@ -32,6 +33,7 @@ from ..errors import (
 )
 from ..files.read import shown
 from ..files.write import write_atomically
+from ..inference.examine import together
 from ..model.features import FeatureStatistics, choose_norm
 from ..model.packed import PackedModel
 from ..planning.admission import check_training
@@ -51,6 +53,7 @@ __all__ = ["check_trainable", "device_can_train", "prepare_run", "run_training",
 
 _LOG = logging.getLogger(__name__)
 SUMMARY_VERSION = 1
+FINAL_VERSION = 1
 WIRE_KINDS = ("forward", "backward", "evaluation", "control")
 EPOCH_TIMEOUT_S = 24 * 3600.0
 """An epoch as a whole; the waits inside it have their own, shorter deadlines."""
@@ -201,7 +204,9 @@ def run_training(pool: WorkerPool, server_call: ServerCall, store: Store, config
             if leaving and not progress.finished:
                 writer.flush()
                 raise _leaving(leaving, loaded, progress.epoch)
+    last = _examine(pool, store, progress, loaded, run)
     summary = _summary(pool, config, store, identity, progress, records, run, time.perf_counter() - started)
+    summary["wire_bytes_final"] = last
     write_atomically(run.summary_path, (json.dumps(summary, indent=2) + "\n").encode())
     return summary
 
@@ -254,6 +259,7 @@ def _run_epoch(pool: WorkerPool, config: RunConfig, progress: Progress) -> tuple
     record["wire_bytes"] = _add_wire([r["wire_bytes"] for r in results])
     record["train_s"] = max(r["train_s"] for r in results)
     record["compute_s"] = [round(r["train_s"] - sum(r["wait_s"].values()), 6) for r in results]
+    record["wait_s"] = {what: [round(r["wait_s"][what], 6) for r in results] for what in results[0]["wait_s"]}
     record["evaluation_s"] = max(r.get("evaluation_s", 0.0) for r in results)
     record["epoch_s"] = time.perf_counter() - start
     progress.epoch = epoch
@@ -272,6 +278,17 @@ def _counts_clipped(epoch: int, eval_every: int) -> bool:
 def _add_wire(sent: list[dict[str, int]]) -> dict[str, int]:
     """Bytes that all workers sent, by kind."""
     return {kind: sum(s.get(kind, 0) for s in sent) for kind in WIRE_KINDS}
+
+
+def _examine(pool: WorkerPool, store: Store, progress: Progress, workers: list[dict[str, Any]],
+             run: RunFolder) -> dict[str, int]:
+    """Write what the best model says of every labelled node, and where that forward's time went; the bytes it sent."""
+    found = pool.call("examine", timeout_s=EPOCH_TIMEOUT_S)
+    told = {"schema": FINAL_VERSION, "epoch": progress.best_epoch, "class_names": store.class_names, **together(found),
+            "workers": [{key: worker[key] for key in ("host", "rows", "edges")} for worker in workers]}
+    write_atomically(run.trace_path, json.dumps(chrome_trace([one.spans for one in found])).encode())
+    write_atomically(run.final_path, json.dumps(told).encode())
+    return _add_wire([one.wire for one in found])
 
 
 def _restore(pool: WorkerPool, server_call: ServerCall, found: Checkpoint) -> Progress:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run on an object store: its folder lies on the controller's host while it is trained, and is mirrored behind it.
 
-    RUN/config.toml, metrics.jsonl, restarts.jsonl, stalls/, status.json, summary.json     as in a local run
+    RUN/config.toml, metrics.jsonl, restarts.jsonl, stalls/, status.json, final.json, trace.json, summary.json
+                                   as in a local run
     RUN/checkpoints/epoch-000010.safetensors …
     RUN/checkpoints/newest.json    {"version": 1, "checkpoints": [{"name", "bytes", "blake2b"}, …]}, the newest first
 
@@ -41,7 +42,7 @@ LINES_EVERY_S = 10.0
 LOOK_AGAIN_S = 4.0
 """Between two looks of who watches a run there."""
 _CONFIG, _SUMMARY, _NEWEST, _STATUS = "config.toml", "summary.json", "checkpoints/newest.json", "status.json"
-_OWN = ("config.toml", "metrics.jsonl", "restarts.jsonl", "summary.json")
+_OWN = ("config.toml", "metrics.jsonl", "restarts.jsonl", "final.json", "trace.json", "summary.json")
 """Files of a run that another command goes on with; the status is of the command that writes it."""
 
 
@@ -260,7 +261,8 @@ class _Mirror:
             with contextlib.suppress(FileNotFoundError):  # removed meanwhile, as newer ones are there
                 self._put_checkpoint(file)
         if complete:
-            self._put_file(run.summary_path)
+            for file in (run.final_path, run.trace_path, run.summary_path):
+                self._put_file(file)
 
     def _put_checkpoint(self, file: Path) -> None:
         stamp = _stamp(file)

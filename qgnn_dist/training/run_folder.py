@@ -57,6 +57,16 @@ class RunFolder:
         return self.path / "tensorboard"
 
     @property
+    def final_path(self) -> Path:
+        """What the best model says of every labelled node, by class and degree (inference.examine); written once."""
+        return self.path / "final.json"
+
+    @property
+    def trace_path(self) -> Path:
+        """Where the time of that forward went, as `predict --trace` has it (comm.trace.chrome_trace)."""
+        return self.path / "trace.json"
+
+    @property
     def restarts_path(self) -> Path:
         """One JSON object a line, one line for each failure that the run went on after."""
         return self.path / "restarts.jsonl"
@@ -89,8 +99,8 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove what an earlier run left: summary, metrics and checkpoints."""
-        for old in (self.summary_path, self.metrics_path, self.restarts_path, self.status_path,
-                    *self.checkpoint_files(), *self.stall_files()):
+        for old in (self.summary_path, self.final_path, self.trace_path, self.metrics_path, self.restarts_path,
+                    self.status_path, *self.checkpoint_files(), *self.stall_files()):
             old.unlink(missing_ok=True)
         shutil.rmtree(self.tensorboard, ignore_errors=True)
 

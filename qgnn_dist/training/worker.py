@@ -25,6 +25,7 @@ from ..config import RunConfig
 from ..data.graph import SPLITS
 from ..device.training import DeviceTraining
 from ..errors import InputError, StoreError
+from ..inference.examine import Examined, examine
 from ..memory import MemoryWatch
 from ..model.features import FeatureScheme, feature_level, feature_statistics, read_block, reads_dense
 from ..model.forward import PackedForward
@@ -185,6 +186,20 @@ class TrainWorker:
     def keep_best(self) -> None:
         """The model evaluated last is the best one so far."""
         self._best = self._evaluated
+
+    def examine(self) -> Examined:
+        """The best model once more on all rows, traced; every worker must be called together."""
+        assert self._best is not None
+        self._context.standing.step("the best model's last forward")
+        before, self._exchange.trace = self._wire(), Trace()
+        try:
+            forward = PackedForward(self._graph, self._exchange, self._context.group, "evaluation")
+            scores = forward.run(self._best, self._block.rows)
+            spans = self._exchange.trace.spans
+        finally:
+            self._exchange.trace = None
+        found = examine(self._part, scores, self._store.num_classes, self._context.size)
+        return dataclasses.replace(found, spans=spans, wire=self._sent_since(before))
 
     def state(self) -> dict[str, np.ndarray]:
         """Everything of this worker that a checkpoint needs; equal on all workers at an epoch's end."""

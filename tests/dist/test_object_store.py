@@ -113,7 +113,7 @@ def test_the_whole_path(s3: S3, tmp_path: Path) -> None:
     assert _bytes("all/model.safetensors") == (here / "model.safetensors").read_bytes()
     assert set(_objects("all/out")) == {"part-00000.parquet", "part-00001.parquet", "summary.json"}
     assert set(_objects("all/run")) == {
-        "config.toml", "metrics.jsonl", "status.json", "summary.json", "checkpoints/newest.json",
+        "config.toml", "metrics.jsonl", "status.json", "final.json", "trace.json", "summary.json", "checkpoints/newest.json",
         *(f"checkpoints/epoch-00000{n}.safetensors" for n in (2, 4, 6))}
     run = tmp_path / "copy"
     run.mkdir()
@@ -193,7 +193,8 @@ def test_an_overwritten_run_leaves_nothing_behind(s3: S3, tmp_path: Path) -> Non
                    overwrite=overwrite)
         stray.write(b"mine")
     assert set(_objects("run")) == {
-        "config.toml", "metrics.jsonl", "status.json", "summary.json", "notes.txt", "checkpoints/newest.json",
+        "config.toml", "metrics.jsonl", "status.json", "final.json", "trace.json", "summary.json", "notes.txt",
+        "checkpoints/newest.json",
         "checkpoints/epoch-000003.safetensors", "checkpoints/epoch-000004.safetensors"}
     assert len(_bytes("run/metrics.jsonl").splitlines()) == 4
     Place(f"{uri}/config.toml", StorageConfig()).remove()

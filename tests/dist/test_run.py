@@ -20,7 +20,7 @@ from qgnn_dist.partitioning import api as partitioning
 from qgnn_dist.quant.packed import row_bytes
 from tests.helpers import make_store, settings, small_graph, train_pool
 
-TIMES = ("train_s", "compute_s", "evaluation_s", "epoch_s")
+TIMES = ("train_s", "compute_s", "wait_s", "evaluation_s", "epoch_s")
 
 
 def _records(run: Path) -> list[dict[str, Any]]:

@@ -17,8 +17,8 @@ PACKAGE = Path(qgnn_dist.__file__).parent
 LEVELS = [
     {"errors", "logs", "memory"}, {"files"}, {"config"}, {"settings", "storage"}, {"data", "quant"}, {"kernels"},
     {"store"}, {"partitioning", "comm"}, {"propagation"}, {"model"}, {"device", "planning"},
-    {"training", "inference", "diagnosis"}, {"nn"}, {"cluster"}, {"render"}, {"top"}, {"bench"}, {"command"},
-    {"cli_bench"}, {"cli"},
+    {"inference"}, {"training", "diagnosis"}, {"nn", "report"}, {"cluster"}, {"render"}, {"top"}, {"bench"},
+    {"command"}, {"cli_bench"}, {"cli"},
 ]
 """Imports run from a later set to an earlier one, or inside one room."""
 

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The figures that come first, and what they are compared with."""
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..comm.wire import HEADER_BYTES
+from ..memory import byte_size
+from ..propagation.smp import Propagation
+from ..quant.packed import row_bytes
+from .blocks import Card, Table
+from .curves import NAMES
+from .draw import figure
+from .measure import Looks
+from .runs import RunData
+
+__all__ = ["Headline", "cards", "comparison", "headline", "state"]
+
+LOCAL = ("forward", "backward", "evaluation")
+"""What float messages would make larger; `control`, the gradients' sums, is float in all runs."""
+
+
+@dataclass(frozen=True)
+class Headline:
+    """Of one run. Sizes in bytes; None where not known (nothing was evaluated, no checkpoint, an older program's run).
+
+    Attributes: metric, test, valid: at the best epoch. wire: bytes of a mean epoch, by all workers. float_wire: what
+        forward, backward and evaluations would have sent with float messages. coded_wire: what they sent.
+    """
+
+    metric: str
+    test: float | None
+    valid: float | None
+    best_epoch: int
+    epochs: int
+    planned: int
+    median_s: float
+    p90_s: float
+    wire: float
+    coded_wire: float
+    float_wire: float | None
+    model_bytes: int | None
+    float_bytes: int | None
+
+
+def headline(run: RunData, looks: Looks) -> Headline:
+    """The figures of one run."""
+    times = [record["epoch_s"] for record in run.records]
+    coded = statistics.fmean(sum(record["wire_bytes"][kind] for kind in LOCAL) for record in run.records)
+    wire = statistics.fmean(sum(record["wire_bytes"].values()) for record in run.records)
+    metric, model = run.best.best_metric, run.model
+    weights = (model.weight1, model.weight2, model.bias1, model.bias2) if model else ()
+    return Headline(
+        metric=run.config.train.metric, test=metric.get("test"), valid=metric.get("valid"), best_epoch=run.best_epoch,
+        epochs=run.records[-1]["epoch"], planned=run.config.train.epochs, median_s=statistics.median(times),
+        p90_s=float(np.quantile(times, 0.9)), wire=wire, coded_wire=coded, float_wire=_float_wire(run, looks),
+        model_bytes=run.model_bytes if model else None,
+        float_bytes=sum(4 * one.size for one in weights) if model else None)
+
+
+def _float_wire(run: RunData, looks: Looks) -> float | None:
+    """By law 5's formula: Σ rows × 4·C bytes, and a header a peer and round, both ways and in evaluations."""
+    if looks.sent_rows is None or run.model is None:
+        return None
+    rows = sum(map(sum, looks.sent_rows))
+    frames = sum(count > 0 for row in looks.sent_rows for count in row)
+    a_round = rows * row_bytes(run.model.info.num_classes, 32) + frames * HEADER_BYTES
+    evaluated = sum("accuracy" in record for record in run.records) / len(run.records)
+    return (2 + evaluated) * Propagation.of(run.config).num_rounds * a_round
+
+
+def state(run: RunData) -> str:
+    """How far the run is, in words."""
+    if run.summary is not None:
+        done, planned = run.records[-1]["epoch"], run.config.train.epochs
+        return "finished" if done >= planned else f"finished early: no better epoch for {run.config.train.patience}"
+    told = str(run.status.get("state", ""))
+    return {"stopped": "stopped, not finished", "failed": "failed, not finished"}.get(told, "not finished")
+
+
+def cards(run: RunData, head: Headline) -> list[Card]:
+    """The headline of one run."""
+    bits = run.config.quant.stages()
+    name = NAMES[head.metric]
+    return [
+        Card(f"Test {name if name.isupper() or '-' in name else name.lower()}", figure(head.test, "share"),
+             f"validation {figure(head.valid, 'share')}, at the best epoch" if head.best_epoch else
+             "nothing was evaluated yet"),
+        Card("Width", run.width, f"messages {_bits(bits['messages'])}, gradients {_bits(bits['gradients'])}, "
+                                 f"local term {_bits(bits['residual'])}"),
+        Card("Epochs", f"{head.epochs:,}", f"of {head.planned:,} planned; best {head.best_epoch or '–'}"),
+        Card("An epoch", figure(head.median_s, "seconds"), f"median; 90 % within {figure(head.p90_s, 'seconds')}"),
+        Card("Sent an epoch", byte_size(head.wire) if head.wire else "nothing", _sent_note(run, head)),
+        Card("Model", byte_size(head.model_bytes) if head.model_bytes is not None else "–", _model_note(head)),
+    ]
+
+
+def _bits(count: int) -> str:
+    return "float" if count == 32 else f"{count} bit{'s' * (count > 1)}"
+
+
+def _sent_note(run: RunData, head: Headline) -> str:
+    if run.workers == 1:
+        return "one part: no messages"
+    if head.float_wire and head.coded_wire:
+        return f"messages are {_times(head.float_wire / head.coded_wire)} smaller than in float"
+    return f"by {run.workers} workers together"
+
+
+def _model_note(head: Headline) -> str:
+    if head.model_bytes is None or head.float_bytes is None:
+        return "no checkpoint holds a model yet"
+    return f"{_times(head.float_bytes / head.model_bytes)} smaller than its float weights" \
+        if head.float_bytes > head.model_bytes else "float weights"
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.1f} times"
+
+
+def comparison(runs: Sequence[RunData], heads: Sequence[Headline]) -> Table:
+    """The headline of several runs, a row each; test figures against the first run's."""
+    rows = []
+    for run, head in zip(runs, heads):
+        test = figure(head.test, "share")
+        first = heads[0]
+        if head is not first and head.test is not None and first.test is not None and head.metric == first.metric:
+            test += f" ({100 * (head.test - first.test):+.2f})"
+        ratio = head.float_wire / head.coded_wire if head.float_wire and head.coded_wire else None
+        rows.append([
+            run.name, state(run), f"{test} {head.metric}", figure(head.valid, "share"), run.width,
+            f"{head.epochs:,} ({head.best_epoch or '–'})", figure(head.median_s, "seconds"),
+            byte_size(head.wire) if head.wire else "nothing", f"{ratio:.1f}×" if ratio else "–",
+            byte_size(head.model_bytes) if head.model_bytes is not None else "–"])
+    return Table("", ["run", "state", "test (against the first)", "validation", "width", "epochs (best)", "an epoch",
+                      "sent an epoch", "smaller than float", "model"], rows)

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sections about what quantising does: widths and sizes, codes and what they clip; and how smooth layers become."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..memory import byte_size
+from .answers import MAKE
+from .blocks import Block, Group, Piece, Plot, Section, Table, Words
+from .curves import Chart, Heat, Series, constraint_charts, lambda_heat
+from .draw import figure, heat_map, histogram, legend, line_chart
+from .headline import Headline
+from .measure import Looks
+from .runs import RunData
+
+__all__ = ["quantiser_section", "smoothness_section"]
+
+DIAGNOSIS = "diagnosis"
+STAGES = {"weights": ("weights1", "weights2"), "features": ("features",), "hidden": ("hidden",),
+          "residual": ("residual",)}
+SAYS = {"weights": "both layers' weights", "features": "rows that go in", "hidden": "activations",
+        "messages": "rows between parts, each round", "residual": "the local term H⁰, which never travels",
+        "gradients": "rows of the backward pass"}
+
+
+def quantiser_section(runs: Sequence[RunData], heads: Sequence[Headline],
+                      looks: Sequence[Looks]) -> tuple[Section, list[Chart]]:
+    """Widths of the stages and sizes; of models that were measured, histograms of codes, clipped shares and noise."""
+    section = Section("quantisers", "Bits, codes and clipping",
+                      "How many bits each stage has, and what its grid does to the values of the best model.")
+    stages = [run.config.quant.stages() for run in runs]
+    names = list(dict.fromkeys(name for found in stages for name in found))
+    section.blocks.append(Table("Bits of each stage", ["stage", *_run_names(runs, "bits"), "what"], [
+        [name, *("float" if found.get(name) == 32 else str(found.get(name, "–")) for found in stages),
+         SAYS.get(name, "")] for name in names]))
+    section.blocks.append(_sizes(runs, heads))
+    charts = _round_charts(runs, looks)
+    section.blocks += [Plot(chart.title, line_chart(chart), chart.note, legend(chart.series)) for chart in charts]
+    for at, (run, one) in enumerate(zip(runs, looks)):
+        blocks = _codes(one)
+        section.blocks.extend([Group(run.name, at, blocks)] if len(runs) > 1 else blocks)
+    return section, charts
+
+
+def _run_names(runs: Sequence[RunData], alone: str) -> list[str]:
+    return [run.name for run in runs] if len(runs) > 1 else [alone]
+
+
+def _sizes(runs: Sequence[RunData], heads: Sequence[Headline]) -> Table:
+    kinds = ("forward", "backward", "evaluation", "control")
+
+    def sent(run: RunData, kind: str) -> str:
+        return byte_size(sum(record["wire_bytes"][kind] for record in run.records) / len(run.records))
+
+    def size(count: float | None) -> str:
+        return "–" if count is None else byte_size(count)
+
+    rows = [["model, packed", *(size(head.model_bytes) for head in heads)],
+            ["its weights as float32", *(size(head.float_bytes) for head in heads)],
+            *([f"sent an epoch, {kind}", *(sent(run, kind) for run in runs)] for kind in kinds),
+            ["messages of an epoch, were they float32", *(size(head.float_wire) for head in heads)]]
+    return Table("Sizes", ["", *_run_names(runs, "size")], rows,
+                 "control: sums of the gradients, in float; means over all epochs and workers")
+
+
+def _codes(looks: Looks) -> list[Piece]:
+    """What one model's grids do."""
+    found = looks.diagnosis
+    if found is None:
+        return [Words(f"Histograms of codes and clipped shares are measured on the graph: {looks.why_not}.", MAKE)]
+    rows = []
+    rounds = [(f"round {one['round']}", one) for one in found["messages"]]
+    for name, stage in [*found["stages"].items(), *rounds]:
+        rows.append([name, "float" if stage["bits"] == 32 else str(stage["bits"]), stage["grid"] or "–",
+                     _number(stage["step"]), figure(stage["clipped"], "share"), _number(stage["snr_db"], ".1f")])
+    blocks: list[Piece] = []
+    for name, stage in [*found["stages"].items(), *rounds]:
+        if stage["histogram"] is None:
+            continue
+        clipped = "" if stage["clipped"] is None else f"{figure(stage['clipped'], 'share')} clipped"
+        blocks.append(Plot(name, histogram(f"codes of {name}", stage["histogram"]), clipped, size="small"))
+    if not blocks:
+        blocks.append(Words("All stages are float: there are no codes."))
+    blocks.append(Table("What grids do", ["stage", "bits", "grid", "step", "clipped", "signal over noise, dB"], rows,
+                        "of weights the packed model keeps codes alone, so that nothing is known of what was clipped",
+                        folded=True))
+    return blocks
+
+
+def _number(value: float | None, form: str = ".4g") -> str:
+    return "–" if value is None else format(value, form)
+
+
+def _round_charts(runs: Sequence[RunData], looks: Sequence[Looks]) -> list[Chart]:
+    """Over the rounds of messages: clipped share, signal over noise."""
+    charts = []
+    for id, title, key, unit in (("clipped", "Clipped values of messages", "clipped", "share"),
+                                 ("noise", "Signal over noise of messages, dB", "snr_db", "number")):
+        series = _measured(runs, looks, "messages", "round", key)
+        if series:
+            charts.append(Chart(id, title, "round", unit, series, dots=True))
+    return charts
+
+
+def _measured(runs: Sequence[RunData], looks: Sequence[Looks], table: str, place: str, key: str) -> list[Series]:
+    """A figure of the diagnosis, of each run that has it, over its rounds or layers."""
+    series = []
+    for at, (run, one) in enumerate(zip(runs, looks)):
+        entries = [entry for entry in (one.diagnosis or {}).get(table, []) if entry[key] is not None]
+        if entries:
+            series.append(Series(run.name if len(runs) > 1 else title_of(key), at, DIAGNOSIS, (table, key),
+                                 [entry[place] for entry in entries], [entry[key] for entry in entries], None, at))
+    return series
+
+
+def title_of(key: str) -> str:
+    """A series' name, where it is alone."""
+    return key.replace("_db", "")
+
+
+def smoothness_section(runs: Sequence[RunData],
+                       looks: Sequence[Looks]) -> tuple[Section, list[Chart], list[Heat]]:
+    """λ and the constraint by layer and epoch; where it was measured, how smooth states are and how wrong."""
+    section = Section("smoothness", "Smoothness by layer", "The multiplier λ holds the change of each layer under the "
+                                                           "smoothness constraint.")
+    charts, heats = constraint_charts(runs), list[Heat]()
+    for at, run in enumerate(runs):
+        heat = lambda_heat(run, at)
+        if heat is not None:
+            heats.append(heat)
+    if not charts:
+        kinds = ", ".join(sorted({run.config.propagation.kind for run in runs}))
+        section.blocks.append(Words(f"Only propagation.kind=smp has multipliers; here it is {kinds}."))
+    measured = []
+    for id, title, key, note in (
+            ("dirichlet", "Dirichlet energy tr(HᵀL̃H)/‖H‖²", "dirichlet", "falls where layers make neighbours alike"),
+            ("mad", "Mean average distance", "mad", "cosine distance between neighbours; 0 is oversmoothed"),
+            ("change", "Change of a layer ‖Δ‖/‖H⁰‖", "change", ""),
+            ("error", "Error against float messages", "error", "‖H − H_float‖/‖H_float‖ at each layer")):
+        series = _measured(runs, looks, "layers", "layer", key)
+        if series:
+            log = key in ("dirichlet", "change") and all(y is not None and y > 0 for one in series for y in one.y)
+            measured.append(Chart(id, title, "layer k", "number", series, note, log=log, dots=True))
+    section.blocks += [Plot(chart.title, line_chart(chart), chart.note, legend(chart.series))
+                       for chart in (*charts, *measured)]
+    for heat in heats:
+        plot = Plot(heat.title, heat_map(heat), heat.note)
+        section.blocks.append(Group(runs[heat.run].name, heat.run, [plot]) if len(runs) > 1 else plot)
+    blocks: list[Block] = []
+    if charts and not heats:
+        blocks.append(Words("λ is 0 in every layer and epoch: no layer changed more than propagation.alpha allows."))
+    if not measured:
+        blocks.append(Words("Dirichlet energy, mean average distance, change and error of each layer are measured on "
+                            f"the graph: {looks[0].why_not}.", MAKE))
+    section.blocks += blocks
+    return section, [*charts, *measured], heats
