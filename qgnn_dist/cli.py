@@ -19,8 +19,8 @@ app = typer.Typer(
     name="qgnn", add_completion=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
     help="Train deep graph neural networks over many hosts with 1-8 bit messages, and classify every node.\n\n"
          "The path: [bold]partition[/bold] a graph, [bold]train[/bold] on its parts, [bold]export[/bold] the packed "
-         "model, [bold]predict[/bold] all nodes; [bold]inspect[/bold] shows what lies in a store, run or model. "
-         "All of these may lie at s3://BUCKET/PREFIX.")
+         "model, [bold]predict[/bold] all nodes; [bold]inspect[/bold] shows what lies in a store, run or model, "
+         "[bold]report[/bold] draws runs. All of these may lie at s3://BUCKET/PREFIX.")
 _PATH = """\
 The path, here on a made graph; yours: FILE.npz, parquet:DIR, ogbn-arxiv, …
 
@@ -179,6 +179,22 @@ def top(
     from . import top as live
 
     return live.watch(run, once=once or as_json), live.shown
+
+
+@_command("qgnn report run --store store", panel=_LOOK)
+def report(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Folders of runs, to be compared.")],
+    out: Annotated[str | None, typer.Option(
+        help="HTML file; default: RUN/report.html, or report.html here for several runs.")] = None,
+    store: Annotated[list[str] | None, typer.Option(
+        help="The runs' store: measure codes, clipping and smoothness of their models on it; again for more.")] = None,
+    overwrite: Overwrite = False, as_json: Json = False, debug: Debug = False,
+) -> Outcome:
+    """Make one HTML page of a run, or of several beside each other; it needs no other file and no network."""
+    from .report.api import make_report
+
+    with render.Status("reading the runs") as status:
+        return make_report(runs, out=out, stores=store or [], overwrite=overwrite, say=status.update), render.report
 
 
 @_command("qgnn plan --nodes 111059956 --edges 1615685872 --features 128 --classes 172 --hosts 16 --host-ram-gb 64 "

@@ -16,7 +16,7 @@ from . import logs
 from .memory import byte_size
 
 __all__ = ["JobTalk", "Status", "TrainingProgress", "byte_size", "exported", "inspection", "job", "partition",
-           "plain", "prediction", "training"]
+           "plain", "prediction", "report", "training"]
 
 
 def _percent(value: float) -> str:
@@ -190,6 +190,15 @@ def _by_degree(found: dict[str, Any]) -> str:
     groups = zip(found["from"], found["to"], found["accuracy"], found["nodes"])
     return ", ".join(f"{low if low == high else f'{low}-{high}'}: {_percent(share)} of {nodes:,}"
                      for low, high, share, nodes in groups)
+
+
+def report(result: dict[str, Any], console: Console) -> None:
+    """A page: where it is."""
+    for run in result["runs"]:
+        done = "" if run["complete"] else ", not finished"
+        console.print(plain(f"{run['name']}: {run['epochs']} epochs, the best one {run['best_epoch'] or '-'}{done}"),
+                      highlight=False)
+    console.print(plain(f"{result['path']}  {byte_size(result['bytes'])}"), highlight=False, soft_wrap=True)
 
 
 def inspection(result: dict[str, Any], console: Console) -> None:

@@ -22,7 +22,7 @@ from ..errors import InputError, QgnnError
 
 __all__ = ["DETACH", "JOB_COMMANDS", "STOP", "submit"]
 
-JOB_COMMANDS = ("partition", "train", "export", "predict", "inspect", "plan", "bench")
+JOB_COMMANDS = ("partition", "train", "export", "predict", "inspect", "report", "plan", "bench")
 DETACH, STOP = "detach", "stop"
 _EXCLUDED = ["/qgnn_dist/", "/tests/", "/build/", "/.venv/", "/.git/"]
 _SUCCEEDED, _STOPPED, _ENDED = "SUCCEEDED", "STOPPED", ("SUCCEEDED", "FAILED", "STOPPED")

@@ -8,17 +8,19 @@ from typing import Any
 from markupsafe import Markup
 
 from ..inference.examine import MOST_CONFUSED
-from .blocks import Bar, BarRow, Bars, Group, Plot, Section, Table, Words
+from .blocks import Bar, BarRow, Bars, Plot, Section, Table, Words
 from .curves import Chart, Series
 from .draw import figure, legend, line_chart, matrix
 from .measure import Looks
 from .runs import RunData
 
-__all__ = ["FINAL", "confusion_section", "groups_section"]
+__all__ = ["FINAL", "MAKE", "answers_section"]
 
 FINAL = "final.json"
-MOST_ROWS, MOST_DRAWN, MOST_PAIRS = 24, 40, 15
-"""Classes whose bars are shown at once; classes that a matrix is drawn of; pairs that are told where it is not."""
+MOST_ROWS, MOST_SMALL, MOST_DRAWN = 24, 12, 40
+"""Classes whose bars are shown at once; that fit a small matrix; that a matrix is drawn of."""
+MOST_PAIRS = 15
+"""Of classes taken for one another, where no matrix is drawn."""
 LACKING = "Answers by class and degree are written when training ends (final.json), and this run has none."
 MAKE = "qgnn report RUN --store STORE"
 
@@ -28,11 +30,11 @@ def split_of(looks: Looks) -> str:
     return next((name for name in ("test", "valid", "train") if name in looks.splits), "")
 
 
-def groups_section(runs: Sequence[RunData], looks: Sequence[Looks]) -> tuple[Section, list[Chart]]:
-    """Accuracy by degree and by class, and how far confidences can be trusted; the charts beside it."""
+def answers_section(runs: Sequence[RunData], looks: Sequence[Looks]) -> tuple[Section, list[Chart]]:
+    """Accuracy by degree and class, confusion, and how far confidences can be trusted; the chart of that beside it."""
     known = [(at, run, one) for at, (run, one) in enumerate(zip(runs, looks)) if one.splits]
-    section = Section("groups", "By degree and class", "Of the nodes of the test split, at the best epoch. A degree "
-                                                       "does not count the node itself.")
+    section = Section("answers", "Answers", "Of the nodes of the test split, at the best epoch. In the confusion matrix"
+                                            " a cell is as strong as its share of the row; blue is right, orange not.")
     if not known:
         section.blocks.append(Words(LACKING, MAKE))
         return section, []
@@ -40,7 +42,7 @@ def groups_section(runs: Sequence[RunData], looks: Sequence[Looks]) -> tuple[Sec
     splits = {split_of(one) for _, _, one in known} - {"test"}
     note = f"Of the {', '.join(sorted(splits))} split where there is no test node." if splits else ""
     told = [(at, one.splits[split_of(one)]) for at, _, one in known]
-    section.blocks.append(Bars("Accuracy by degree", _rows([
+    section.blocks.append(Bars("Accuracy by degree of the node", _rows([
         (at, [(_range(low, high), share, nodes) for low, high, share, nodes in zip(*(
             split["by_degree"][key] for key in ("from", "to", "accuracy", "nodes")))]) for at, split in told]),
         note, keys))
@@ -53,6 +55,8 @@ def groups_section(runs: Sequence[RunData], looks: Sequence[Looks]) -> tuple[Sec
         by_class, folded = by_class[:MOST_ROWS], by_class[MOST_ROWS:]
         title += f": the {MOST_ROWS} lowest"
     section.blocks.append(Bars(title, by_class, "", keys, folded))
+    for run, one in zip(runs, looks):
+        section.blocks.append(_confusion(one, f"{run.name}: confusion" if len(runs) > 1 else "Confusion"))
     chart = calibration(runs, looks)
     eces = ", ".join(f"{run.name + ' ' if len(runs) > 1 else ''}{one.splits[split_of(one)]['ece']:.3f}"
                      for _, run, one in known)
@@ -73,7 +77,7 @@ def calibration(runs: Sequence[RunData], looks: Sequence[Looks]) -> Chart:
                 run.name if len(runs) > 1 else "measured", at, FINAL, key,
                 [bins["confidence"][i] for i in held], [bins["accuracy"][i] for i in held], None, at))
     series.append(Series("right", -1, "", (), [0.0, 1.0], [0.0, 1.0], None, 8, 2))
-    return Chart("calibration", "Accuracy by confidence", "confidence", "share", series, dots=True)
+    return Chart("calibration", "Accuracy by confidence", "confidence", "share", series, dots=True, whole=False)
 
 
 def _rows(found: Sequence[tuple[int, list[tuple[str, float | None, int]]]]) -> list[BarRow]:
@@ -102,17 +106,8 @@ def class_label(looks: Looks, number: int) -> str:
     return f"{number} {names[number]}" if names is not None and number < len(names) else f"class {number}"
 
 
-def confusion_section(runs: Sequence[RunData], looks: Sequence[Looks]) -> Section:
-    """Which classes are taken for which, of each run."""
-    section = Section("confusion", "Confusion", "Rows are true classes, columns predicted ones; a cell is as strong as "
-                                                "its share of the row. Blue is right, orange is not.")
-    for at, (run, one) in enumerate(zip(runs, looks)):
-        block = _confusion(one)
-        section.blocks.append(Group(run.name, at, [block]) if len(runs) > 1 else block)
-    return section
-
-
-def _confusion(looks: Looks) -> Plot | Table | Words:
+def _confusion(looks: Looks, title: str) -> Plot | Table | Words:
+    """Which classes are taken for which."""
     if not looks.splits:
         return Words(LACKING, MAKE)
     name = split_of(looks)
@@ -121,14 +116,14 @@ def _confusion(looks: Looks) -> Plot | Table | Words:
         return Words(f"There are {len(looks.splits[name]['by_class']['nodes'])} classes; the table of true by "
                      f"predicted ones is kept up to {MOST_CONFUSED}.")
     labels = [class_label(looks, number) for number in range(len(table))]
-    title = f"{sum(map(sum, table)):,} nodes of the {name} split"
     if len(table) > MOST_DRAWN:
         return _pairs(table, labels, title)
     tips = [[f"{labels[row]} taken for {labels[column]}: {count:,} of {sum(counts):,}" if row != column else
              f"{labels[row]}: {count:,} of {sum(counts):,} are right" for column, count in enumerate(counts)]
             for row, counts in enumerate(table)]
     svg: Markup = matrix(title, table, "predicted", "true", tips, by_row=True)
-    return Plot(title, svg, "", size="square")
+    span = 1 if len(table) <= MOST_SMALL else 2
+    return Plot(title, svg, f"{sum(map(sum, table)):,} nodes of the {name} split", span=span)
 
 
 def _pairs(table: list[list[int]], labels: list[str], title: str) -> Table:
@@ -139,4 +134,4 @@ def _pairs(table: list[list[int]], labels: list[str], title: str) -> Table:
     rows: list[list[Any]] = [[labels[row], labels[column], f"{count:,}", figure(count / sum(table[row]), "share")]
                              for count, row, column in wrong]
     return Table(f"{title}: the {len(rows)} most frequent mistakes",
-                 ["true class", "taken for", "nodes", "of the class"], rows)
+                 ["true class", "taken for", "nodes", "of the class"], rows, left=(1,))

@@ -8,7 +8,8 @@ from typing import ClassVar
 
 from markupsafe import Markup
 
-__all__ = ["Bar", "BarRow", "Bars", "Block", "Card", "Group", "Lanes", "Piece", "Plot", "Section", "Table", "Words"]
+__all__ = ["Bar", "BarRow", "Bars", "Block", "Card", "Group", "Lanes", "Piece", "Plot", "Section", "Smalls", "Table",
+           "Words"]
 
 
 @dataclass(frozen=True)
@@ -22,14 +23,23 @@ class Card:
 
 @dataclass(frozen=True)
 class Plot:
-    """A chart. Attributes: legend: name, colour and dash. size: small, normal or square."""
+    """A chart. Attributes: legend: name, colour and dash. span: columns of the page that it takes."""
 
     title: str
     svg: Markup
     note: str = ""
     legend: Sequence[tuple[str, int, int]] = ()
-    size: str = "normal"
+    span: int = 1
     kind: ClassVar[str] = "plot"
+
+
+@dataclass(frozen=True)
+class Smalls:
+    """Small pictures beside each other: title, picture and note of each."""
+
+    title: str
+    plots: Sequence[tuple[str, Markup, str]]
+    kind: ClassVar[str] = "smalls"
 
 
 @dataclass(frozen=True)
@@ -51,25 +61,29 @@ class BarRow:
 
 @dataclass(frozen=True)
 class Bars:
-    """Rows of bars. Attributes: folded: rows that are shown when asked for."""
+    """Rows of bars. Attributes: folded: rows that are shown when asked for. span: columns of the page."""
 
     title: str
     rows: Sequence[BarRow]
     note: str = ""
     legend: Sequence[tuple[str, int, int]] = ()
     folded: Sequence[BarRow] = ()
+    span: int = 1
     kind: ClassVar[str] = "bars"
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of words. Attributes: folded: shown when asked for."""
+    """Rows of words. Attributes: folded: shown when asked for. left: columns of words; the first one is, too. span:
+    columns of the page, 4 is all."""
 
     title: str
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
     note: str = ""
     folded: bool = False
+    left: Sequence[int] = ()
+    span: int = 2
     kind: ClassVar[str] = "table"
 
 
@@ -94,7 +108,7 @@ class Words:
     kind: ClassVar[str] = "words"
 
 
-Piece = Plot | Bars | Table | Lanes | Words
+Piece = Plot | Smalls | Bars | Table | Lanes | Words
 
 
 @dataclass(frozen=True)

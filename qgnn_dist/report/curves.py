@@ -49,7 +49,7 @@ class Chart:
     """Lines over one axis.
 
     Attributes: unit: share, seconds, bytes or number. best: an epoch to mark, 0 for none. note: what to know of it.
-        log: whether y is shown on a logarithmic scale. dots: whether points are marked.
+        log: whether y is shown on a logarithmic scale. dots: whether points are marked. whole: whether x are counts.
     """
 
     id: str
@@ -61,6 +61,7 @@ class Chart:
     best: int = 0
     log: bool = False
     dots: bool = False
+    whole: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """For the page's script and the tests."""
@@ -214,7 +215,7 @@ def constraint_charts(runs: Sequence[RunData]) -> list[Chart]:
         for at, run in enumerate(runs):
             record = run.best_record or run.records[-1]
             values = record[key]
-            if values:
+            if any(values):
                 name = run.name if len(runs) > 1 else f"epoch {record['epoch']}"
                 series.append(Series(name, at, METRICS, (key,), list(range(len(values))), list(values),
                                      record["epoch"], at))

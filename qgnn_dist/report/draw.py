@@ -17,10 +17,12 @@ from .curves import Chart, Heat, Series
 
 __all__ = ["figure", "heat_map", "histogram", "legend", "line_chart", "matrix", "ticks"]
 
-WIDTH, HEIGHT = 360, 214
-TOP, RIGHT, BOTTOM = 10, 12, 36
-CHARACTER = 6.1
+WIDTH, HEIGHT = 320, 200
+TOP, RIGHT, BOTTOM = 10, 12, 38
+CHARACTER = 7.0
 """Width of a digit of the axes' text."""
+MOST_BARS = 16
+"""Codes of a histogram whose bars stand apart."""
 DOTTED = 3
 """Lines of fewer points show them."""
 
@@ -28,17 +30,19 @@ DOTTED = 3
 def figure(value: float | None, unit: str) -> str:
     """A value as people read it.
 
-    >>> figure(0.9154, "share"), figure(0.0421, "seconds"), figure(1536, "bytes"), figure(None, "number")
-    ('91.5 %', '42.1 ms', '1.5 KiB', '–')
+    Numbers and their units stay on one line.
+
+    >>> [figure(0.9154, "share"), figure(0.0421, "seconds"), figure(1536, "bytes"), figure(None, "number")]
+    ['91.5\\xa0%', '42.1\\xa0ms', '1.5\\xa0KiB', '–']
     """
     if value is None:
         return "–"
     if unit == "share":
-        return f"{100 * value:.3g} %" if abs(value) < 0.1 else f"{100 * value:.1f} %"
+        return f"{100 * value:.2g}\xa0%" if 0 < abs(value) < 0.01 else f"{100 * value:.1f}\xa0%"
     if unit == "seconds":
-        return f"{1000 * value:.3g} ms" if 0 < abs(value) < 1 else f"{value:.3g} s"
+        return f"{1000 * value:.3g}\xa0ms" if 0 < abs(value) < 1 else f"{value:.3g}\xa0s"
     if unit == "bytes":
-        return byte_size(value)
+        return byte_size(value).replace(" ", "\xa0")
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
@@ -49,7 +53,7 @@ def ticks(low: float, high: float, most: int = 5, *, whole: bool = False) -> lis
     ([0.0, 0.2, 0.4, 0.6, 0.8, 1.0], [0.0, 20.0, 40.0, 60.0], [2.0, 4.0])
     """
     if not high > low:
-        step = max(abs(low) / 2, 1e-12) if not whole else 1.0
+        step = 1.0 if whole or low == 0 else abs(low) / 2
         low, high = low - step / 2, high + step / 2
     step = 10.0 ** math.floor(math.log10((high - low) / most))
     step *= next(m for m in (1, 2, 5, 10) if (high - low) / (m * step) <= most)
@@ -72,7 +76,7 @@ def _axis_words(values: Sequence[float], unit: str) -> list[str]:
     if unit == "bytes":
         size = next((s for s in (1 << 30, 1 << 20, 1 << 10) if top >= s), 1)
         word = {1 << 30: "GiB", 1 << 20: "MiB", 1 << 10: "KiB", 1: "B"}[size]
-        return [f"{v / size:.3g} {word}" for v in values]
+        return [f"{v / size:.3g} {word}" if v else "0" for v in values]
     return [f"{v:.6g}" for v in values]
 
 
@@ -116,9 +120,9 @@ def line_chart(chart: Chart) -> Markup:
     for value, word in zip(shown, words):
         parts.append(f'<path class="grid" d="M{left:.1f} {at_y(value):.1f}H{WIDTH - RIGHT}"/>'
                      f'<text class="tick end" x="{left - 5:.1f}" y="{at_y(value) + 3.5:.1f}">{escape(word)}</text>')
-    for value in ticks(first, last, 6, whole=True):
-        if first <= value <= last:
-            parts.append(f'<text class="tick mid" x="{at_x(value):.1f}" y="{HEIGHT - BOTTOM + 15}">{value:g}</text>')
+    x_ticks = [value for value in ticks(first, last, 6, whole=chart.whole) if first <= value <= last]
+    parts += [f'<text class="tick mid" x="{at_x(value):.1f}" y="{HEIGHT - BOTTOM + 15}">{value:g}</text>'
+              for value in x_ticks]
     parts.append(f'<text class="tick mid" x="{(left + WIDTH - RIGHT) / 2:.1f}" y="{HEIGHT - 5}">'
                  f'{escape(chart.x_name)}</text>')
     if y_ticks[0] < 0 < y_ticks[-1] and not log:
@@ -129,7 +133,7 @@ def line_chart(chart: Chart) -> Markup:
     for one in chart.series:
         places = [None if y is None or (log and y <= 0) else (at_x(x), at_y(y)) for x, y in zip(one.x, one.y)]
         parts.append(f'<path class="line c{one.colour} dash{one.dash}" data-run="{one.run}" d="{_path(places)}"/>')
-        if chart.dots or len(one.x) < DOTTED:
+        if one.dash < 2 and (chart.dots or len(one.x) < DOTTED):
             parts += [f'<circle class="dot c{one.colour}" data-run="{one.run}" cx="{p[0]:.1f}" cy="{p[1]:.1f}" '
                       'r="2.6"/>' for p in places if p is not None]
     parts.append(f'<path class="cursor" d="M0 {TOP}V{HEIGHT - BOTTOM}"/></svg>')
@@ -188,7 +192,7 @@ def matrix(title: str, values: Sequence[Sequence[int]], x_name: str, y_name: str
     With `by_row` the diagonal has another colour: there it is what is right.
     """
     size = len(values)
-    left, top, edge = 34.0, 8.0, 318.0
+    left, top, edge = 36.0, 6.0, 278.0
     cell = edge / size
     largest = max((v for row in values for v in row), default=0) or 1
     parts = [f'<svg viewBox="0 0 {WIDTH} {WIDTH}" role="img" class="plot square" aria-label="{escape(title)}">'
@@ -232,13 +236,16 @@ def _short(count: int) -> str:
 
 def histogram(title: str, counts: Sequence[int]) -> Markup:
     """Shares of the codes 0, 1, …, a bar each."""
-    width, height, left, bottom = 170, 96, 6, 16
+    width, height, left, bottom = 150, 92, 6, 16
     whole, top = sum(counts) or 1, max(counts) or 1
     step = (width - 2 * left) / len(counts)
-    gap = 2.0 if len(counts) <= 16 else 0.0
+    gap = 2.0
     parts = [f'<svg viewBox="0 0 {width} {height}" role="img" class="small" aria-label="{escape(title)}">'
              f'<path class="zero" d="M{left} {height - bottom}H{width - left}"/>']
-    for code, count in enumerate(counts):
+    if len(counts) > MOST_BARS:
+        steps = "".join(f"V{height - bottom - (height - bottom - 14) * count / top:.1f}h{step:.3f}" for count in counts)
+        parts.append(f'<path class="bar" d="M{left} {height - bottom}{steps}V{height - bottom}Z"/>')
+    for code, count in enumerate(counts) if len(counts) <= MOST_BARS else ():
         tall = (height - bottom - 14) * count / top
         tip = f"code {code}: {100 * count / whole:.2f} % of {whole:,}"
         parts.append(f'<rect class="bar" x="{left + step * code + gap / 2:.2f}" y="{height - bottom - tall:.1f}" '
@@ -246,6 +253,10 @@ def histogram(title: str, counts: Sequence[int]) -> Markup:
         if len(counts) <= 4:
             parts.append(f'<text class="tick mid" x="{left + step * (code + 0.5):.1f}" '
                          f'y="{height - bottom - tall - 3:.1f}">{100 * count / whole:.0f} %</text>')
-    for code in range(len(counts)) if len(counts) <= 16 else (0, len(counts) - 1):
-        parts.append(f'<text class="tick mid" x="{left + step * (code + 0.5):.1f}" y="{height - 3}">{code}</text>')
+    last = len(counts) - 1
+    for code in range(len(counts)) if last < MOST_BARS else (0, last):
+        x, anchor = left + step * (code + 0.5), "mid"
+        if last >= MOST_BARS and code:
+            x, anchor = width - left, "end"
+        parts.append(f'<text class="tick {anchor}" x="{x:.1f}" y="{height - 3}">{code}</text>')
     return Markup("".join(parts) + "</svg>")

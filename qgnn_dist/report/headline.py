@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..comm.wire import HEADER_BYTES
-from ..memory import byte_size
 from ..propagation.smp import Propagation
 from ..quant.packed import row_bytes
 from .blocks import Card, Table
@@ -94,8 +93,8 @@ def cards(run: RunData, head: Headline) -> list[Card]:
                                  f"local term {_bits(bits['residual'])}"),
         Card("Epochs", f"{head.epochs:,}", f"of {head.planned:,} planned; best {head.best_epoch or '–'}"),
         Card("An epoch", figure(head.median_s, "seconds"), f"median; 90 % within {figure(head.p90_s, 'seconds')}"),
-        Card("Sent an epoch", byte_size(head.wire) if head.wire else "nothing", _sent_note(run, head)),
-        Card("Model", byte_size(head.model_bytes) if head.model_bytes is not None else "–", _model_note(head)),
+        Card("Sent an epoch", figure(head.wire, "bytes") if head.wire else "nothing", _sent_note(run, head)),
+        Card("Model", figure(head.model_bytes, "bytes"), _model_note(head)),
     ]
 
 
@@ -123,18 +122,25 @@ def _times(ratio: float) -> str:
 
 
 def comparison(runs: Sequence[RunData], heads: Sequence[Headline]) -> Table:
-    """The headline of several runs, a row each; test figures against the first run's."""
-    rows = []
-    for run, head in zip(runs, heads):
-        test = figure(head.test, "share")
-        first = heads[0]
-        if head is not first and head.test is not None and first.test is not None and head.metric == first.metric:
-            test += f" ({100 * (head.test - first.test):+.2f})"
-        ratio = head.float_wire / head.coded_wire if head.float_wire and head.coded_wire else None
-        rows.append([
-            run.name, state(run), f"{test} {head.metric}", figure(head.valid, "share"), run.width,
-            f"{head.epochs:,} ({head.best_epoch or '–'})", figure(head.median_s, "seconds"),
-            byte_size(head.wire) if head.wire else "nothing", f"{ratio:.1f}×" if ratio else "–",
-            byte_size(head.model_bytes) if head.model_bytes is not None else "–"])
-    return Table("", ["run", "state", "test (against the first)", "validation", "width", "epochs (best)", "an epoch",
-                      "sent an epoch", "smaller than float", "model"], rows)
+    """The headline of several runs, a column each; test figures against the first run's, in points."""
+    def tested(head: Headline) -> str:
+        first, test = heads[0], figure(head.test, "share")
+        if head is first or head.test is None or first.test is None or head.metric != first.metric:
+            return test
+        return f"{test} ({100 * (head.test - first.test):+.2f})"
+
+    def smaller(head: Headline) -> str:
+        return f"{head.float_wire / head.coded_wire:.1f} times" if head.float_wire and head.coded_wire else "–"
+
+    metrics = " or ".join(dict.fromkeys(NAMES[head.metric] for head in heads))
+    rows = [
+        ("state", [state(run) for run in runs]),
+        (f"test {metrics} (against the first)", [tested(head) for head in heads]),
+        ("validation", [figure(head.valid, "share") for head in heads]),
+        ("width", [run.width for run in runs]),
+        ("epochs (best)", [f"{head.epochs:,} ({head.best_epoch or '–'})" for head in heads]),
+        ("seconds an epoch, median", [figure(head.median_s, "seconds") for head in heads]),
+        ("sent an epoch", [figure(head.wire, "bytes") for head in heads]),
+        ("messages smaller than in float", [smaller(head) for head in heads]),
+        ("model", [figure(head.model_bytes, "bytes") for head in heads])]
+    return Table("", ["", *(run.name for run in runs)], [[name, *values] for name, values in rows])

@@ -17,7 +17,7 @@ import jinja2
 from markupsafe import Markup
 
 from .. import __version__
-from .answers import confusion_section, groups_section
+from .answers import answers_section
 from .blocks import Block, Plot, Section, Words
 from .curves import MOST_EPOCHS, Chart, Heat, curve_charts
 from .draw import legend, line_chart
@@ -26,7 +26,7 @@ from .measure import Looks
 from .quantisers import quantiser_section, smoothness_section
 from .runs import RunData
 from .settings import differences, settings_section
-from .workers import events_section, memory_section, time_section, traffic_section
+from .workers import events_section, time_section, traffic_section
 
 __all__ = ["make_page"]
 
@@ -37,13 +37,12 @@ def make_page(runs: Sequence[RunData], looks: Sequence[Looks]) -> str:
     """The page's HTML. Args: looks: of each run, see measure.look."""
     heads = [headline(run, one) for run, one in zip(runs, looks)]
     curves = curve_charts(runs)
-    groups, group_charts = groups_section(runs, looks)
+    answers, answer_charts = answers_section(runs, looks)
     quantisers, round_charts = quantiser_section(runs, heads, looks)
     smoothness, layer_charts, heats = smoothness_section(runs, looks)
-    sections = [_curves_section(runs, curves), groups, confusion_section(runs, looks), quantisers, smoothness,
-                traffic_section(runs, looks), time_section(runs), memory_section(runs), events_section(runs),
-                settings_section(runs)]
-    charts = [*curves, *group_charts, *round_charts, *layer_charts]
+    sections = [_curves_section(runs, curves), answers, quantisers, smoothness, traffic_section(runs, looks),
+                time_section(runs), events_section(runs), settings_section(runs)]
+    charts = [*curves, *answer_charts, *round_charts, *layer_charts]
     script = (HERE / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(HERE), autoescape=True, trim_blocks=True,

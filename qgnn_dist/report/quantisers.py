@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from ..memory import byte_size
 from .answers import MAKE
-from .blocks import Block, Group, Piece, Plot, Section, Table, Words
+from .blocks import Group, Piece, Plot, Section, Smalls, Table, Words
 from .curves import Chart, Heat, Series, constraint_charts, lambda_heat
 from .draw import figure, heat_map, histogram, legend, line_chart
 from .headline import Headline
@@ -16,6 +16,8 @@ from .runs import RunData
 __all__ = ["quantiser_section", "smoothness_section"]
 
 DIAGNOSIS = "diagnosis"
+MOST_CODES = 16
+"""Of messages, whose codes are drawn by round."""
 STAGES = {"weights": ("weights1", "weights2"), "features": ("features",), "hidden": ("hidden",),
           "residual": ("residual",)}
 SAYS = {"weights": "both layers' weights", "features": "rows that go in", "hidden": "activations",
@@ -32,10 +34,16 @@ def quantiser_section(runs: Sequence[RunData], heads: Sequence[Headline],
     names = list(dict.fromkeys(name for found in stages for name in found))
     section.blocks.append(Table("Bits of each stage", ["stage", *_run_names(runs, "bits"), "what"], [
         [name, *("float" if found.get(name) == 32 else str(found.get(name, "–")) for found in stages),
-         SAYS.get(name, "")] for name in names]))
+         SAYS.get(name, "")] for name in names], left=(len(runs) + 1,)))
     section.blocks.append(_sizes(runs, heads))
     charts = _round_charts(runs, looks)
     section.blocks += [Plot(chart.title, line_chart(chart), chart.note, legend(chart.series)) for chart in charts]
+    for run, one in zip(runs, looks):
+        rounds = (one.diagnosis or {}).get("messages")
+        if rounds and len(rounds[0]["histogram"]) <= MOST_CODES:
+            heat = _message_codes(rounds)
+            title = f"{run.name}: {heat.title}" if len(runs) > 1 else heat.title
+            section.blocks.append(Plot(title, heat_map(heat), heat.note))
     for at, (run, one) in enumerate(zip(runs, looks)):
         blocks = _codes(one)
         section.blocks.extend([Group(run.name, at, blocks)] if len(runs) > 1 else blocks)
@@ -50,15 +58,15 @@ def _sizes(runs: Sequence[RunData], heads: Sequence[Headline]) -> Table:
     kinds = ("forward", "backward", "evaluation", "control")
 
     def sent(run: RunData, kind: str) -> str:
-        return byte_size(sum(record["wire_bytes"][kind] for record in run.records) / len(run.records))
+        return size(sum(record["wire_bytes"][kind] for record in run.records) / len(run.records))
 
     def size(count: float | None) -> str:
-        return "–" if count is None else byte_size(count)
+        return figure(count, "bytes")
 
     rows = [["model, packed", *(size(head.model_bytes) for head in heads)],
-            ["its weights as float32", *(size(head.float_bytes) for head in heads)],
-            *([f"sent an epoch, {kind}", *(sent(run, kind) for run in runs)] for kind in kinds),
-            ["messages of an epoch, were they float32", *(size(head.float_wire) for head in heads)]]
+            ["weights in float32", *(size(head.float_bytes) for head in heads)],
+            *([f"{kind}, an epoch", *(sent(run, kind) for run in runs)] for kind in kinds),
+            ["messages in float32", *(size(head.float_wire) for head in heads)]]
     return Table("Sizes", ["", *_run_names(runs, "size")], rows,
                  "control: sums of the gradients, in float; means over all epochs and workers")
 
@@ -73,18 +81,26 @@ def _codes(looks: Looks) -> list[Piece]:
     for name, stage in [*found["stages"].items(), *rounds]:
         rows.append([name, "float" if stage["bits"] == 32 else str(stage["bits"]), stage["grid"] or "–",
                      _number(stage["step"]), figure(stage["clipped"], "share"), _number(stage["snr_db"], ".1f")])
-    blocks: list[Piece] = []
-    for name, stage in [*found["stages"].items(), *rounds]:
-        if stage["histogram"] is None:
-            continue
-        clipped = "" if stage["clipped"] is None else f"{figure(stage['clipped'], 'share')} clipped"
-        blocks.append(Plot(name, histogram(f"codes of {name}", stage["histogram"]), clipped, size="small"))
-    if not blocks:
-        blocks.append(Words("All stages are float: there are no codes."))
+    plots = []
+    for name, stage in found["stages"].items():
+        if stage["histogram"] is not None:
+            clipped = "" if stage["clipped"] is None else f"{figure(stage['clipped'], 'share')} clipped"
+            plots.append((name, histogram(f"codes of {name}", stage["histogram"]), clipped))
+    blocks: list[Piece] = [Smalls("Codes of each stage", plots)] if plots else [
+        Words("All stages are float: there are no codes.")]
     blocks.append(Table("What grids do", ["stage", "bits", "grid", "step", "clipped", "signal over noise, dB"], rows,
                         "of weights the packed model keeps codes alone, so that nothing is known of what was clipped",
-                        folded=True))
+                        folded=True, left=(2,), span=4))
     return blocks
+
+
+def _message_codes(rounds: Sequence[dict[str, Any]]) -> Heat:
+    """Shares of the codes, a column a round."""
+    shares = [[count / (sum(one["histogram"]) or 1) for count in one["histogram"]] for one in rounds]
+    codes = range(len(shares[0]))
+    return Heat("message-codes", "Codes of messages by round", "round", "code", "share", [str(code) for code in codes],
+                [one["round"] for one in rounds], [[column[code] for column in shares] for code in codes], 0, DIAGNOSIS,
+                ("messages", "histogram"), "the strongest cell is the most frequent code")
 
 
 def _number(value: float | None, form: str = ".4g") -> str:
@@ -92,13 +108,16 @@ def _number(value: float | None, form: str = ".4g") -> str:
 
 
 def _round_charts(runs: Sequence[RunData], looks: Sequence[Looks]) -> list[Chart]:
-    """Over the rounds of messages: clipped share, signal over noise."""
+    """Over the rounds of messages: clipped share, signal over noise, error of what neighbours believe."""
     charts = []
-    for id, title, key, unit in (("clipped", "Clipped values of messages", "clipped", "share"),
-                                 ("noise", "Signal over noise of messages, dB", "snr_db", "number")):
+    for id, title, key, unit, note in (
+            ("clipped", "Clipped values of messages", "clipped", "share", ""),
+            ("noise", "Signal over noise", "snr_db", "number", "of messages, dB"),
+            ("believed", "Error of what is believed", "believed_error", "share",
+             "‖y − Ŷ‖/‖y‖: how far what neighbours believe is from what is")):
         series = _measured(runs, looks, "messages", "round", key)
         if series:
-            charts.append(Chart(id, title, "round", unit, series, dots=True))
+            charts.append(Chart(id, title, "round", unit, series, note, dots=True))
     return charts
 
 
@@ -128,14 +147,18 @@ def smoothness_section(runs: Sequence[RunData],
         heat = lambda_heat(run, at)
         if heat is not None:
             heats.append(heat)
-    if not charts:
+    if all(run.config.propagation.kind != "smp" for run in runs):
         kinds = ", ".join(sorted({run.config.propagation.kind for run in runs}))
         section.blocks.append(Words(f"Only propagation.kind=smp has multipliers; here it is {kinds}."))
+    elif not heats:
+        section.blocks.append(Words("λ is 0 in every layer and epoch: no layer changed more than propagation.alpha "
+                                    "allows."))
     measured = []
     for id, title, key, note in (
-            ("dirichlet", "Dirichlet energy tr(HᵀL̃H)/‖H‖²", "dirichlet", "falls where layers make neighbours alike"),
-            ("mad", "Mean average distance", "mad", "cosine distance between neighbours; 0 is oversmoothed"),
-            ("change", "Change of a layer ‖Δ‖/‖H⁰‖", "change", ""),
+            ("dirichlet", "Dirichlet energy", "dirichlet",
+             "tr(HᵀLH)/‖H‖², L the normalised Laplacian; falls as neighbours become alike"),
+            ("mad", "Mean average distance", "mad", "of neighbours, by cosine; 0 is oversmoothed"),
+            ("change", "Change of a layer", "change", "‖Δ‖/‖H⁰‖"),
             ("error", "Error against float messages", "error", "‖H − H_float‖/‖H_float‖ at each layer")):
         series = _measured(runs, looks, "layers", "layer", key)
         if series:
@@ -144,13 +167,9 @@ def smoothness_section(runs: Sequence[RunData],
     section.blocks += [Plot(chart.title, line_chart(chart), chart.note, legend(chart.series))
                        for chart in (*charts, *measured)]
     for heat in heats:
-        plot = Plot(heat.title, heat_map(heat), heat.note)
-        section.blocks.append(Group(runs[heat.run].name, heat.run, [plot]) if len(runs) > 1 else plot)
-    blocks: list[Block] = []
-    if charts and not heats:
-        blocks.append(Words("λ is 0 in every layer and epoch: no layer changed more than propagation.alpha allows."))
+        title = f"{runs[heat.run].name}: {heat.title}" if len(runs) > 1 else heat.title
+        section.blocks.append(Plot(title, heat_map(heat), heat.note))
     if not measured:
-        blocks.append(Words("Dirichlet energy, mean average distance, change and error of each layer are measured on "
-                            f"the graph: {looks[0].why_not}.", MAKE))
-    section.blocks += blocks
+        section.blocks.append(Words("Dirichlet energy, mean average distance, change and error of each layer are "
+                                    f"measured on the graph: {looks[0].why_not}.", MAKE))
     return section, [*charts, *measured], heats

@@ -39,7 +39,7 @@ def differences(runs: Sequence[RunData]) -> Table:
     rows = [[key, *(str(table.get(key, "–")) for table in tables)] for key in tables[0]
             if len({str(table.get(key, "–")) for table in tables}) > 1]
     note = "" if rows else "graph and settings are the same in all of them"
-    return Table("What differs", ["", *(run.name for run in runs)], rows, note)
+    return Table("What differs", ["", *(run.name for run in runs)], rows, note, span=2)
 
 
 def settings_section(runs: Sequence[RunData]) -> Section:
@@ -52,18 +52,19 @@ def settings_section(runs: Sequence[RunData]) -> Section:
     tables = [_flat(run) for run in runs]
     keys = list(dict.fromkeys(key for table in tables for key in table))
     section.blocks.append(Table("Graph", ["", *head], [
-        [key, *(_graph(run)[key] for run in runs)] for key in _graph(runs[0])]))
+        [key, *(_graph(run)[key] for run in runs)] for key in _graph(runs[0])], left=range(1, 9)))
     section.blocks.append(Table("Settings", ["key", *head, "default"], [
-        [key, *(str(table.get(key, "–")) for table in tables), str(flat_default.get(key, "–"))] for key in keys]))
+        [key, *(str(table.get(key, "–")) for table in tables), str(flat_default.get(key, "–"))] for key in keys],
+        left=range(1, 10), span=4))
     versions = [(run.summary or {}).get("versions", {}) for run in runs]
     names = list(dict.fromkeys(name for one in versions for name in one))
     if names:
         section.blocks.append(Table("Versions", ["", *head], [
-            [name, *(str(one.get(name, "–")) for one in versions)] for name in names]))
+            [name, *(str(one.get(name, "–")) for one in versions)] for name in names], left=range(1, 9)))
     section.blocks.append(Table("Where figures come from", ["file", "what"], [
         ["metrics.jsonl", "curves, λ, seconds, bytes: the values that stand there, as they are"],
         ["final.json", "answers by degree and class, confusion, rows between parts: the best model, once, at the end"],
         ["trace.json", "timeline of that forward"], ["summary.json", "peaks of memory, warnings, versions"],
         ["checkpoints/", "the packed model: its size, and what --store measures of it"],
-        ["config.toml", "settings"], ["status.json, restarts.jsonl", "hosts, what happened"]]))
+        ["config.toml", "settings"], ["status.json, restarts.jsonl", "hosts, what happened"]], left=(1,), span=4))
     return section

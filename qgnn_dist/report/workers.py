@@ -16,10 +16,10 @@ from .draw import figure, matrix, ticks
 from .measure import Looks
 from .runs import RunData
 
-__all__ = ["events_section", "memory_section", "time_section", "traffic_section"]
+__all__ = ["events_section", "time_section", "traffic_section"]
 
-MOST_LANES, MOST_PARTS = 32, 64
-"""Ranks whose timeline is drawn; parts whose matrix is."""
+MOST_LANES, MOST_SMALL, MOST_PARTS = 32, 12, 64
+"""Ranks whose timeline is drawn; parts that fit a small matrix; parts whose matrix is drawn."""
 COLOURS = {COMPUTE: 0, WIRE: 4, WAIT: 1, PACK: 2}
 PIECES = (("computing", 0), ("waiting for messages", 1), ("for sums and the server", 3))
 UNITS = 10_000
@@ -36,7 +36,7 @@ def _each(runs: Sequence[RunData], found: Sequence[list[Piece]]) -> list[Block]:
 def rank_name(run: RunData, rank: int) -> str:
     """A worker as rows have it."""
     host = run.hosts[rank]
-    return f"{rank} on {host}" if host else f"rank {rank}"
+    return f"{rank}\xa0on\xa0{host}" if host else f"rank\xa0{rank}"
 
 
 def traffic_section(runs: Sequence[RunData], looks: Sequence[Looks]) -> Section:
@@ -60,21 +60,23 @@ def _traffic(run: RunData, looks: Looks) -> list[Piece]:
         tips = [[f"part {row} to part {column}: {count:,} rows, {byte_size(count * wide)} a round" for column, count in
                  enumerate(counts)] for row, counts in enumerate(sent)]
         title = f"{sum(map(sum, sent)):,} rows a round"
-        blocks.append(Plot(title, matrix(title, sent, "to part", "from part", tips, by_row=False), size="square"))
+        svg = matrix(title, sent, "to part", "from part", tips, by_row=False)
+        blocks.append(Plot(title, svg, span=1 if len(sent) <= MOST_SMALL else 2))
     places = run.final["workers"] if run.final else None
     rows = [[rank_name(run, rank), *([f"{places[rank]['rows']:,}", f"{places[rank]['edges']:,}"] if places else []),
              f"{sum(counts):,}", f"{sum(row[rank] for row in sent):,}", byte_size(sum(counts) * wide)]
             for rank, counts in enumerate(sent)]
     blocks.append(Table("Parts", ["part", *(["rows", "edges"] if places else []), "rows sent a round", "halo rows read",
-                                  "payload a round"], rows, folded=len(rows) > 16))
+                                  "payload a round"], rows, folded=len(rows) > 16, span=3))
     return blocks
 
 
 def time_section(runs: Sequence[RunData]) -> Section:
-    """Where an epoch's time goes, by worker; and a timeline of one forward."""
-    section = Section("time", "Where time goes", "Of an epoch's training: computing, waiting for messages of other "
-                                                 "workers, waiting for the gradients' sums and the multiplier server.")
-    section.blocks += _each(runs, [[_seconds(run), _timeline(run)] for run in runs])
+    """Where an epoch's time goes, by worker; memory; and a timeline of one forward."""
+    section = Section("time", "Time and memory", "Training computes, waits for messages of other workers, and waits "
+                                                 "for the gradients' sums and the multiplier server. Anonymous memory "
+                                                 "is a process's own; resident memory counts mapped files, too.")
+    section.blocks += _each(runs, [[_seconds(run), _memory(run), _timeline(run)] for run in runs])
     return section
 
 
@@ -90,7 +92,7 @@ def _seconds(run: RunData) -> Bars:
         rows.append(BarRow(rank_name(run, one.rank), [Bar([(s / longest, c) for s, c in pieces], told)]))
     return Bars("Training of an epoch, by worker", rows,
                 "medians over the epochs" if waits else "medians; this run's program did not keep the waits",
-                [(name, colour, 0) for name, colour in PIECES] if waits else [])
+                [(name, colour, 0) for name, colour in PIECES] if waits else [], span=2)
 
 
 def _timeline(run: RunData) -> Lanes | Words:
@@ -106,7 +108,7 @@ def _timeline(run: RunData) -> Lanes | Words:
         lanes.append((rank_name(run, rank), _lane([s for s in spans if s.kind != WIRE], start, length)))
         if any(span.kind == WIRE for span in spans):
             lanes.append(("messages", _lane([s for s in spans if s.kind == WIRE], start, length)))
-    marks = [(at / length, figure(at, "seconds")) for at in ticks(0, length, 4) if at <= 0.96 * length]
+    marks = [(at / length, figure(at, "seconds")) for at in ticks(0, length, 4) if at <= 0.82 * length]
     note = "propagation of the best model's last forward, kept in trace.json; hosts' clocks may differ"
     if len(run.spans) > MOST_LANES:
         note += f"; the first {MOST_LANES} of {len(run.spans)} ranks"
@@ -127,15 +129,8 @@ def _lane(spans: Sequence[Span], start: float, length: float) -> Markup:
     return Markup("".join(parts) + "</svg>")
 
 
-def memory_section(runs: Sequence[RunData]) -> Section:
-    """Peak memory of the workers' processes; of a run that is not finished, what they take now."""
-    section = Section("memory", "Memory", "Of each worker's process: anonymous, which is its own, and resident, which "
-                                          "counts mapped files too.")
-    section.blocks += _each(runs, [[_memory(run)] for run in runs])
-    return section
-
-
 def _memory(run: RunData) -> Bars | Words:
+    """Peaks of the workers' processes; of a run that is not finished, what they take now."""
     if run.summary is not None:
         pairs, note = list(zip(run.summary["peak_anon_bytes"], run.summary["peak_rss_bytes"])), "peaks of the whole run"
     else:
@@ -148,7 +143,7 @@ def _memory(run: RunData) -> Bars | Words:
     rows = [BarRow(rank_name(run, rank) if rank < run.workers else str(rank), [
         Bar([(anon / largest, 0)], byte_size(anon)), Bar([(rss / largest, 4)], byte_size(rss))])
         for rank, (anon, rss) in enumerate(pairs)]
-    return Bars("Memory of each worker", rows, note, [("anonymous", 0, 0), ("resident", 4, 0)])
+    return Bars("Memory of each worker", rows, note, [("anonymous", 0, 0), ("resident", 4, 0)], span=2)
 
 
 def events_section(runs: Sequence[RunData]) -> Section | None:
@@ -159,7 +154,7 @@ def events_section(runs: Sequence[RunData]) -> Section | None:
         if run.restarts:
             rows = [[_when(one.get("time")), str(one.get("epoch", "–")), str(one.get("error", "–"))] for one in
                     run.restarts]
-            blocks.append(Table("Restarts", ["when (UTC)", "after epoch", "why"], rows))
+            blocks.append(Table("Restarts", ["when (UTC)", "after epoch", "why"], rows, left=(2,), span=4))
         texts = [*(run.summary or {}).get("warnings", []), *run.notes]
         if run.cut:
             texts.append("the last line of metrics.jsonl is not finished and was left out")
