@@ -10,7 +10,7 @@ from markupsafe import Markup
 from ..inference.examine import MOST_CONFUSED
 from .blocks import Bar, BarRow, Bars, Plot, Section, Table, Words
 from .curves import Chart, Series
-from .draw import figure, legend, line_chart, matrix
+from .draw import figure, matrix, plot_of
 from .measure import Looks
 from .runs import RunData
 
@@ -60,8 +60,8 @@ def answers_section(runs: Sequence[RunData], looks: Sequence[Looks]) -> tuple[Se
     chart = calibration(runs, looks)
     eces = ", ".join(f"{run.name + ' ' if len(runs) > 1 else ''}{one.splits[split_of(one)]['ece']:.3f}"
                      for _, run, one in known)
-    section.blocks.append(Plot(chart.title, line_chart(chart), f"on the dotted line confidences are right; expected "
-                                                               f"calibration error: {eces}", legend(chart.series)))
+    note = f"on the dotted line confidences are right; expected calibration error: {eces}"
+    section.blocks.append(plot_of(chart, len(runs) > 1, note))
     return section, [chart]
 
 

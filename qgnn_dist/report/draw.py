@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from markupsafe import Markup, escape
 
 from ..memory import byte_size
-from .curves import Chart, Heat, Series
+from .blocks import Plot
+from .curves import Chart, Heat
 
-__all__ = ["figure", "heat_map", "histogram", "legend", "line_chart", "matrix", "ticks"]
+__all__ = ["figure", "heat_map", "histogram", "matrix", "plot_of", "ticks"]
 
 WIDTH, HEIGHT = 320, 200
 TOP, RIGHT, BOTTOM = 10, 12, 38
@@ -152,9 +153,10 @@ def _path(places: Sequence[tuple[float, float] | None]) -> str:
     return "".join(words)
 
 
-def legend(series: Sequence[Series]) -> list[tuple[str, int, int]]:
-    """Name, colour and dash of what needs one."""
-    return [(one.name, one.colour, one.dash) for one in series] if len(series) > 1 else []
+def plot_of(chart: Chart, compared: bool, note: str = "") -> Plot:
+    """A chart as a block of the page. Args: compared: colours are runs, so that a single line has a legend, too."""
+    legend = [(one.name, one.colour, one.dash) for one in chart.series] if compared or len(chart.series) > 1 else []
+    return Plot(chart.title, line_chart(chart), note or chart.note, legend)
 
 
 def heat_map(heat: Heat) -> Markup:

@@ -84,9 +84,9 @@ def state(run: RunData) -> str:
 def cards(run: RunData, head: Headline) -> list[Card]:
     """The headline of one run."""
     bits = run.config.quant.stages()
-    name = NAMES[head.metric]
+    name = _metric(head)
     return [
-        Card(f"Test {name if name.isupper() or '-' in name else name.lower()}", figure(head.test, "share"),
+        Card(f"Test {name}", figure(head.test, "share"),
              f"validation {figure(head.valid, 'share')}, at the best epoch" if head.best_epoch else
              "nothing was evaluated yet"),
         Card("Width", run.width, f"messages {_bits(bits['messages'])}, gradients {_bits(bits['gradients'])}, "
@@ -96,6 +96,12 @@ def cards(run: RunData, head: Headline) -> list[Card]:
         Card("Sent an epoch", figure(head.wire, "bytes") if head.wire else "nothing", _sent_note(run, head)),
         Card("Model", figure(head.model_bytes, "bytes"), _model_note(head)),
     ]
+
+
+def _metric(head: Headline) -> str:
+    """Its name inside a line: what is an abbreviation keeps its capitals."""
+    name = NAMES[head.metric]
+    return name if name.isupper() else name.lower()
 
 
 def _bits(count: int) -> str:
@@ -132,7 +138,7 @@ def comparison(runs: Sequence[RunData], heads: Sequence[Headline]) -> Table:
     def smaller(head: Headline) -> str:
         return f"{head.float_wire / head.coded_wire:.1f} times" if head.float_wire and head.coded_wire else "–"
 
-    metrics = " or ".join(dict.fromkeys(NAMES[head.metric] for head in heads))
+    metrics = " or ".join(dict.fromkeys(map(_metric, heads)))
     rows = [
         ("state", [state(run) for run in runs]),
         (f"test {metrics} (against the first)", [tested(head) for head in heads]),

@@ -18,9 +18,9 @@ from markupsafe import Markup
 
 from .. import __version__
 from .answers import answers_section
-from .blocks import Block, Plot, Section, Words
+from .blocks import Block, Section, Words
 from .curves import MOST_EPOCHS, Chart, Heat, curve_charts
-from .draw import legend, line_chart
+from .draw import plot_of
 from .headline import cards, comparison, headline, state
 from .measure import Looks
 from .quantisers import quantiser_section, smoothness_section
@@ -57,7 +57,7 @@ def make_page(runs: Sequence[RunData], looks: Sequence[Looks]) -> str:
 
 
 def _curves_section(runs: Sequence[RunData], charts: Sequence[Chart]) -> Section:
-    blocks: list[Block] = [Plot(chart.title, line_chart(chart), chart.note, legend(chart.series)) for chart in charts]
+    blocks: list[Block] = [plot_of(chart, len(runs) > 1) for chart in charts]
     one_best = len(runs) == 1 and runs[0].best_epoch
     lead = "The dashed line is the best epoch by the validation metric." if one_best else ""
     if all(run.workers == 1 for run in runs):

@@ -8,7 +8,7 @@ from typing import Any
 from .answers import MAKE
 from .blocks import Group, Piece, Plot, Section, Smalls, Table, Words
 from .curves import Chart, Heat, Series, constraint_charts, lambda_heat
-from .draw import figure, heat_map, histogram, legend, line_chart
+from .draw import figure, heat_map, histogram, plot_of
 from .headline import Headline
 from .measure import Looks
 from .runs import RunData
@@ -37,7 +37,7 @@ def quantiser_section(runs: Sequence[RunData], heads: Sequence[Headline],
          SAYS.get(name, "")] for name in names], left=(len(runs) + 1,)))
     section.blocks.append(_sizes(runs, heads))
     charts = _round_charts(runs, looks)
-    section.blocks += [Plot(chart.title, line_chart(chart), chart.note, legend(chart.series)) for chart in charts]
+    section.blocks += [plot_of(chart, len(runs) > 1) for chart in charts]
     for run, one in zip(runs, looks):
         rounds = (one.diagnosis or {}).get("messages")
         if rounds and len(rounds[0]["histogram"]) <= MOST_CODES:
@@ -88,9 +88,10 @@ def _codes(looks: Looks) -> list[Piece]:
             plots.append((name, histogram(f"codes of {name}", stage["histogram"]), clipped))
     blocks: list[Piece] = [Smalls("Codes of each stage", plots)] if plots else [
         Words("All stages are float: there are no codes.")]
-    blocks.append(Table("What grids do", ["stage", "bits", "grid", "step", "clipped", "signal over noise, dB"], rows,
-                        "of weights the packed model keeps codes alone, so that nothing is known of what was clipped",
-                        folded=True, left=(2,), span=4))
+    if any(stage["bits"] < 32 for stage in found["stages"].values()) or rounds:
+        head = ["stage", "bits", "grid", "step", "clipped", "signal over noise, dB"]
+        note = "of weights the packed model keeps codes alone, so that nothing is known of what was clipped"
+        blocks.append(Table("What grids do", head, rows, note, folded=True, left=(2,), span=4))
     return blocks
 
 
@@ -164,8 +165,7 @@ def smoothness_section(runs: Sequence[RunData],
         if series:
             log = key in ("dirichlet", "change") and all(y is not None and y > 0 for one in series for y in one.y)
             measured.append(Chart(id, title, "layer k", "number", series, note, log=log, dots=True))
-    section.blocks += [Plot(chart.title, line_chart(chart), chart.note, legend(chart.series))
-                       for chart in (*charts, *measured)]
+    section.blocks += [plot_of(chart, len(runs) > 1) for chart in (*charts, *measured)]
     for heat in heats:
         title = f"{runs[heat.run].name}: {heat.title}" if len(runs) > 1 else heat.title
         section.blocks.append(Plot(title, heat_map(heat), heat.note))

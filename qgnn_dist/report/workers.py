@@ -40,35 +40,48 @@ def rank_name(run: RunData, rank: int) -> str:
 
 
 def traffic_section(runs: Sequence[RunData], looks: Sequence[Looks]) -> Section:
-    """Rows that each part sends each other one in a round."""
+    """Rows that each part sends each other one in a round; runs of the same cut are told of together."""
     section = Section("traffic", "Messages between parts",
                       "Rows that a part sends another one in each round: its nodes that have neighbours there.")
-    section.blocks += _each(runs, [_traffic(run, one) for run, one in zip(runs, looks)])
+    cuts: dict[str, list[int]] = {}
+    for at, (run, one) in enumerate(zip(runs, looks)):
+        cuts.setdefault(repr((one.sent_rows, run.workers, run.hosts)), []).append(at)
+    for members in cuts.values():
+        of_cut = [runs[at] for at in members]
+        blocks = _traffic(of_cut, looks[members[0]].sent_rows)
+        names = ", ".join(run.name for run in of_cut)
+        section.blocks.extend([Group(names, members[0], blocks)] if len(cuts) > 1 else blocks)
     return section
 
 
-def _traffic(run: RunData, looks: Looks) -> list[Piece]:
-    sent = looks.sent_rows
+def _traffic(runs: Sequence[RunData], sent: list[list[int]] | None) -> list[Piece]:
+    """Of runs of the same cut on the same hosts."""
+    run = runs[0]
     if run.workers == 1:
         return [Words("One part: no messages between parts.")]
     if sent is None:
         return [Words("Which part sends how many rows is written when training ends (final.json), and this run has "
                       "none.", "qgnn report RUN --store STORE")]
     blocks: list[Piece] = []
-    wide = row_bytes(run.model.info.num_classes, run.config.quant.stages()["messages"]) if run.model else 0
     if len(sent) <= MOST_PARTS:
-        tips = [[f"part {row} to part {column}: {count:,} rows, {byte_size(count * wide)} a round" for column, count in
-                 enumerate(counts)] for row, counts in enumerate(sent)]
+        tips = [[f"part {row} to part {column}: {count:,} rows" for column, count in enumerate(counts)]
+                for row, counts in enumerate(sent)]
         title = f"{sum(map(sum, sent)):,} rows a round"
         svg = matrix(title, sent, "to part", "from part", tips, by_row=False)
         blocks.append(Plot(title, svg, span=1 if len(sent) <= MOST_SMALL else 2))
     places = run.final["workers"] if run.final else None
     rows = [[rank_name(run, rank), *([f"{places[rank]['rows']:,}", f"{places[rank]['edges']:,}"] if places else []),
-             f"{sum(counts):,}", f"{sum(row[rank] for row in sent):,}", byte_size(sum(counts) * wide)]
-            for rank, counts in enumerate(sent)]
+             f"{sum(counts):,}", f"{sum(row[rank] for row in sent):,}",
+             *(figure(sum(counts) * _row_bytes(one), "bytes") for one in runs)] for rank, counts in enumerate(sent)]
+    payloads = [f"payload a round, {one.name}" for one in runs] if len(runs) > 1 else ["payload a round"]
     blocks.append(Table("Parts", ["part", *(["rows", "edges"] if places else []), "rows sent a round", "halo rows read",
-                                  "payload a round"], rows, folded=len(rows) > 16, span=3))
+                                  *payloads], rows, folded=len(rows) > 16, span=3))
     return blocks
+
+
+def _row_bytes(run: RunData) -> int:
+    """Of a row of messages in the forward; 0 where no model is known."""
+    return row_bytes(run.model.info.num_classes, run.config.quant.stages()["messages"]) if run.model else 0
 
 
 def time_section(runs: Sequence[RunData]) -> Section:
