@@ -181,8 +181,8 @@ def _chart(id: str, title: str, unit: str, series: list[Series], runs: Sequence[
         notes.append("gaps: the loss was no finite number")
     thinned = [run for run in runs if len(run.records) > MOST_EPOCHS]
     if thinned:
-        notes.append(f"one epoch in {-(-len(thinned[0].records) // MOST_EPOCHS)} of {thinned[0].name}, and the best and "
-                     "the last one")
+        notes.append(f"one epoch in {-(-len(thinned[0].records) // MOST_EPOCHS)} of {thinned[0].name}, and the best "
+                     "and the last one")
     return Chart(id, title, "epoch", unit, kept, "; ".join(notes), runs[0].best_epoch if len(runs) == 1 else 0)
 
 
