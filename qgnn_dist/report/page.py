@@ -7,6 +7,7 @@ runs the one whose digest it states. Jinja escapes every text; charts escape the
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
@@ -45,15 +46,20 @@ def make_page(runs: Sequence[RunData], looks: Sequence[Looks]) -> str:
     charts = [*curves, *answer_charts, *round_charts, *layer_charts]
     script = (HERE / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(HERE), autoescape=True, trim_blocks=True,
-                                     lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    return environment.get_template("page.html").render(
+    return _template().render(
         title=" · ".join(run.name for run in runs), runs=runs, version=__version__,
         lead=_lead(runs), states=[state(run) for run in runs],
         cards=cards(runs[0], heads[0]) if len(runs) == 1 else [],
         tables=[comparison(runs, heads), differences(runs)] if len(runs) > 1 else [],
         sections=[one for one in sections if one is not None], data=_data(runs, charts, heats),
         style=Markup((HERE / "page.css").read_text(encoding="utf-8")), script=Markup(script), digest=digest)
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(HERE), autoescape=True, trim_blocks=True,
+                                     lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    return environment.get_template("page.html")
 
 
 def _curves_section(runs: Sequence[RunData], charts: Sequence[Chart]) -> Section:

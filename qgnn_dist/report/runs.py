@@ -274,8 +274,8 @@ def _check_split(split: dict[str, Any]) -> None:
             raise ValueError("has lists of several lengths")
         for key in keys:
             _whole(*table[key])
-        for key in shares:
-            _numbers(*(value for value in table[key] if value is not None))
+        for key in shares:  # a share of nothing is null, and no other
+            _numbers(*(value for value, nodes in zip(table[key], table["nodes"]) if value is not None or nodes))
     count = len(classes["nodes"])
     if split["confusion"] is not None:
         if len(split["confusion"]) != count or any(len(row) != count for row in split["confusion"]):

@@ -34,6 +34,9 @@ from qgnn_dist.model.packed import PackedModel
 from qgnn_dist.partitioning.api import partition_graph
 from qgnn_dist.planning import rates
 from qgnn_dist.propagation.multiplier import InProcessServer, MultiplierRule, MultiplierServer
+from qgnn_dist.report.measure import look
+from qgnn_dist.report.page import make_page
+from qgnn_dist.report.runs import read_runs
 from qgnn_dist.store.columns import checksum
 from qgnn_dist.store.describe import describe_store
 from qgnn_dist.store.reader import Store
@@ -152,6 +155,12 @@ def _read_run(folder: Path) -> str:
     store = Store.open(folder / "graph" / "s")
     prepare_run(run, store, load_config(run / "config.toml"), resume=True, overwrite=False)
     RunFolder(run).read_metrics()
+    return ""
+
+
+def _read_report(folder: Path) -> str:
+    found = read_runs([folder / "run"])
+    make_page(found, look(found, []))
     return ""
 
 
@@ -341,6 +350,9 @@ TARGETS: dict[str, Target] = {
         "run/metrics.jsonl": None, "run/config.toml": mutate.toml_text}),
     "checkpoint": Target(_make_checkpoint, _read_checkpoint, {"run/checkpoints/*.safetensors": mutate.safetensors},
                          _seal_safetensors, tells=True),
+    "report": Target(_make_run, _read_report, {
+        "run/final.json": mutate.json_text, "run/trace.json": mutate.json_text, "run/summary.json": mutate.json_text,
+        "run/status.json": mutate.json_text, "run/metrics.jsonl": None}),
     "config": Target(lambda folder: (folder / "config.toml").write_text(load_config().to_toml()), _read_config,
                      {"config.toml": mutate.toml_text}),
     "npz": Target(_make_npz, _read_npz, {"*.npz": mutate.npz}, tells=True, apart=True),
