@@ -89,8 +89,9 @@ def _codes(looks: Looks) -> list[Piece]:
     blocks: list[Piece] = [Smalls("Codes of each stage", plots)] if plots else [
         Words("All stages are float: there are no codes.")]
     if any(stage["bits"] < 32 for stage in found["stages"].values()) or rounds:
-        head = ["stage", "bits", "grid", "step", "clipped", "signal over noise, dB"]
-        note = "of weights the packed model keeps codes alone, so that nothing is known of what was clipped"
+        head = ["stage", "bits", "grid", "step", "clipped", "SNR, dB"]
+        note = ("SNR: signal over noise; of weights the packed model keeps codes alone, so that nothing is known of "
+                "what was clipped")
         blocks.append(Table("What grids do", head, rows, note, folded=True, left=(2,), span=4))
     return blocks
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..config import load_config
+from ..config import RunConfig, load_config
 from .blocks import Section, Table
 from .runs import RunData
 
 __all__ = ["differences", "settings_section"]
 
 
-def _flat(run: RunData) -> dict[str, Any]:
+def _flat(config: RunConfig) -> dict[str, Any]:
     """Dotted key → value."""
     found: dict[str, Any] = {}
-    for name, value in run.config.to_dict().items():
+    for name, value in config.to_dict().items():
         if isinstance(value, dict):
             found |= {f"{name}.{key}": inner for key, inner in value.items()}
         else:
@@ -35,7 +35,7 @@ def _graph(run: RunData) -> dict[str, str]:
 
 def differences(runs: Sequence[RunData]) -> Table:
     """Settings and graphs that are not the same in all runs."""
-    tables = [{**_graph(run), **_flat(run)} for run in runs]
+    tables = [{**_graph(run), **_flat(run.config)} for run in runs]
     rows = [[key, *(str(table.get(key, "–")) for table in tables)] for key in tables[0]
             if len({str(table.get(key, "–")) for table in tables}) > 1]
     note = "" if rows else "graph and settings are the same in all of them"
@@ -45,22 +45,20 @@ def differences(runs: Sequence[RunData]) -> Table:
 def settings_section(runs: Sequence[RunData]) -> Section:
     """All of it, folded."""
     section = Section("settings", "Settings and versions", "", folded=True)
-    default = load_config().to_dict()
-    flat_default = {f"{name}.{key}": inner for name, value in default.items() if isinstance(value, dict)
-                    for key, inner in value.items()} | {k: v for k, v in default.items() if not isinstance(v, dict)}
+    default = _flat(load_config())
     head = [run.name for run in runs] if len(runs) > 1 else ["value"]
-    tables = [_flat(run) for run in runs]
+    tables = [_flat(run.config) for run in runs]
     keys = list(dict.fromkeys(key for table in tables for key in table))
     section.blocks.append(Table("Graph", ["", *head], [
         [key, *(_graph(run)[key] for run in runs)] for key in _graph(runs[0])], left=range(1, 9)))
-    section.blocks.append(Table("Settings", ["key", *head, "default"], [
-        [key, *(str(table.get(key, "–")) for table in tables), str(flat_default.get(key, "–"))] for key in keys],
-        left=range(1, 10), span=4))
     versions = [(run.summary or {}).get("versions", {}) for run in runs]
     names = list(dict.fromkeys(name for one in versions for name in one))
     if names:
         section.blocks.append(Table("Versions", ["", *head], [
             [name, *(str(one.get(name, "–")) for one in versions)] for name in names], left=range(1, 9)))
+    section.blocks.append(Table("Settings", ["key", *head, "default"], [
+        [key, *(str(table.get(key, "–")) for table in tables), str(default.get(key, "–"))] for key in keys],
+        left=range(1, 10), span=4))
     section.blocks.append(Table("Where figures come from", ["file", "what"], [
         ["metrics.jsonl", "curves, λ, seconds, bytes: the values that stand there, as they are"],
         ["final.json", "answers by degree and class, confusion, rows between parts: the best model, once, at the end"],

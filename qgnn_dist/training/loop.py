@@ -283,6 +283,8 @@ def _add_wire(sent: list[dict[str, int]]) -> dict[str, int]:
 def _examine(pool: WorkerPool, store: Store, progress: Progress, workers: list[dict[str, Any]],
              run: RunFolder) -> dict[str, int]:
     """Write what the best model says of every labelled node, and where that forward's time went; the bytes it sent."""
+    if progress.best_epoch == 0:
+        return dict.fromkeys(WIRE_KINDS, 0)  # patience ended before the first evaluation
     found = pool.call("examine", timeout_s=EPOCH_TIMEOUT_S)
     told = {"schema": FINAL_VERSION, "epoch": progress.best_epoch, "class_names": store.class_names, **together(found),
             "workers": [{key: worker[key] for key in ("host", "rows", "edges")} for worker in workers]}

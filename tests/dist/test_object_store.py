@@ -127,6 +127,10 @@ def test_the_whole_path(s3: S3, tmp_path: Path) -> None:
         assert found["kind"] == kind
         assert found.keys() == local.keys()
     assert "diagnosis" in _done("inspect", f"{there}/model.safetensors", "--store", f"{there}/store")
+    page = _done("report", f"{there}/run", "--store", f"{there}/store", "--out", f"{there}/pages/run.html")
+    assert page["runs"] == [{"name": "run", "epochs": 6, "best_epoch": page["runs"][0]["best_epoch"], "complete": True,
+                             "measured": True}]
+    assert len(_bytes("all/pages/run.html")) == page["bytes"]
     plan = ["--hosts", 2, "--host-ram-gb", 4, "--host-cores", 2, "--link-gbps", 1]
     assert _done("plan", f"{there}/store", *plan).keys() == _done("plan", here / "store", *plan).keys()
 

@@ -361,5 +361,9 @@ def test_other_settings_have_pages_too(tmp_path: Path) -> None:
     for text in ("One part: no messages between parts", "One part: nothing is sent", "Test ROC-AUC",
                  "Only propagation.kind=smp has multipliers; here it is appnp"):
         assert text in words
+    train_here(store, settings(*WORDS, "train.eval_every=5", "train.patience=2"), tmp_path / "none")
+    assert not (tmp_path / "none" / "final.json").exists()
+    make_report([tmp_path / "none"])
+    assert "No epoch was evaluated yet" in Page(tmp_path / "none" / "report.html").root.words()
     assert [chart["id"] for chart in page.data["charts"]][:4] == ["loss", "accuracy", "roc_auc", "seconds"]
     assert all(series["y"] for chart in page.data["charts"] for series in chart["series"])
