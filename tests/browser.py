@@ -19,7 +19,7 @@ __all__ = ["Browser", "find_browser"]
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
          "--disable-background-networking", "--disable-component-update", "--hide-scrollbars",
          "--remote-debugging-port=0")
-START_S, ANSWER_S = 20.0, 20.0
+START_S, ANSWER_S = 60.0, 60.0
 
 
 def find_browser() -> str | None:
