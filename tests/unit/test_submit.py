@@ -127,7 +127,8 @@ def test_what_goes_with_a_job(client: FakeClient, tmp_path: Path) -> None:
 
 
 def test_all_commands_but_views_can_be_jobs() -> None:
-    assert set(typer.main.get_command(app).commands) == {*jobs.JOB_COMMANDS, "settings", "submit", "top"}  # type: ignore[attr-defined]
+    assert set(typer.main.get_command(app).commands) == {  # type: ignore[attr-defined]
+        *jobs.JOB_COMMANDS, "settings", "submit", "top"}
 
 
 def test_what_is_refused_before_a_cluster_is_asked(tmp_path: Path) -> None:
