@@ -301,4 +301,4 @@ class _FixedStorage:
 
     def _half(self, step: float) -> float:
         """By how much a round's codes move the middle."""
-        return (2**self._coding.bits - 1) / 2 * step / self._unit
+        return float((2**self._coding.bits - 1) / 2 * step / self._unit)
