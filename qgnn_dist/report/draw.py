@@ -51,7 +51,7 @@ def ticks(low: float, high: float, most: int = 5, *, whole: bool = False) -> lis
     """Round numbers from at most `low` on to at least `high`, some `most` of them.
 
     >>> ticks(0.13, 0.91), ticks(1, 60, whole=True), ticks(3, 3)
-    ([0.0, 0.2, 0.4, 0.6, 0.8, 1.0], [0.0, 20.0, 40.0, 60.0], [2.0, 4.0])
+    ([0.0, 0.2, 0.4, 0.6, 0.8, 1.0], [0.0, 20.0, 40.0, 60.0], [2.0, 2.5, 3.0, 3.5, 4.0])
     """
     if not high > low:
         step = 1.0 if whole or low == 0 else abs(low) / 2
