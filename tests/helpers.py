@@ -55,6 +55,16 @@ def small_graph(nodes: int = 300, classes: int = 5, features: int = 24, *, spars
                  labels=labels, num_classes=classes, split=split)
 
 
+def npz_graph(path: Path, nodes: int) -> Path:
+    """A file of 500 random edges, 6 features of which 3 tell the class, and splits of 40, 40 and the rest."""
+    rng = np.random.default_rng(0)
+    classes = rng.integers(0, 3, nodes)
+    x = rng.random((nodes, 6)).astype(np.float32) + np.eye(3, 6, dtype=np.float32)[classes]
+    np.savez(path, edge_index=rng.integers(0, nodes, (2, 500)), x=x, y=classes, train_idx=np.arange(40),
+             valid_idx=np.arange(40, 80), test_idx=np.arange(80, nodes))
+    return path
+
+
 def as_pyg(graph: Graph) -> Any:
     """A PyG `Data` of the same graph: sparse features in CSR form, edges as they come, masks for splits."""
     from torch_geometric.data import Data

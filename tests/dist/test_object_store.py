@@ -11,7 +11,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -28,7 +27,7 @@ from qgnn_dist.partitioning.api import partition_graph
 from qgnn_dist.storage.place import Place
 from qgnn_dist.store.reader import Store
 from qgnn_dist.training import remote_run
-from tests.helpers import settings
+from tests.helpers import npz_graph, settings
 from tests.recovering import records, undisturbed
 from tests.s3 import BUCKET, S3, SECRET, Door
 
@@ -53,15 +52,6 @@ def _refused(code: int, text: str, *words: str | Path) -> None:
     assert text in line
     assert result.exit_code == code
     assert SECRET not in result.stderr + result.stdout
-
-
-def _file(path: Path) -> Path:
-    rng = np.random.default_rng(0)
-    classes = rng.integers(0, 3, NODES)
-    x = rng.random((NODES, 6)).astype(np.float32) + np.eye(3, 6, dtype=np.float32)[classes]
-    np.savez(path, edge_index=rng.integers(0, NODES, (2, 500)), x=x, y=classes, train_idx=np.arange(40),
-             valid_idx=np.arange(40, 80), test_idx=np.arange(80, NODES))
-    return path
 
 
 def _on_disk(graph: Path, folder: Path) -> None:
@@ -91,7 +81,7 @@ def _bytes(name: str) -> bytes:
 def test_the_whole_path(s3: S3, tmp_path: Path) -> None:
     """Stores and predictions have the same bytes as on disk, and the run the same lines."""
     there, here = f"s3://{BUCKET}/all", tmp_path / "here"
-    graph = _file(tmp_path / "graph.npz")
+    graph = npz_graph(tmp_path / "graph.npz", NODES)
     Place(f"{there}/graph.npz", StorageConfig()).put(graph)
     with RaySession(num_cpus=2):  # one for all of them
         _done("partition", f"{there}/graph.npz", "--parts", 2, "--method", "random", "--out", f"{there}/store")
@@ -148,7 +138,7 @@ def test_the_whole_path(s3: S3, tmp_path: Path) -> None:
 
 
 def test_faults_of_a_store_are_one_line(s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    graph = _file(tmp_path / "graph.npz")
+    graph = npz_graph(tmp_path / "graph.npz", NODES)
     partition = ["partition", graph, "--parts", 1, "--out"]
     _refused(2, "s3://nobody/store: there is no bucket nobody", *partition, "s3://nobody/store")
     _refused(2, "s3://nobody/run: there is no bucket", "export", "s3://nobody/run", "--out", tmp_path / "m")
@@ -169,7 +159,7 @@ def test_faults_of_a_store_are_one_line(s3: S3, tmp_path: Path, monkeypatch: pyt
 
 
 def test_the_pipeline_goes_on_there(s3: S3, tmp_path: Path) -> None:
-    file, out = _file(tmp_path / "graph.npz"), f"s3://{BUCKET}/all"
+    file, out = npz_graph(tmp_path / "graph.npz", NODES), f"s3://{BUCKET}/all"
     words = [sys.executable, str(ROOT / "jobs" / "pipeline.py"), str(file), "--parts", "1", "--out", out, *WORDS]
 
     def done() -> str:
@@ -190,7 +180,7 @@ def test_the_pipeline_goes_on_there(s3: S3, tmp_path: Path) -> None:
 
 
 def test_an_overwritten_run_leaves_nothing_behind(s3: S3, tmp_path: Path) -> None:
-    qgnn.partition(str(_file(tmp_path / "graph.npz")), parts=1, out=tmp_path / "store")
+    qgnn.partition(str(npz_graph(tmp_path / "graph.npz", NODES)), parts=1, out=tmp_path / "store")
     uri, stray = f"s3://{BUCKET}/run", Place(f"s3://{BUCKET}/run/notes.txt", StorageConfig())
     for epochs, overwrite in ((9, False), (4, True)):
         qgnn.train(tmp_path / "store", out=uri, config=settings(f"train.epochs={epochs}", "train.checkpoint_every=3"),
@@ -212,7 +202,7 @@ def test_a_run_there_is_watched(s3: S3, tmp_path: Path, monkeypatch: pytest.Monk
     """As one on disk: while it is trained and once it has ended, by the same reader, and anew after a resume."""
     monkeypatch.setattr(remote_run, "LINES_EVERY_S", 0.1)
     monkeypatch.setattr(remote_run, "LOOK_AGAIN_S", 0.1)
-    qgnn.partition(str(_file(tmp_path / "graph.npz")), parts=1, out=tmp_path / "store")
+    qgnn.partition(str(npz_graph(tmp_path / "graph.npz", NODES)), parts=1, out=tmp_path / "store")
     uri, config = f"s3://{BUCKET}/run", settings("train.epochs=6", "train.checkpoint_every=2")
     _refused(2, f"{uri}: not a run", "top", uri, "--once")
     seen = list[tuple[int, str]]()
@@ -250,7 +240,7 @@ def test_a_run_there_is_watched(s3: S3, tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_run_outlives_the_object_store(s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While it is away the run goes on; what is missing is put there once it is back, or kept here where it is not."""
-    qgnn.partition(str(_file(tmp_path / "graph.npz")), parts=1, out=tmp_path / "store")
+    qgnn.partition(str(npz_graph(tmp_path / "graph.npz", NODES)), parts=1, out=tmp_path / "store")
     config, epochs = settings("train.epochs=20", "train.checkpoint_every=5", "storage.retry_s=0.4"), list[int]()
     qgnn.train(tmp_path / "store", out=tmp_path / "run", config=config)
     with Door(s3) as door:

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.dataset as ds
 import pytest
 
@@ -27,6 +26,7 @@ from qgnn_dist.storage.local import fetched_folder
 from qgnn_dist.storage.place import Place
 from qgnn_dist.store.reader import Store
 from qgnn_dist.training.remote_run import fetched_run
+from tests.helpers import npz_graph
 from tests.processes import command, descendants
 from tests.rayhead import free_port, ray_head, ray_node
 from tests.recovering import same_end, undisturbed
@@ -114,20 +114,11 @@ def _ended(process: subprocess.Popen[bytes], log: Path) -> tuple[int, dict[str, 
     return code, json.loads(text.splitlines()[-1]), text
 
 
-def _graph(path: Path) -> Path:
-    rng = np.random.default_rng(0)
-    classes = rng.integers(0, 3, NODES)
-    x = rng.random((NODES, 6)).astype(np.float32) + np.eye(3, 6, dtype=np.float32)[classes]
-    np.savez(path, edge_index=rng.integers(0, NODES, (2, 500)), x=x, y=classes, train_idx=np.arange(40),
-             valid_idx=np.arange(40, 80), test_idx=np.arange(80, NODES))
-    return path
-
-
 @pytest.mark.long
 @pytest.mark.timeout(1000)
 def test_from_a_graph_to_parquet_in_a_bucket(cluster: Cluster, tmp_path: Path) -> None:
     """Killed, submitted again and stopped, and again to its end: as if nothing had happened."""
-    graph = _graph(tmp_path / "graph.npz")
+    graph = npz_graph(tmp_path / "graph.npz", NODES)
     Place(f"s3://{BUCKET}/graph.npz", QUICK).put(graph)
 
     log = tmp_path / "killed"
