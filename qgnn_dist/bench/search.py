@@ -46,8 +46,8 @@ def search(grid: str | Path, *, out: str | Path, data: str | Path | None = None,
         jobs: rows at a time, one thread each; default the file's, else the cores.
         only: rows whose name (`dataset/method/width/K10`) contains it.
         overwrite: forget the trials of an earlier search in `out`.
-        on_step: called with each step before the trials; on_start(trials to run, finished before, rows at a time);
-            on_trial(row, why the row failed or None).
+        on_step: called with each step before the trials; on_start(trials and trainings of finals to run, finished
+            before, rows at a time); on_trial(row, why the row failed or None).
     Returns: table.json, with `failed` (rows) and `files`.
     Raises: InputError before anything is written: the grid's faults, a folder that is not ours, no Optuna.
     """
@@ -67,8 +67,8 @@ def search(grid: str | Path, *, out: str | Path, data: str | Path | None = None,
         number = min(jobs or read.jobs or os.cpu_count() or 1, max(len(waiting), 1))
         counter = _Counter(waiting, on_trial)
         if on_start is not None:
-            on_start(plan.trials * len(waiting) - counter.seen, counter.seen + plan.trials * (
-                len(cells) - len(waiting)), number)
+            steps = plan.trials + plan.finals * plan.final_seeds
+            on_start(steps * len(waiting) - counter.seen, counter.seen + steps * (len(cells) - len(waiting)), number)
         failures = run_cells(waiting, number, work=search_row, on_end=counter.end, on_wait=counter.look)
         rows = [_row(row, cells[row.name], read_cell(cells[row.name]), failures) for row in read.shown]
         words = read.table.get("search", {}).get("settings", [])
@@ -76,25 +76,30 @@ def search(grid: str | Path, *, out: str | Path, data: str | Path | None = None,
             if found["best"] is not None:
                 _write_settings(folder, row, cells[row.name], found, [word.partition("=")[0].strip() for word in words])
         result = write_bench("search", folder, rows, "Settings by search", _INTRO, tables(rows), None,
-                             trials=plan.trials, seeds=plan.seeds, failed=len(failures))
+                             trials=plan.trials, seeds=plan.seeds, finals=plan.finals, final_seeds=plan.final_seeds,
+                             failed=len(failures))
         return {**result, "files": [*result["files"], str(folder / "settings")]}
 
 
 _INTRO = ("All rows tried as many settings, the first being their own, and trained each on as many seeds, none of a "
           "table's, on a graph whose test nodes' labels were taken out. Figures are of validation, means over the "
-          "seeds, in points; the best of many is somewhat too good, which test figures don't inherit. Ended: by the "
-          "median rule, or as the first seeds were far below the best; diverged: no number came out.")
+          "seeds, in points; the best of many is somewhat too good, which test figures don't inherit. Where there was "
+          "a final, the best figure is of its seeds, which did not choose the finalists; the gain is of the trials' "
+          "seeds. Ended: by the median rule, or as the first seeds were far below the best; diverged: no number came "
+          "out.")
 
 
 def _cell(row: Row, plan: Search, fingerprint: str, out: Path) -> SearchCell:
     space = plan.spaces[row.name]
     known = [row.config.digest(), fingerprint, __version__, row.system, str(plan.seeds), json.dumps(space)]
     trials = hashlib.sha256(" ".join(known).encode()).hexdigest()[:24]
-    digest = hashlib.sha256(f"{trials} {plan.trials}".encode()).hexdigest()[:24]
+    budget = f"{trials} {plan.trials}" + (f" {plan.finals} {plan.final_seeds}" if plan.finals else "")
+    digest = hashlib.sha256(budget.encode()).hexdigest()[:24]
     return SearchCell(row=row.name, names={"dataset": row.dataset, "method": row.method, "width": row.width,
                                            "layers": row.layers}, seed=0, digest=digest, system=row.system,
                       config=row.config, store=out / "stores" / row.dataset, space=space, trials=plan.trials,
                       file=out / "rows" / row.dataset / f"{digest}.json", seeds=plan.seeds,
+                      finals=plan.finals, final_seeds=plan.final_seeds,
                       history=out / "trials" / row.dataset / f"{trials}.jsonl")
 
 
@@ -104,14 +109,14 @@ class _Counter:
     def __init__(self, cells: Sequence[SearchCell], on_trial: Callable[[str, str | None], None] | None) -> None:
         self._cells, self._tell = {cell.history: cell for cell in cells}, on_trial or (lambda name, why: None)
         self._done = {cell.history: self._count(cell) for cell in cells}
-        self.seen = sum(min(self._done[cell.history], cell.trials) for cell in cells)
+        self.seen = sum(min(self._done[cell.history], cell.steps) for cell in cells)
 
     def look(self) -> None:
         """Count what is new."""
         for history, cell in self._cells.items():
             count = self._count(cell)
             for number in range(self._done[history], count):
-                self._tell(f"{cell.row} trial {number}", None)
+                self._tell(f"{cell.row} " + (f"trial {number}" if number < cell.trials else "final"), None)
             self._done[history] = count
 
     def end(self, cell: Any, failure: str | None) -> None:
@@ -122,7 +127,7 @@ class _Counter:
 
     @staticmethod
     def _count(cell: SearchCell) -> int:
-        return len(finished_trials(cell.history))
+        return len(finished_trials(cell.history)) + len(finished_trials(cell.final_history))
 
 
 def _row(row: Row, cell: SearchCell, result: dict[str, Any] | None, failures: dict[str, str]) -> dict[str, Any]:
@@ -149,9 +154,10 @@ def _write_settings(out: Path, row: Row, cell: SearchCell, found: dict[str, Any]
     if row.system == OWN:
         params = with_step(params)
     own = found["own"]["figure"]
-    notes = [f"{row.name}: the best of {found['trials']} trials by `qgnn bench search` (qgnn-dist {__version__}).",
-             f"Validation {row.config.train.metric} {points(found['best']['figure'])}, mean of {cell.seeds} "
-             f"seeds; {points(own)} by the row's own settings.",
+    budget = f"{found['trials']} trials" + (f" and a final of {cell.finals}" if cell.finals else "")
+    notes = [f"{row.name}: the best of {budget} by `qgnn bench search` (qgnn-dist {__version__}).",
+             f"Validation {row.config.train.metric} {points(found['best']['figure'])}, mean of "
+             f"{len(found['best']['figures'])} seeds; {points(own)} by the row's own settings, of {cell.seeds}.",
              f"Beside these: {_others(row.config, params, trials_only)}" if row.system == OWN else
              f"For the reference {row.system} of `qgnn bench accuracy`."]
     file = tuned_file(out / "settings", row.dataset, row.method, row.width)
@@ -187,8 +193,9 @@ def tables(rows: Sequence[dict[str, Any]]) -> Tables:
                 lines.append([*head, *["–"] * (len(columns) - len(head) - 1), row["why"]])
                 continue
             own, best, states = row["own"]["figure"], row["best"]["figure"], row["states"]
+            gain = None if own is None else row["best"].get("trial_figure", best) - own
             lines.append([*head, str(row["trials"]), str(states["pruned"] + states["skipped"]), str(states["diverged"]),
-                          points(own), points(best), points(None if own is None else best - own, sign="+"),
+                          points(own), points(best), points(gain, sign="+"),
                           f"{row['seconds'] / row['trials']:.1f}",
                           ", ".join(f"{key.partition('.')[2]} {_short(value)}" for key, value in row["changed"].items())
                           or "its own settings"])

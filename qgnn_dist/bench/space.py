@@ -4,6 +4,8 @@
     [search]
     trials = 20                          # of every row, the same budget for all
     seeds = 2                            # of a trial; its figure is their mean
+    finals = 4                           # so many of the best trials meet again on further seeds
+    final_seeds = 5
     settings = ["train.epochs=100"]      # of trials alone, after all others
     [search.space]                       # key → choices, or a range; without this table: DEFAULT_SPACE
     "train.lr" = {low = 0.003, high = 0.1, log = true}
@@ -39,7 +41,7 @@ DEFAULT_SPACE: dict[str, Domain] = {
     "propagation.mu": tuple(1 / teleport - 1 for teleport in (0.3, 0.2, 0.15, 0.1, 0.05)),
 }
 """Teleports 0.3 … 0.05 in `mu`."""
-TRIALS, SEEDS = 20, 2
+TRIALS, SEEDS, FINALS, FINAL_SEEDS = 20, 2, 0, 5
 _FIXED = {"seed": "a trial's seeds are 0, 1, …", "propagation.layers": "the grid's `layers` gives it",
           "propagation.eta": "it follows propagation.mu, as 1/(1 + mu)",
           "quant.bits": "a row's width gives it", "train.metric": "figures of two metrics cannot be compared",
@@ -52,6 +54,8 @@ class Search:
 
     trials: int
     seeds: int
+    finals: int
+    final_seeds: int
     spaces: dict[str, dict[str, Domain]]
 
 
@@ -76,7 +80,9 @@ def read_search(grid: Grid, *, trials: int | None = None, seeds: int | None = No
                           "search is of one, restrict `layers`")
     if faults:
         raise ConfigError("; ".join(dict.fromkeys(faults)), file=grid.file)
-    return Search(trials=trials or table.get("trials", TRIALS), seeds=seeds or table.get("seeds", SEEDS), spaces=spaces)
+    finals = table.get("finals", FINALS)
+    return Search(trials=trials or table.get("trials", TRIALS), seeds=seeds or table.get("seeds", SEEDS), spaces=spaces,
+                  finals=finals, final_seeds=table.get("final_seeds", FINAL_SEEDS) if finals else 0)
 
 
 def _domains(place: str, table: Mapping[str, Any], faults: list[str]) -> dict[str, Domain]:

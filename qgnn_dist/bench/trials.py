@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One row's search: settings tried one after the other, in the order that Optuna's TPE suggests them.
+"""One row's search: settings tried one after the other, in the order that Optuna's TPE suggests them, then a final.
 
 A trial sees validation figures alone; its store has no test labels either (stores.without_test_labels). Finished trials
 are lines of a file, and a trial depends on the lines before it and its number: a search that was stopped goes on to the
@@ -51,14 +51,27 @@ DIGITS = 4
 class SearchCell(Cell):
     """The search of one row; `config` is where it starts.
 
-    Attributes: space: key → domain. trials, seeds: the budget. history: file of its finished trials, which a larger
+    Attributes: space: key → domain. trials, seeds: the budget. finals, final_seeds: so many of the best trials are
+        trained on so many further seeds, which choose among them. history: file of its finished trials, which a larger
         budget goes on from.
     """
 
     space: dict[str, Domain] = field(default_factory=dict)
     trials: int
     seeds: int
+    finals: int = 0
+    final_seeds: int = 0
     history: Path
+
+    @property
+    def final_history(self) -> Path:
+        """File of the finals' finished trainings."""
+        return self.history.with_suffix(".finals.jsonl")
+
+    @property
+    def steps(self) -> int:
+        """Trials, and trainings of the finals."""
+        return self.trials + self.finals * self.final_seeds
 
 
 class _HopelessError(Exception):
@@ -66,7 +79,7 @@ class _HopelessError(Exception):
 
 
 def finished_trials(history: Path) -> list[dict[str, Any]]:
-    """The trials of a row so far; what a killed process left unfinished at the end is no trial."""
+    """The trials of a row so far, or the finals' trainings; what a killed process left unfinished is none."""
     try:
         lines = history.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
@@ -108,19 +121,49 @@ def search_row(cell: Cell, scratch: Path) -> dict[str, Any]:
     while len(records) < cell.trials:
         line = json.dumps(_trial(cell, space, own, records, scratch))
         records.append(json.loads(line))  # as a later process will see it
-        with open(cell.history, "a", encoding="utf-8") as opened:
-            opened.write(line + "\n")
-            opened.flush()
-            os.fsync(opened.fileno())
+        _append(cell.history, line)
     records = records[:cell.trials]
     best = best_of(records)
     if best is None:
         raise QgnnError(f"none of {len(records)} trials came to an end, the first because {records[0]['why']}")
+    if cell.finals:
+        best = _final(cell, records, scratch)
     states = [record["state"] for record in records]
     return {"schema": SCHEMA, "digest": cell.digest, "system": cell.system, "names": cell.names, "best": best,
             "own": records[0], "trials": len(records), "seeds": cell.seeds,
             "states": {state: states.count(state) for state in (COMPLETE, PRUNED, SKIPPED, DIVERGED)},
             "seconds": sum(record["seconds"] for record in records)}
+
+
+def _final(cell: SearchCell, records: Sequence[dict[str, Any]], scratch: Path) -> dict[str, Any]:
+    """The best of the best trials, by seeds that did not make them so; its figure is of those seeds alone."""
+    complete = [record for record in records if record["state"] == COMPLETE]
+    ranked = sorted(complete, key=lambda record: (-record["figure"], record["number"]))
+    known = finished_trials(cell.final_history)
+    _rewrite(cell.final_history, known)
+    figures = {(record["trial"], record["seed"]): record["figure"] for record in known}
+    found = []
+    for record in ranked[:cell.finals]:
+        config = configured(cell.config, record["params"])
+        for seed in range(cell.seeds, cell.seeds + cell.final_seeds):
+            place = record["number"], seed
+            if place not in figures:
+                try:
+                    figures[place] = validation_figure(cell, config, seed, scratch, lambda epoch, figure: None)
+                except DivergedError:
+                    figures[place] = 0.0
+                _append(cell.final_history, json.dumps({"number": len(figures) - 1, "trial": place[0], "seed": seed,
+                                                        "figure": figures[place]}))
+        fresh = [figures[record["number"], seed] for seed in range(cell.seeds, cell.seeds + cell.final_seeds)]
+        found.append({**record, "figure": mean(fresh), "figures": fresh, "trial_figure": record["figure"]})
+    return max(found, key=lambda record: (record["figure"], record["trial_figure"], -record["number"]))
+
+
+def _append(history: Path, line: str) -> None:
+    with open(history, "a", encoding="utf-8") as opened:
+        opened.write(line + "\n")
+        opened.flush()
+        os.fsync(opened.fileno())
 
 
 def _rewrite(history: Path, records: Sequence[dict[str, Any]]) -> None:

@@ -188,6 +188,36 @@ def test_a_stopped_search_goes_on_to_the_same_settings(tmp_path: Path) -> None:
     assert len(set(params)) > 4, "trials repeat one another"
 
 
+def test_further_seeds_choose_among_the_best_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trial that its own seeds flattered loses the final; a final that was stopped trains only what it lacks."""
+    cell = dataclasses.replace(_row_cell(tmp_path, trials=4), finals=2, final_seeds=3)
+    trained, rates = list[int](), list[float]()
+
+    def figure(cell: SearchCell, config: Any, seed: int, scratch: Path, watch: Any) -> float:
+        if config.train.lr not in rates:
+            rates.append(config.train.lr)
+        number = rates.index(config.train.lr)
+        if seed >= cell.seeds:
+            trained.append(number)
+            if number == 1 and seed == cell.seeds + 1:
+                raise DivergedError("diverged")
+        # On the trial's seeds trial 2 is the best and 1 the next; on the others 1, which then diverges once.
+        return (0.6, 0.7, 0.72, 0.65)[number] if seed < cell.seeds else (0.9, 0.8, 0.69, 0.9)[number]
+
+    monkeypatch.setattr(trials, "validation_figure", figure)
+    best = search_row(cell, tmp_path)["best"]
+    assert trained == [2, 2, 2, 1, 1, 1]
+    assert (best["number"], best["trial_figure"], best["figures"]) == (2, 0.72, [0.69] * 3)
+    assert best["figure"] == pytest.approx(0.69)
+    lines = cell.final_history.read_text(encoding="utf-8").splitlines()
+    cell.final_history.write_text("\n".join(lines[:4]) + "\n" + lines[4][:9], encoding="utf-8")
+    trained.clear()
+    assert search_row(cell, tmp_path)["best"] == best
+    assert trained == [1, 1]
+    assert [json.loads(line)["figure"] for line in lines[3:]] == [0.8, 0.0, 0.8]
+    assert search_row(dataclasses.replace(cell, finals=0, final_seeds=0), tmp_path)["best"]["figure"] == 0.72
+
+
 _KILLED = """
 import sys
 from pathlib import Path
