@@ -103,7 +103,7 @@ def partition_graph(graph: Graph, *, parts: int, out: str | Path, method: str = 
             with stages.stage("cut", f"partitioning into {parts} by {chosen}"):
                 owners, found = _owners(graph, cleaned, parts, chosen, seed, limits, model)
             with stages.stage("order", "ordering the nodes" + (f" by {order}" if order != "auto" else "")):
-                nodes, sorted_by, why = choose_order(order, cleaned.indptr, cleaned.indices, seed, memory_gb)
+                nodes, sorted_by, why = choose_order(order, cleaned.indptr, cleaned.indices, seed)
             needed = disk_bytes(graph, len(cleaned.indices), parts) + mixing
             check_room(scratch, needed, str(out), "the store")
             with disk_errors(scratch, needed, str(out), "the store"):

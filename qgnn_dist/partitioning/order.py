@@ -3,7 +3,7 @@
 
 An order is of the whole graph; a part keeps it among its rows with remote neighbours, and among its interior rows.
 No result depends on it: a row's neighbours are still added up by rising source index, and outputs carry node ids.
-All orders take time and memory in proportion to the edges; docs/order.md says what each gives.
+All orders take time in proportion to the edges; docs/order.md says what each gives.
 """
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from .. import kernels
 from ..errors import InputError
 
 __all__ = ["ORDERS", "choose_order", "mean_log2_distance", "places"]
@@ -19,13 +20,10 @@ LEAST_NODES = 1 << 16
 """Nodes below which `auto` leaves them as they come: their states fit into the caches in any order."""
 LEAST_GAIN = 1.0
 """Drop of the mean log2 distance below which `auto` leaves the nodes as they come: 1 halves the typical distance."""
-BYTES_PER_EDGE = 35
-"""Directed, beside the graph, that `community` takes. Measured: 26 to 30 with 12.5 M undirected edges."""
 SAMPLED_EDGES = 1 << 20
 
 
-def choose_order(order: str, indptr: np.ndarray, indices: np.ndarray, seed: int, memory_gb: float | None = None
-                 ) -> tuple[np.ndarray, str, str]:
+def choose_order(order: str, indptr: np.ndarray, indices: np.ndarray, seed: int) -> tuple[np.ndarray, str, str]:
     """The nodes in their order (N,), the order's name and why it was taken.
 
     `auto` tries `community` from LEAST_NODES nodes on, and takes it where it lowers the mean log2 distance of
@@ -35,7 +33,6 @@ def choose_order(order: str, indptr: np.ndarray, indices: np.ndarray, seed: int,
 
     Args:
         order: `auto` or one of ORDERS. indptr int64 (N+1,), indices int32 (2E,): the whole graph, both directions.
-        memory_gb: what `auto` may count on.
     Raises: InputError: an order that cannot be had for this graph.
     """
     nodes = len(indptr) - 1
@@ -43,10 +40,8 @@ def choose_order(order: str, indptr: np.ndarray, indices: np.ndarray, seed: int,
         return ORDERS[order](indptr, indices, seed), order, "asked for"
     if nodes < LEAST_NODES:
         return _source(indptr, indices, seed), "source", f"{nodes} nodes lie in the caches together"
-    needed = len(indices) * BYTES_PER_EDGE / 1e9
-    if memory_gb is not None and needed > memory_gb:
-        reason = f"finding communities would need about {needed:.1f} GB, --memory is {memory_gb:g}"
-        return _source(indptr, indices, seed), "source", reason
+    if kernels.isa() == "reference":
+        return _source(indptr, indices, seed), "source", "finding communities takes too long without compiled kernels"
     before = mean_log2_distance(indptr, indices, np.arange(nodes))
     found = _community(indptr, indices, seed)
     after = mean_log2_distance(indptr, indices, found)

@@ -1,24 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cuts a graph in some twelve passes over its nodes in their order, and a few dozen bytes a node beside it.
 
-Passes over the whole graph cannot see far, so it is made small first. Three sweeps of size-constrained label
-propagation (Meyerhenke, Sanders and Schulz, SEA 2014) find clusters; clusters and the edges between them are the next,
-smaller graph, and so on. The smallest is placed by restreaming (Nishimura and Ugander, KDD 2013) with Fennel's pull to
-emptier parts (Tsourakakis et al., WSDM 2014) falling from pass to pass; on the way back each level is restreamed again,
-so that nodes leave where their cluster went. Parts keep three capacities (balance.py).
+Passes over the whole graph cannot see far, so it is made small first (levels.py). The smallest level is placed by
+restreaming (Nishimura and Ugander, KDD 2013) with Fennel's pull to emptier parts (Tsourakakis et al., WSDM 2014)
+falling from pass to pass; on the way back each level is restreamed again, so that nodes leave where their cluster
+went. Parts keep three capacities (balance.py).
 
 Legend: n nodes of a level, P parts.
 """
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from .. import kernels
-from .balance import Balance, deal, loads_of
+from .balance import Balance, deal
+from .levels import WHOLE, Level, contract, join, salt
 
 __all__ = ["assign", "extend"]
 
@@ -30,8 +29,6 @@ LEAST_SHRINKING = 0.9
 """Of the nodes that a level leaves, above which another one is not worth it."""
 SWEEPS, VOTES = 3, 32
 """Of label propagation, and edges that a node of the whole graph looks at in one."""
-SAMPLED, PAIRS_A_NODE = 16, 2
-"""Edges of a node of the whole graph that the first small one counts, and how many pairs that may give; then fewer."""
 STARTS, START_WORK = (2, 16), 1 << 22
 """Least and most placements of the smallest graph, of which the best is kept, and their work together: nodes times
 parts, and edges."""
@@ -41,49 +38,6 @@ PULLS = (0.2, 0.1, 0.05)
 """Of the first passes over a level; 1 takes a full part's edges for nothing. Then there is none."""
 LAST_PASSES, FEW_MOVES = (2, 10), 0.001
 """Passes without a pull over the whole graph and over a smaller one, and the share of moves that ends them early."""
-_WHOLE = 1 << 30
-"""The size limit of clusters, in the unit of their sizes."""
-
-
-@dataclass(frozen=True)
-class _Level:
-    """In CSR form; `edge_weight` and `node_weight`, int64 (n, 3), are None on the whole graph, `train` is elsewhere."""
-
-    indptr: np.ndarray
-    indices: np.ndarray
-    edge_weight: np.ndarray | None = None
-    node_weight: np.ndarray | None = None
-    train: np.ndarray | None = None
-
-    @property
-    def n(self) -> int:
-        return len(self.indptr) - 1
-
-    def loads(self, owners: np.ndarray, parts: int) -> np.ndarray:
-        """Of every part, int64 (P, 3)."""
-        if self.node_weight is None:
-            return loads_of(owners, self.indptr, self.train, parts)
-        loads = np.zeros((parts, kernels.LOADS), np.int64)
-        np.add.at(loads, owners, self.node_weight)
-        return loads
-
-    def shares(self, limit: np.ndarray) -> np.ndarray:
-        """The largest of each node's loads over `limit`, int32 (n,) of 1 to _WHOLE; sums of them bound each load."""
-        used = np.where(limit > 0, _WHOLE / np.maximum(limit, 1), 0.0)
-        if self.node_weight is None:
-            share = np.diff(self.indptr) * used[1]
-            np.maximum(share, used[0], out=share)
-            if self.train is not None:
-                np.maximum(share, self.train * used[2], out=share)
-        else:
-            share = (self.node_weight * used).max(1)
-        shares: np.ndarray = np.ceil(np.minimum(share, _WHOLE)).astype(np.int32)
-        return shares
-
-    def cut(self, owners: np.ndarray) -> int:
-        """Weight of the edges between parts, both directions."""
-        apart = np.repeat(owners, np.diff(self.indptr)) != owners[self.indices]
-        return int(np.count_nonzero(apart) if self.edge_weight is None else self.edge_weight[apart].sum())
 
 
 def assign(indptr: np.ndarray, indices: np.ndarray, parts: int, seed: int,
@@ -95,7 +49,7 @@ def assign(indptr: np.ndarray, indices: np.ndarray, parts: int, seed: int,
     """
     train = None if balance.train is None else np.ascontiguousarray(balance.train, np.uint8)
     capacity = balance.capacities(indptr, parts)
-    whole = _Level(indptr, indices, train=train)
+    whole = Level(indptr, indices, train=train)
     levels, groups, passes = _coarsen(whole, capacity, parts, seed)
     owners = _start(levels[1:] or levels, groups[1:], capacity, parts, seed)
     if groups:
@@ -118,7 +72,7 @@ def extend(indptr: np.ndarray, indices: np.ndarray, parts: int, owners: np.ndarr
     train = None if balance.train is None else np.ascontiguousarray(balance.train, np.uint8)
     capacity = balance.capacities(indptr, parts)
     found, frozen = owners.copy(), (owners >= 0).astype(np.uint8)
-    passes = _restream(_Level(indptr, indices, train=train), found, parts, capacity, frozen)
+    passes = _restream(Level(indptr, indices, train=train), found, parts, capacity, frozen)
     return found, {"objective": "fennel", "passes": passes, "capacity": _named(capacity)}
 
 
@@ -126,48 +80,25 @@ def _named(capacity: np.ndarray) -> dict[str, int]:
     return {name: int(value) for name, value in zip(("nodes", "edges", "train"), capacity)}
 
 
-def _coarsen(level: _Level, capacity: np.ndarray, parts: int, seed: int
-             ) -> tuple[list[_Level], list[np.ndarray], int]:
+def _coarsen(level: Level, capacity: np.ndarray, parts: int, seed: int
+             ) -> tuple[list[Level], list[np.ndarray], int]:
     """All levels, the given one first, between them the group int32 (n,) of each node, and passes over the first."""
     levels, groups, passes = [level], list[np.ndarray](), 0
     limit = np.ceil(capacity / CLUSTERS_A_PART)
     while level.n > COARSEST * parts:
         whole = not groups
-        weight = level.shares(limit)
-        labels, sizes = np.arange(level.n, dtype=np.int32), weight.copy()
-        for sweep in range(SWEEPS):
-            kernels.join_clusters(level.indptr, level.indices, level.edge_weight, weight, _WHOLE, VOTES if whole else 0,
-                                  _salt(seed, len(groups), sweep), sweep == SWEEPS - 1, labels, sizes)
-        group, count = _renumber(labels)
+        group, count = join(level, level.shares(limit), WHOLE, SWEEPS, VOTES if whole else 0, seed, len(groups))
         passes += SWEEPS if whole else 0
         if count > LEAST_SHRINKING * level.n:
             break
-        del labels, sizes, weight
-        level, tries = _contract(level, group, count, whole, _salt(seed, len(groups), SWEEPS))
+        level, tries = contract(level, group, count, whole, salt(seed, len(groups), SWEEPS))
         passes += tries if whole else 0
         groups.append(group)
         levels.append(level)
     return levels, groups, passes
 
 
-def _contract(level: _Level, group: np.ndarray, count: int, whole: bool, salt: int) -> tuple[_Level, int]:
-    """The level of `count` groups, and how many passes it took."""
-    loads = level.loads(group, count)
-    most, room, tries = (SAMPLED, PAIRS_A_NODE * level.n, 1) if whole else (0, len(level.indices), 1)
-    while (found := kernels.contract(level.indptr, level.indices, level.edge_weight, group, count, most, salt,
-                                     room)) is None:
-        most, tries = most // 2, tries + 1  # at 1 there is room for all
-    return _Level(*found, node_weight=loads), tries
-
-
-def _renumber(labels: np.ndarray) -> tuple[np.ndarray, int]:
-    """Labels without gaps, int32 (n,), and how many there are."""
-    used = np.zeros(len(labels), bool)
-    used[labels] = True
-    return (np.cumsum(used, dtype=np.int32) - 1)[labels].astype(np.int32, copy=False), int(np.count_nonzero(used))
-
-
-def _start(levels: Sequence[_Level], groups: Sequence[np.ndarray], capacity: np.ndarray, parts: int,
+def _start(levels: Sequence[Level], groups: Sequence[np.ndarray], capacity: np.ndarray, parts: int,
            seed: int) -> np.ndarray:
     """Owners int32 (n,) on the first of `levels`: the best of several placements of the last one, restreamed."""
     last, first = levels[-1], levels[0]
@@ -194,7 +125,7 @@ def _start(levels: Sequence[_Level], groups: Sequence[np.ndarray], capacity: np.
     return kept
 
 
-def _restream(level: _Level, owners: np.ndarray, parts: int, capacity: np.ndarray,
+def _restream(level: Level, owners: np.ndarray, parts: int, capacity: np.ndarray,
               frozen: np.ndarray | None = None) -> int:
     """Passes over a level with the pull falling, then without; changes `owners`, returns how many passes it were."""
     loads = level.loads(owners, parts)
@@ -207,11 +138,7 @@ def _restream(level: _Level, owners: np.ndarray, parts: int, capacity: np.ndarra
     return len(PULLS) + last
 
 
-def _place(level: _Level, capacity: np.ndarray, pull: float, owners: np.ndarray, loads: np.ndarray,
+def _place(level: Level, capacity: np.ndarray, pull: float, owners: np.ndarray, loads: np.ndarray,
            order: np.ndarray | None = None, frozen: np.ndarray | None = None) -> int:
     return kernels.place_nodes(level.indptr, level.indices, level.edge_weight, level.node_weight, level.train, order,
                                frozen, capacity, pull, owners, loads)
-
-
-def _salt(*words: int) -> int:
-    return int(np.random.SeedSequence(words).generate_state(1)[0])

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from qgnn_dist.cli import app
 from qgnn_dist.data.graph import TRAIN, Graph
 from qgnn_dist.errors import InputError, StoreError
-from qgnn_dist.partitioning import metis, stream
+from qgnn_dist.partitioning import levels, metis, stream
 from qgnn_dist.partitioning.api import partition_graph
 from qgnn_dist.partitioning.balance import Balance, loads_of
 from qgnn_dist.partitioning.clean import CleanGraph, clean
@@ -109,7 +109,7 @@ def test_large_small_graphs_count_fewer_edges(monkeypatch: pytest.MonkeyPatch) -
     graph = _planted(40, 100, 8, 6, seed=1)
     whole = _cut(graph, _stream(graph, 4))
     assert stream.assign(graph.indptr, graph.indices, 4, 0, Balance())[1]["passes"] <= 9
-    monkeypatch.setattr(stream, "PAIRS_A_NODE", 1)
+    monkeypatch.setattr(levels, "PAIRS_A_NODE", 1)
     assert stream.assign(graph.indptr, graph.indices, 4, 0, Balance())[1]["passes"] >= 10
     assert _cut(graph, _stream(graph, 4)) < whole + 0.1
 
