@@ -89,10 +89,6 @@ class NetnsCluster:
         """What host `i`'s interface has sent, by the kernel's count: Ethernet frames without their checksums."""
         return self._counter(i, "tx_bytes")
 
-    def received_bytes(self, i: int) -> int:
-        """What host `i`'s interface has received."""
-        return self._counter(i, "rx_bytes")
-
     def shape(self, rate: str | None) -> None:
         """Give every link another rate, in both directions; None: none."""
         for i in range(self.n):

@@ -18,8 +18,6 @@ __all__ = ["quantiser_section", "smoothness_section"]
 DIAGNOSIS = "diagnosis"
 MOST_CODES = 16
 """Of messages, whose codes are drawn by round."""
-STAGES = {"weights": ("weights1", "weights2"), "features": ("features",), "hidden": ("hidden",),
-          "residual": ("residual",)}
 SAYS = {"weights": "both layers' weights", "features": "rows that go in", "hidden": "activations",
         "messages": "rows between parts, each round", "residual": "the local term H⁰, which never travels",
         "gradients": "rows of the backward pass"}
