@@ -66,6 +66,9 @@ class RaySession:
                 undo.callback(ray.shutdown)
                 try:
                     ray.init(address=self._address, **quiet)
+                except FileNotFoundError as error:  # of a job: another Ray on its host has cleared away its folder
+                    raise QgnnError(f"--ray-address {self._address}: a folder was gone while the cluster was joined "
+                                    f"({error}), this command's working folder perhaps; begin it again") from None
                 except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
                     asks_for_a_token |= isinstance(error, getattr(ray.exceptions, "AuthenticationError", ()))
                     raise self._refused(" ".join(str(error).split()), asks_for_a_token) from None

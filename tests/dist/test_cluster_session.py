@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import ray
@@ -17,7 +18,7 @@ from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
 
 from qgnn_dist.cluster.session import RaySession
-from qgnn_dist.errors import InputError
+from qgnn_dist.errors import InputError, QgnnError
 from tests.processes import gone, until_gone
 
 DRIVER = """
@@ -117,6 +118,17 @@ def test_a_cluster_of_other_versions_is_refused(cluster: str, ray_version: str |
     there = f"Ray {told['ray_version']} and Python {told['python_version']}"
     assert str(caught.value).startswith(f"--ray-address {cluster}: the cluster is of {there}, this command of {mine}; ")
     assert "\n" not in str(caught.value)
+
+
+def test_a_working_folder_that_is_gone_is_no_matter_of_tokens(cluster: str, tmp_path: Path,
+                                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job's is cleared away where another Ray starts on its host; Ray looks at it when a cluster is joined."""
+    (tmp_path / "job").mkdir()
+    monkeypatch.chdir(tmp_path / "job")
+    (tmp_path / "job").rmdir()
+    with pytest.raises(QgnnError, match=rf"^--ray-address {cluster}: a folder was gone .*; begin it again$") as caught:
+        RaySession(cluster).__enter__()
+    assert not isinstance(caught.value, InputError), "the same command may go well"
 
 
 def test_an_address_without_a_cluster_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
