@@ -67,8 +67,8 @@ def search(grid: str | Path, *, out: str | Path, data: str | Path | None = None,
         number = min(jobs or read.jobs or os.cpu_count() or 1, max(len(waiting), 1))
         counter = _Counter(waiting, on_trial)
         if on_start is not None:
-            steps = plan.trials + plan.finals * plan.final_seeds
-            on_start(steps * len(waiting) - counter.seen, counter.seen + steps * (len(cells) - len(waiting)), number)
+            to_run = sum(cell.steps for cell in waiting) - counter.seen
+            on_start(to_run, sum(cell.steps for cell in cells.values()) - to_run, number)
         failures = run_cells(waiting, number, work=search_row, on_end=counter.end, on_wait=counter.look)
         rows = [_row(row, cells[row.name], read_cell(cells[row.name]), failures) for row in read.shown]
         words = read.table.get("search", {}).get("settings", [])
@@ -107,27 +107,26 @@ class _Counter:
     """Tells of trials as processes finish them."""
 
     def __init__(self, cells: Sequence[SearchCell], on_trial: Callable[[str, str | None], None] | None) -> None:
-        self._cells, self._tell = {cell.history: cell for cell in cells}, on_trial or (lambda name, why: None)
-        self._done = {cell.history: self._count(cell) for cell in cells}
-        self.seen = sum(min(self._done[cell.history], cell.steps) for cell in cells)
+        self._tell = on_trial or (lambda name, why: None)
+        self._names = {file: f"{cell.row} {word}" for cell in cells
+                       for file, word in ((cell.history, "trial"), (cell.final_history, "final"))}
+        self._done = {file: len(finished_trials(file)) for file in self._names}
+        self.seen = sum(min(self._done[cell.history], cell.trials) + min(
+            self._done[cell.final_history], cell.steps - cell.trials) for cell in cells)
 
     def look(self) -> None:
         """Count what is new."""
-        for history, cell in self._cells.items():
-            count = self._count(cell)
-            for number in range(self._done[history], count):
-                self._tell(f"{cell.row} " + (f"trial {number}" if number < cell.trials else "final"), None)
-            self._done[history] = count
+        for file, name in self._names.items():
+            count = len(finished_trials(file))
+            for number in range(self._done[file], count):
+                self._tell(f"{name} {number}", None)
+            self._done[file] = count
 
     def end(self, cell: Any, failure: str | None) -> None:
         """A row is through."""
         self.look()
         if failure is not None:
             self._tell(cell.row, failure)
-
-    @staticmethod
-    def _count(cell: SearchCell) -> int:
-        return len(finished_trials(cell.history)) + len(finished_trials(cell.final_history))
 
 
 def _row(row: Row, cell: SearchCell, result: dict[str, Any] | None, failures: dict[str, str]) -> dict[str, Any]:

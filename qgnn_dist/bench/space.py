@@ -78,6 +78,8 @@ def read_search(grid: Grid, *, trials: int | None = None, seeds: int | None = No
         if other is not row:
             faults.append(f"{row.dataset}/{row.method}/{row.width}: has depths {other.layers} and {row.layers}; a "
                           "search is of one, restrict `layers`")
+    if "final_seeds" in table and "finals" not in table:
+        faults.append("search.final_seeds: there is no final; say how many trials it has by search.finals")
     if faults:
         raise ConfigError("; ".join(dict.fromkeys(faults)), file=grid.file)
     finals = table.get("finals", FINALS)

@@ -105,7 +105,8 @@ def best_of(records: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
 def search_row(cell: Cell, scratch: Path) -> dict[str, Any]:
     """Try settings until the budget is spent.
 
-    Returns: the cell's result: `best` and `own` trials, `states` with their counts, seconds of all trials.
+    Returns: the cell's result: `best` and `own` trials, `states` with their counts, seconds of all trials. The best
+        of a final has the figures of its seeds, and `trial_figure`.
     Raises: QgnnError: every trial diverged.
     """
     import optuna

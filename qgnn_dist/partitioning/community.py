@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from .levels import WHOLE, Level, contract, join, salt
+from .levels import WHOLE, Level, contract, join
 from .order import places
 
 __all__ = ["order_nodes"]
 
-SWEEPS = 3
-"""Over all nodes of a level; a fourth one moves few."""
 FIRST_GROUP, GROUP_GROWTH = 4096, 16
 """Most nodes of a group on the lowest level, and by how much that grows from level to level. With 40 columns, 4096 rows
 of INT2 codes fill a first-level cache, of floats a second-level one."""
@@ -31,16 +29,17 @@ def order_nodes(indptr: np.ndarray, indices: np.ndarray) -> np.ndarray:
         indptr: int64 (N+1,). indices: int32 (2E,), both directions; memory maps are read from front to back.
     """
     n = len(indptr) - 1
-    level, sizes, limit, levels = Level(indptr, indices), np.ones(n, np.int32), FIRST_GROUP, list[np.ndarray]()
+    level, limit, levels, count = Level(indptr, indices), FIRST_GROUP, list[np.ndarray](), n
     while len(level.indices):
-        groups, count = join(level, sizes, min(limit, WHOLE), SWEEPS, 0, _SEED, len(levels))
+        depth = len(levels)
+        sizes = np.ones(n, np.int32) if level.node_weight is None else level.node_weight[:, 0].astype(np.int32)
+        groups, count = join(level, sizes, min(limit, WHOLE), 0, _SEED, depth)
         levels.append(groups)
-        sizes = np.bincount(groups, weights=sizes, minlength=count).astype(np.int32)
         if limit >= n:
             break
-        level, _ = contract(level, groups, count, len(levels) == 1, salt(_SEED, len(levels), SWEEPS))
+        level, _ = contract(level, groups, count, _SEED, depth)
         limit *= GROUP_GROWTH
-    rank = np.arange(len(sizes))
+    rank = np.arange(count)
     for groups in reversed(levels[1:]):
         rank = places(np.argsort(rank[groups], kind="stable"))
     nodes = np.argsort(-np.diff(indptr), kind="stable")

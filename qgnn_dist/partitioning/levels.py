@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A graph made smaller level by level, in a few sweeps over its nodes and some dozen bytes a node beside it.
+"""A graph made smaller level by level, in a few sweeps over its nodes and some hundred bytes a node beside it.
 
 Sweeps of size-constrained label propagation (Meyerhenke, Sanders and Schulz, SEA 2014) find clusters; clusters and the
 edges between them are the next, smaller graph. `stream` places its nodes by such levels, `community` orders them.
@@ -15,8 +15,10 @@ import numpy as np
 from .. import kernels
 from .balance import loads_of
 
-__all__ = ["WHOLE", "Level", "contract", "join", "salt"]
+__all__ = ["SWEEPS", "WHOLE", "Level", "contract", "join"]
 
+SWEEPS = 3
+"""Of label propagation over a level; a fourth one moves few."""
 SAMPLED, PAIRS_A_NODE = 16, 2
 """Edges of a node of the whole graph that the first small one counts, and how many pairs that may give; then fewer."""
 WHOLE = 1 << 30
@@ -65,8 +67,7 @@ class Level:
         return int(np.count_nonzero(apart) if self.edge_weight is None else self.edge_weight[apart].sum())
 
 
-def join(level: Level, weight: np.ndarray, limit: int, sweeps: int, votes: int, seed: int,
-         depth: int) -> tuple[np.ndarray, int]:
+def join(level: Level, weight: np.ndarray, limit: int, votes: int, seed: int, depth: int) -> tuple[np.ndarray, int]:
     """The cluster int32 (n,) of every node, and how many there are.
 
     Args:
@@ -74,21 +75,21 @@ def join(level: Level, weight: np.ndarray, limit: int, sweeps: int, votes: int, 
         depth: levels above this one, which with the seed decides ties.
     """
     labels, sizes = np.arange(level.n, dtype=np.int32), weight.copy()
-    for sweep in range(sweeps):
+    for sweep in range(SWEEPS):
         kernels.join_clusters(level.indptr, level.indices, level.edge_weight, weight, limit, votes,
-                              salt(seed, depth, sweep), sweep == sweeps - 1, labels, sizes)
+                              _salt(seed, depth, sweep), sweep == SWEEPS - 1, labels, sizes)
     return _renumber(labels)
 
 
-def contract(level: Level, group: np.ndarray, count: int, whole: bool, draw: int) -> tuple[Level, int]:
+def contract(level: Level, group: np.ndarray, count: int, seed: int, depth: int) -> tuple[Level, int]:
     """The level of `count` groups, and how many passes it took.
 
-    Args: group: of each node, as `join` gives it. whole: count a sample of the edges; `draw` says of which.
+    Args: group: of each node, as `join` gives it. depth: as of `join`; at 0, the whole graph, edges are sampled.
     """
     loads = level.loads(group, count)
-    most, room, tries = (SAMPLED, PAIRS_A_NODE * level.n, 1) if whole else (0, len(level.indices), 1)
-    while (found := kernels.contract(level.indptr, level.indices, level.edge_weight, group, count, most, draw,
-                                     room)) is None:
+    most, room, tries = (0, len(level.indices), 1) if depth else (SAMPLED, PAIRS_A_NODE * level.n, 1)
+    while (found := kernels.contract(level.indptr, level.indices, level.edge_weight, group, count, most,
+                                     _salt(seed, depth, SWEEPS), room)) is None:
         most, tries = most // 2, tries + 1  # at 1 there is room for all
     return Level(*found, node_weight=loads), tries
 
@@ -100,6 +101,5 @@ def _renumber(labels: np.ndarray) -> tuple[np.ndarray, int]:
     return (np.cumsum(used, dtype=np.int32) - 1)[labels].astype(np.int32, copy=False), int(np.count_nonzero(used))
 
 
-def salt(*words: int) -> int:
-    """A number that the words alone decide."""
+def _salt(*words: int) -> int:
     return int(np.random.SeedSequence(words).generate_state(1)[0])

@@ -17,7 +17,7 @@ import numpy as np
 
 from .. import kernels
 from .balance import Balance, deal
-from .levels import WHOLE, Level, contract, join, salt
+from .levels import SWEEPS, WHOLE, Level, contract, join
 
 __all__ = ["assign", "extend"]
 
@@ -27,8 +27,8 @@ COARSEST = 100
 """Nodes a part, at which a graph is small enough."""
 LEAST_SHRINKING = 0.9
 """Of the nodes that a level leaves, above which another one is not worth it."""
-SWEEPS, VOTES = 3, 32
-"""Of label propagation, and edges that a node of the whole graph looks at in one."""
+VOTES = 32
+"""Edges that a node of the whole graph looks at in a sweep."""
 STARTS, START_WORK = (2, 16), 1 << 22
 """Least and most placements of the smallest graph, of which the best is kept, and their work together: nodes times
 parts, and edges."""
@@ -86,13 +86,13 @@ def _coarsen(level: Level, capacity: np.ndarray, parts: int, seed: int
     levels, groups, passes = [level], list[np.ndarray](), 0
     limit = np.ceil(capacity / CLUSTERS_A_PART)
     while level.n > COARSEST * parts:
-        whole = not groups
-        group, count = join(level, level.shares(limit), WHOLE, SWEEPS, VOTES if whole else 0, seed, len(groups))
-        passes += SWEEPS if whole else 0
+        depth = len(groups)
+        group, count = join(level, level.shares(limit), WHOLE, 0 if depth else VOTES, seed, depth)
+        passes += 0 if depth else SWEEPS
         if count > LEAST_SHRINKING * level.n:
             break
-        level, tries = contract(level, group, count, whole, salt(seed, len(groups), SWEEPS))
-        passes += tries if whole else 0
+        level, tries = contract(level, group, count, seed, depth)
+        passes += 0 if depth else tries
         groups.append(group)
         levels.append(level)
     return levels, groups, passes

@@ -318,6 +318,12 @@ def test_progress_counts_trials_of_earlier_calls(tmp_path: Path) -> None:
     cell.history.write_text(line + line.replace("0", "1", 1), encoding="utf-8")
     counter.end(cell, "odd")
     assert told == ["sbm/recipe/int2/K2 trial 1", "sbm/recipe/int2/K2"]
+    told.clear()
+    cell.final_history.write_text(line, encoding="utf-8")
+    counter.look()
+    assert told == ["sbm/recipe/int2/K2 final 0"]
+    with_final = dataclasses.replace(cell, finals=2, final_seeds=5)
+    assert (with_final.steps, _Counter([with_final], None).seen) == (cell.trials + 10, 3)
 
 
 def test_accuracy_takes_what_was_found(done: tuple[Path, Path, Any], tmp_path: Path) -> None:

@@ -106,6 +106,7 @@ def test_rows_that_do_not_go_with_the_space_are_faults(tmp_path: Path, settings:
 
 
 @pytest.mark.parametrize(("table", "match"), [
+    ("final_seeds = 3", "search.final_seeds: there is no final"), ("finals = 0", "search.finals=0: expected a whole"),
     ("trials = 0", "search.trials=0: expected a whole number of at least 1"), ("trial = 3", "did you mean trials"),
     ('settings = ["train.epoch=3"]', "search: train.epoch: unknown key"), ("space = 3", "search.space=3: expected")])
 def test_faults_of_the_search_table(tmp_path: Path, table: str, match: str) -> None:

@@ -76,10 +76,10 @@ def test_groups_have_room_and_their_graph_counts_edges() -> None:
     graph = _cliques(60, 10)
     n, level = graph.num_nodes, Level(graph.indptr, graph.indices)
     weights = np.random.default_rng(0).integers(1, 4, n).astype(np.int32)
-    groups, count = join(level, weights, 12, 3, 0, 7, 0)
+    groups, count = join(level, weights, 12, 0, 7, 0)
     assert np.bincount(groups, weights=weights).max() <= 12
     assert 60 <= count == groups.max() + 1 < 180
-    smaller, _ = contract(level, groups, count, False, 0)
+    smaller, _ = contract(level, groups, count, 7, 1)
     dense, member = np.zeros((n, n), np.int64), np.eye(count, dtype=np.int64)[groups]
     dense[np.repeat(np.arange(n), np.diff(graph.indptr)), graph.indices] = 1
     want = member.T @ dense @ member
