@@ -8,13 +8,13 @@ import re
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import qgnn_dist as qgnn
+from qgnn_dist.cluster.pool import RayPool
 from qgnn_dist.comm import faults
 from qgnn_dist.errors import WorkerLostError
 from qgnn_dist.store.reader import Store
@@ -187,31 +187,26 @@ def test_a_prediction_begins_again_on_other_hosts(hosts: Hosts, store: Store, tm
     """A worker that is told to go leaves its host too, though that is there still."""
     file, out, mark = tmp_path / "model", tmp_path / "out", tmp_path / "mark"
     untrained_model(store).save(file)
-    at: dict[int, int] = {}
+    formed = list[list[str]]()
 
-    def follow() -> None:
-        while not ended.wait(0.1):
-            at.update({pid: parent(pid) for pid in hosts.actors("WorkerActor")})
+    def note(pool: RayPool) -> RayPool:
+        formed.append(pool.nodes())
+        return pool
 
-    ended, follower = threading.Event(), threading.Thread(target=follow, daemon=True)
-    follower.start()
+    monkeypatch.setattr(RayPool, "__enter__", note)
     monkeypatch.setenv(faults.ENVIRONMENT,
                        f"{fault.split()[0].replace('kill', 'call')} direction=evaluation layer=2 rank=1 mark={mark}")
     helper = outside(mark, hosts.kill) if fault == "kill host" else None
     try:
         qgnn.predict(store.path, model=file, out=out)
     finally:
-        ended.set()
-        follower.join(10)
         if helper is not None:
             helper.join(10)
     assert "restart 1 of what is not finished" in caplog.text
     struck = json.loads(mark.read_text())["pid"]
     assert ("SIGTERM to the worker" if fault == "term" else f"the worker process {struck} was lost") in caplog.text
-    again = dict(list(at.items())[-2:])
-    assert len(at) == 4
-    assert struck not in again
-    assert at[struck] not in again.values(), "nobody works on the host that ends, or is gone"
+    assert [len(nodes) for nodes in formed] == [2, 2]
+    assert formed[0][1] not in formed[1], "nobody works on the host that ends, or is gone"
     monkeypatch.delenv(faults.ENVIRONMENT)
     qgnn.predict(store.path, model=file, out=tmp_path / "whole")
     for part in sorted((tmp_path / "whole").glob("*.parquet")):
