@@ -328,6 +328,21 @@ def test_callers_from_several_threads_take_turns() -> None:
 
 
 @needs_native
+@pytest.mark.parametrize("threads", [2, 3, 5, 8])
+def test_threads_take_every_row_once(threads: int) -> None:
+    """Of 16 rows a chunk: fewer chunks than threads, as many, and a few more, the last one not full."""
+    kernels.set_threads(threads)
+    try:
+        for rows in (17, 33, 16 * threads, 16 * threads + 1, 16 * (threads + 2) - 3, 500):
+            counts = np.zeros((rows, 4096), np.float32)
+            for _ in range(30):
+                kernels.half_step(counts, counts, np.ones_like(counts), 1.0, 0.0, 1.0, counts)
+            np.testing.assert_array_equal(counts, 30, err_msg=f"{rows} rows")
+    finally:
+        kernels.set_threads(1)
+
+
+@needs_native
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_child_has_a_pool_of_its_own() -> None:
     code = """

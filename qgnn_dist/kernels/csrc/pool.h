@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// One pool of threads for the process. Chunks are handed out dynamically; no kernel's result depends on their order.
+// One pool of threads for the process. Each thread begins with its own share of the rows and then takes chunks of what
+// others have left; no kernel's result depends on who takes what.
 #pragma once
 #include <functional>
 
