@@ -49,13 +49,15 @@ def config(*words: str) -> RunConfig:
 class Struck:
     """A finished run into which one fault was placed.
 
-    Attributes: place: what the fault wrote where it struck. epochs: those that were finished, in order.
+    Attributes: place: what the fault wrote where it struck. epochs: those that were finished, in order. ready_s:
+        seconds that its first workers took until they trained.
     """
 
     run: Path
     summary: dict[str, Any]
     place: dict[str, Any]
     epochs: list[int]
+    ready_s: float = 0.0
 
     @property
     def restart(self) -> dict[str, Any]:
@@ -66,6 +68,11 @@ class Struck:
     def detected_s(self) -> float:
         """Seconds from the fault until the controller knew."""
         return float(self.restart["time"]) - float(self.place["time"])
+
+    @property
+    def again_within_s(self) -> float:
+        """Until training goes on: AGAIN_S, or, where a busy or slow host starts processes slowly, thrice ready_s."""
+        return max(AGAIN_S, 3 * self.ready_s)
 
 
 class Hosts:
@@ -189,8 +196,10 @@ def strike(monkeypatch: pytest.MonkeyPatch, store: Store, folder: Path, fault: s
            act: Callable[[int], None] | None = None, on_epoch: Callable[[int], None] | None = None) -> Struck:
     """Train with a fault, "KIND epoch=… layer=…"; `act` is done outside where the kind is `call`."""
     mark, epochs = folder / "mark", list[int]()
+    began, trained = time.time(), list[float]()
 
     def note(record: dict[str, Any]) -> None:
+        trained.append(time.time())
         epochs.append(record["epoch"])
         if on_epoch is not None:
             on_epoch(record["epoch"])
@@ -205,7 +214,7 @@ def strike(monkeypatch: pytest.MonkeyPatch, store: Store, folder: Path, fault: s
     kind, *wanted = fault.split()
     assert place["kind"] == kind
     assert all(str(place[name]) == value for name, value in (word.split("=") for word in wanted))
-    return Struck(folder / "run", summary, place, epochs)
+    return Struck(folder / "run", summary, place, epochs, min(trained[0], place["time"]) - began)
 
 
 def same_end(run: Path, whole: Path) -> None:

@@ -22,7 +22,6 @@ from qgnn_dist.training.run_folder import RunFolder
 from tests.helpers import untrained_model
 from tests.processes import parent
 from tests.recovering import (
-    AGAIN_S,
     EPOCHS,
     SILENCE_S,
     SOON_S,
@@ -45,7 +44,7 @@ def _whole_again(struck: Struck, whole: Path, within_s: float) -> None:
     assert struck.epochs == list(range(1, EPOCHS + 1)), "each epoch was finished once"
     assert struck.restart["epoch"] == struck.place["epoch"] - 1
     assert struck.detected_s < within_s
-    assert struck.restart["started_s"] < AGAIN_S
+    assert struck.restart["started_s"] < struck.again_within_s
     assert struck.restart["host"] == socket.gethostname()
 
 
