@@ -291,8 +291,9 @@ def _assumptions(cut: Cut, hosts: Hosts, rates: Rates, rates_from: str, config: 
     elastic = ", ".join(f"{factor:g} ({what})" for what, factor in ELASTIC_SLOWER.items())
     return [
         f"cut: {cut.how}",
-        f"rates: {rates_from}; {rates.machine}, {rates.threads} threads, more cores speed it up with "
-        f"{100 * rates.serial:.0f} % of the work left serial; neighbours lie "
+        f"rates: {rates_from}; {rates.machine}, {rates.threads} threads, more speed it up with "
+        f"{100 * min(rates.serial.values()):.0f} to {100 * max(rates.serial.values()):.0f} % of the work left serial; "
+        f"neighbours lie "
         f"{'as the order of the rows puts them' if cut.within.any() else 'anywhere in memory'}",
         f"link: {hosts.link_gbps:g} Gbit/s full duplex a host, {100 * LINK_USE:.0f} % of it used, {1000 * ROUND_S:g} "
         f"ms a round, {1000 * SERVER_S:g} ms to the multiplier server, hidden behind interior rows as far as they last",

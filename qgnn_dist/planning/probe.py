@@ -7,6 +7,7 @@ neighbours are faster. Each figure is the least of a few runs. The kernels of tr
 from __future__ import annotations
 
 import functools
+import math
 import os
 import platform
 import time
@@ -34,39 +35,79 @@ from .rates import FAR_BYTES, NEAR_BYTES, LayerRate, PerceptronRate, Rates
 
 __all__ = ["machine_name", "probe"]
 
-COLUMNS, ROWS, DEGREES, DEPTHS = (16, 64), (1 << 14, 1 << 18), (2, 24), (2, 5)
+COLUMNS, ROWS, DEGREES, DEPTHS = (16, 64), (1 << 14, 1 << 18), (2, 16), (2, 5)
 RAGGED = 47
-LEAST_RUNS, BUDGET_S = 3, 0.06
+TURNS, BUDGET_S = 3, 0.02
+"""Everything is timed in turns, seconds apart, for so long or once, and the fastest counts: a virtual machine's cores
+are slower by a third for seconds at a time."""
 WIDTHS = (1, 2, 4, 8, 32)
+SCALED_LAYERS = (("training", 2), ("frozen", 2), ("gradient", 32))
+"""Kinds of layers, each at the width that stands for all in what is not measured at every one."""
+SCALED_DEPTH = 10
+"""Of the layers that are compared between threads: the first two, on memory that is new, gain less than the others."""
 NETWORKS = ((32, 64, 16), (256, 64, 16), (128, 256, 40))
 """Features, hidden, classes of the perceptrons that are timed."""
-NETWORK_ROWS = 8192
+NETWORK_ROWS, MANY_ROWS = 1 << 13, 1 << 16
+"""Of a perceptron: enough for a rate, and so many that waking threads is no matter."""
 EXCHANGE_BYTES = (1 << 12, 1 << 23)
+
+
+class _Clock:
+    """Seconds of the fastest run of everything so far."""
+
+    def __init__(self) -> None:
+        self._least: dict[tuple[Any, ...], float] = {}
+
+    def time(self, what: tuple[Any, ...], run: Callable[[], Any], prepare: Callable[[], Any] = lambda: None) -> float:
+        """Of `what`, after at least one more run, more until BUDGET_S are over."""
+        spent = 0.0
+        while spent < BUDGET_S:
+            prepare()
+            start = time.perf_counter()
+            run()
+            seconds = time.perf_counter() - start
+            self.note(what, seconds)
+            spent += seconds
+        return self._least[what]
+
+    def note(self, what: tuple[Any, ...], seconds: float) -> float:
+        """Seconds that somebody else has taken; returns the least so far."""
+        self._least[what] = min(self._least.get(what, math.inf), seconds)
+        return self._least[what]
 
 
 def probe(threads: int, say: Callable[[str], None] = lambda _: None) -> Rates:
     """Rates of this machine with so many threads busy."""
     before, before_torch = kernels.threads(), torch.get_num_threads()
-    kernels.set_threads(threads)
     torch.set_num_threads(1)  # as in TrainWorker.setup
+    clock = _Clock()
     try:
-        layers = [rate for columns in COLUMNS for rows in ROWS for rate in _layers(columns, rows, say)]
-        say(f"layers of {RAGGED} columns")
-        ragged = {kind: _ragged(kind, bits) for kind, bits in (("training", 2), ("frozen", 2), ("gradient", 32))}
-        say("the perceptron")
-        read_ns, score_ns = _passes()
-        far_ns = _far()
-        perceptron, serial = _perceptrons(threads)
-        say("an exchange over loopback")
-        exchange_ns, round_s = _exchange()
+        for turn in range(TURNS):
+            say(f"turn {turn + 1} of {TURNS}")
+            rates = _turn(clock, threads, say)
     finally:
         kernels.set_threads(before)
         torch.set_num_threads(before_torch)
+    return rates
+
+
+def _turn(clock: _Clock, threads: int, say: Callable[[str], None]) -> Rates:
+    """Time everything once more; the rates by what was fastest so far."""
+    kernels.set_threads(threads)
+    layers = [rate for columns in COLUMNS for rows in ROWS for rate in _layers(clock, columns, rows, say)]
+    say(f"layers of {RAGGED} columns")
+    ragged = {kind: _ragged(clock, kind, bits) for kind, bits in SCALED_LAYERS}
+    say("the perceptron")
+    read_ns, score_ns = _passes(clock)
+    far_ns, perceptron = _far(clock), _perceptrons(clock)
+    say("an exchange over loopback")
+    exchange_ns, round_s = _exchange(clock)
+    say("one thread")
     versions = {"qgnn-dist": __version__, "kernels": kernels.isa(), "numpy": metadata.version("numpy")}
     return Rates(
-        machine=machine_name(), threads=threads, serial=serial, versions=versions, layers=tuple(layers), ragged=ragged,
-        perceptron=perceptron, far_ns=far_ns, read_ns=read_ns, score_ns=score_ns, exchange_ns=exchange_ns,
-        round_s=round_s)
+        machine=machine_name(), threads=threads, serial=_serial(clock, threads), versions=versions,
+        layers=tuple(layers), ragged=ragged, perceptron=perceptron, far_ns=far_ns, read_ns=read_ns, score_ns=score_ns,
+        exchange_ns=exchange_ns, round_s=round_s)
 
 
 def machine_name() -> str:
@@ -78,17 +119,6 @@ def machine_name() -> str:
     except OSError:
         pass
     return f"{name}, {os.cpu_count()} cores"
-
-
-def _least(run: Callable[[], Any], prepare: Callable[[], Any] = lambda: None) -> float:
-    """Seconds of the fastest of at least LEAST_RUNS runs, more until BUDGET_S are over."""
-    times: list[float] = []
-    while len(times) < LEAST_RUNS or sum(times) < BUDGET_S:
-        prepare()
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return min(times)
 
 
 class _LiveMultipliers:
@@ -110,7 +140,7 @@ def _graph(rows: int, degree: int) -> Neighbourhood:
                          np.full(rows, (degree + 1) ** -0.5, np.float32), 0, 0)
 
 
-def _layers(columns: int, rows: int, say: Callable[[str], None]) -> list[LayerRate]:
+def _layers(clock: _Clock, columns: int, rows: int, say: Callable[[str], None]) -> list[LayerRate]:
     """All kinds and widths at one size: a row's share by two depths, an edge's by two degrees."""
     say(f"layers of {columns} columns and {rows} rows")
     few, many = (_graph(rows, degree) for degree in DEGREES)
@@ -119,10 +149,11 @@ def _layers(columns: int, rows: int, say: Callable[[str], None]) -> list[LayerRa
     state, found = h0.copy(), []
     for kind, bits in [*((kind, bits) for bits in WIDTHS for kind in ("training", "frozen")), ("gradient", 32)]:
         run, fresh = _forward(kind, bits, exchange, state), functools.partial(np.copyto, state, h0)
-        two, four = (_least(functools.partial(run, few, depth), fresh) for depth in DEPTHS)
+        two, four = (clock.time((kind, bits, columns, rows, depth), functools.partial(run, few, depth), fresh)
+                     for depth in DEPTHS)
         row = max(four - two, 0.0) / (DEPTHS[1] - DEPTHS[0])  # a round of a row and its few edges
         if kind != "frozen":  # whose sums over edges are those of training
-            whole = _least(functools.partial(run, many, DEPTHS[0]), fresh)
+            whole = clock.time((kind, bits, columns, rows, "many"), functools.partial(run, many, DEPTHS[0]), fresh)
             edge = max(whole - two, 0.0) / DEPTHS[0] / (rows * (DEGREES[1] - DEGREES[0]))
         start = max(two - DEPTHS[0] * row, 0.0)
         found.append(LayerRate(kind, bits, columns, rows, 1e9 * start / rows,
@@ -130,14 +161,14 @@ def _layers(columns: int, rows: int, say: Callable[[str], None]) -> list[LayerRa
     return found
 
 
-def _ragged(kind: str, bits: int) -> float:
+def _ragged(clock: _Clock, kind: str, bits: int) -> float:
     """How much longer a round of rows takes whose columns fill no whole vectors: RAGGED against one more."""
     rows, graph = ROWS[1] // 2, _graph(ROWS[1] // 2, DEGREES[0])
     exchange, times = Exchange([], rows, 0, None, 0, 60.0), []
     for columns in (RAGGED, RAGGED + 1):
         h0 = np.random.default_rng(1).standard_normal((rows, columns), np.float32)
         run, fresh = _forward(kind, bits, exchange, h0), functools.partial(np.copyto, h0, h0.copy())
-        times.append(_least(functools.partial(run, graph, DEPTHS[1]), fresh))
+        times.append(clock.time((kind, bits, columns), functools.partial(run, graph, DEPTHS[1]), fresh))
     return max(times[0] / times[1], 1.0)
 
 
@@ -157,7 +188,7 @@ def _forward(kind: str, bits: int, exchange: Exchange, state: np.ndarray) -> Cal
     return run
 
 
-def _far() -> float:
+def _far(clock: _Clock) -> float:
     """ns more that a neighbour's cache line takes from FAR_BYTES than from what the layers above lie in."""
     rows, degree = 1 << 14, DEGREES[1]
     indptr, out = np.arange(rows + 1, dtype=np.int64) * degree, np.empty((rows, 64), np.int32)
@@ -165,25 +196,39 @@ def _far() -> float:
     for size in (NEAR_BYTES, FAR_BYTES):
         payload = np.full((size // 16, 16), 0x55, np.uint8)
         indices = np.random.default_rng(0).integers(0, len(payload), rows * degree, dtype=np.int32)
-        times.append(_least(functools.partial(kernels.aggregate_codes, indptr, indices, payload, 2, 0, rows, out)))
+        times.append(clock.time(("sums", size), functools.partial(kernels.aggregate_codes, indptr, indices, payload, 2,
+                                                                  0, rows, out)))
     return 1e9 * max(times[1] - times[0], 0.0) / (rows * degree)
 
 
-def _perceptrons(threads: int) -> tuple[tuple[PerceptronRate, ...], float]:
-    """Every kind and width by three shapes, and the share of the work that a second thread does not halve."""
+def _serial(clock: _Clock, threads: int) -> dict[str, float]:
+    """Of every kind of layers and of the perceptron: the share of the work that no second thread takes over."""
+    columns, rows = COLUMNS[0], ROWS[1]
+    graph, exchange, times = _graph(rows, DEGREES[0]), Exchange([], rows, 0, None, 0, 60.0), dict[str, list[float]]()
+    h0 = np.random.default_rng(1).standard_normal((rows, columns), np.float32)
+    state = h0.copy()
+    networks = {**_training(*NETWORKS[-1], MANY_ROWS), **_packed(*NETWORKS[-1], MANY_ROWS)}
+    for count in (threads, 1):
+        kernels.set_threads(count)
+        for kind, bits in SCALED_LAYERS:
+            run, fresh = _forward(kind, bits, exchange, state), functools.partial(np.copyto, state, h0)
+            times.setdefault(kind, []).append(clock.time(
+                (kind, "threads", count), functools.partial(run, graph, SCALED_DEPTH), fresh))
+        for kind in ("forward", "backward", "packed"):
+            times.setdefault(kind, []).append(clock.time((kind, "threads", count), networks[kind, 2]))
+    times["backward"] = [max(b - f, 1e-9) for f, b in zip(times["forward"], times["backward"])]
+    return {kind: min(max((threads * of_all / of_one - 1) / (threads - 1), 0.0), 1.0) if threads > 1 else 0.0
+            for kind, (of_all, of_one) in times.items()}
+
+
+def _perceptrons(clock: _Clock) -> tuple[PerceptronRate, ...]:
+    """Every kind and width by three shapes."""
     shapes, times = [], dict[tuple[str, int], list[float]]()
-    serial = 0.0
-    for features, hidden, classes in NETWORKS:
+    for network in NETWORKS:
+        features, hidden, classes = network
         shapes.append((features + hidden, features * hidden + hidden * classes))
-        runs = {**_training(features, hidden, classes), **_packed(features, hidden, classes)}
-        for key, run in runs.items():
-            times.setdefault(key, []).append(1e9 * _least(run) / NETWORK_ROWS)
-        if threads > 1 and (features, hidden, classes) == NETWORKS[-1]:
-            all_busy = _least(runs["packed", 8])
-            kernels.set_threads(1)
-            one = _least(runs["packed", 8])
-            kernels.set_threads(threads)
-            serial = min(max((threads * all_busy / one - 1) / (threads - 1), 0.0), 0.5)
+        for key, run in {**_training(*network), **_packed(*network)}.items():
+            times.setdefault(key, []).append(1e9 * clock.time((*key, network), run) / NETWORK_ROWS)
     for bits in WIDTHS[1:]:
         times["backward", bits] = [max(b - f, 0.0) for f, b in zip(times["forward", bits], times["backward", bits])]
     rates = []
@@ -195,14 +240,15 @@ def _perceptrons(threads: int) -> tuple[tuple[PerceptronRate, ...], float]:
             alone = scaled.sum(0) / (scaled * scaled).sum(0)
             value, weight = (alone[0], 0.0) if weight < 0 else (0.0, alone[1])
         rates.append(PerceptronRate(kind, bits, float(value), float(weight)))
-    return tuple(rates), serial
+    return tuple(rates)
 
 
-def _training(features: int, hidden: int, classes: int) -> dict[tuple[str, int], Callable[[], Any]]:
+def _training(features: int, hidden: int, classes: int, rows: int = NETWORK_ROWS
+              ) -> dict[tuple[str, int], Callable[[], Any]]:
     """RowBlocks at every width with dropout of one half. "backward" is both passes: the forward is taken off later."""
     rng = np.random.default_rng(0)
-    key = DropoutKey(0, 1, np.arange(NETWORK_ROWS), 0.5)
-    grad = np.full((NETWORK_ROWS, classes), 1e-3, np.float32)
+    key = DropoutKey(0, 1, np.arange(rows), 0.5)
+    grad = np.full((rows, classes), 1e-3, np.float32)
 
     def both(blocks: RowBlocks) -> None:
         blocks.forward(key, 0.2)
@@ -211,31 +257,32 @@ def _training(features: int, hidden: int, classes: int) -> dict[tuple[str, int],
     runs: dict[tuple[str, int], Callable[[], Any]] = {}
     for bits in WIDTHS[1:]:
         config = load_config(overrides=[f"model.hidden={hidden}", "model.dropout=0.5", f"quant.bits={bits}"])
-        values = rng.standard_normal((NETWORK_ROWS, features), np.float32) if bits == 32 else \
-            rng.integers(-(2 ** (bits - 1)), 2 ** (bits - 1), (NETWORK_ROWS, features)).astype(np.int16)
-        matrix = FeatureMatrix(FeatureBlock(values, np.ones(NETWORK_ROWS, np.float32), features))
+        values = rng.standard_normal((rows, features), np.float32) if bits == 32 else \
+            rng.integers(-(2 ** (bits - 1)), 2 ** (bits - 1), (rows, features)).astype(np.int16)
+        matrix = FeatureMatrix(FeatureBlock(values, np.ones(rows, np.float32), features))
         blocks = RowBlocks(Perceptron(config, features, classes), matrix)
         runs["forward", bits] = functools.partial(blocks.forward, key, 0.2)
         runs["backward", bits] = functools.partial(both, blocks)
     return runs
 
 
-def _packed(features: int, hidden: int, classes: int) -> dict[tuple[str, int], Callable[[], Any]]:
+def _packed(features: int, hidden: int, classes: int, rows: int = NETWORK_ROWS
+            ) -> dict[tuple[str, int], Callable[[], Any]]:
     """The packed model's perceptron at every width."""
-    rng, out = np.random.default_rng(0), np.empty((NETWORK_ROWS, classes), np.float32)
-    scale = np.ones(NETWORK_ROWS, np.float32)
+    rng, out = np.random.default_rng(0), np.empty((rows, classes), np.float32)
+    scale = np.ones(rows, np.float32)
     runs: dict[tuple[str, int], Callable[[], Any]] = {}
     for bits in WIDTHS[1:-1]:
         low, high = -(2 ** (bits - 1)), 2 ** (bits - 1)
-        codes = rng.integers(low, high, (NETWORK_ROWS, features)).astype(np.int16)
+        codes = rng.integers(low, high, (rows, features)).astype(np.int16)
         first, second = (rng.integers(low, high, shape).astype(np.int8)
                          for shape in ((features, hidden), (hidden, classes)))
         runs["packed", bits] = functools.partial(
             kernels.perceptron_dense, codes, scale, first, np.float32(0.1), np.zeros(hidden, np.float32),
             np.float32(1.0), bits, second, np.float32(0.1), np.zeros(classes, np.float32), None, out)
-    x = rng.standard_normal((NETWORK_ROWS, features), np.float32)
+    x = rng.standard_normal((rows, features), np.float32)
     weights = [rng.standard_normal(shape, np.float32) for shape in ((features, hidden), (hidden, classes))]
-    middle = np.empty((NETWORK_ROWS, hidden), np.float32)
+    middle = np.empty((rows, hidden), np.float32)
 
     def in_float() -> None:
         kernels.matmul_float_dense(x, weights[0], middle)
@@ -245,7 +292,7 @@ def _packed(features: int, hidden: int, classes: int) -> dict[tuple[str, int], C
     return runs
 
 
-def _passes() -> tuple[float, float]:
+def _passes(clock: _Clock) -> tuple[float, float]:
     """ns of a feature value that is read and coded, and of a score in what surrounds the layers."""
     x = np.random.default_rng(0).standard_normal((1 << 16, 64), np.float32)
     codes, scale = np.empty(x.shape, np.int16), np.empty(len(x), np.float32)
@@ -256,8 +303,8 @@ def _passes() -> tuple[float, float]:
         kernels.row_moments(x, rows)
         np.zeros_like(x)[:] = 0
 
-    return (1e9 * _least(lambda: kernels.feature_codes_dense(x, 0, 2, True, codes, scale)) / x.size,
-            1e9 * _least(score) / x.size)
+    read = clock.time(("read",), lambda: kernels.feature_codes_dense(x, 0, 2, True, codes, scale))
+    return 1e9 * read / x.size, 1e9 * clock.time(("score",), score) / x.size
 
 
 class _End:
@@ -281,12 +328,12 @@ class _End:
         return min(times)
 
 
-def _exchange() -> tuple[float, float]:
+def _exchange(clock: _Clock) -> tuple[float, float]:
     """ns of a byte and seconds of a round, of two ranks in this process."""
     pool = LocalPool(_End, {}, 2, threads=kernels.threads())
     try:
-        small, large = (max(pool.call("exchange", size // 64, repeats, timeout_s=60))
-                        for size, repeats in zip(EXCHANGE_BYTES, (50, 9)))
+        small, large = (clock.note(("exchange", size), max(pool.call("exchange", size // 64, repeats, timeout_s=60)))
+                        for size, repeats in zip(EXCHANGE_BYTES, (20, 3)))
     finally:
         pool.close()
     byte_s = max(large - small, 0.0) / (EXCHANGE_BYTES[1] - EXCHANGE_BYTES[0])

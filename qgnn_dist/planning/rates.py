@@ -17,11 +17,12 @@ from ..quant.packed import row_bytes
 
 __all__ = ["LayerRate", "PerceptronRate", "Rates", "cache_file", "load_rates", "save_rates"]
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 LARGEST_FILE = 1 << 20
 NEAR_BYTES, FAR_BYTES, LINE_BYTES = 4 << 20, 256 << 20, 64
 KINDS = ("training", "frozen", "gradient")
 """Of layers: a training forward (moments recorded, multipliers live), a frozen one, and a backward."""
+PERCEPTRON_KINDS = ("forward", "backward", "packed")
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class LayerRate:
 
 @dataclass(frozen=True)
 class PerceptronRate:
-    """Nanoseconds of the perceptron of one kind and width. kind: forward, backward (of training) or packed.
+    """Nanoseconds of the perceptron of one kind and width: forward and backward are training's.
 
     Attributes:
         value_ns: a row's input or hidden value. weight_ns: a row and weight that meet.
@@ -61,7 +62,8 @@ class Rates:
 
     Attributes:
         ragged: kind of layers → how much longer rows take that fill no whole vectors of 8 columns.
-        threads: that all rates hold for. serial: share of the work that more threads do not speed up.
+        threads: that all rates hold for.
+        serial: kind of layers or of the perceptron → share of the work that more threads do not speed up.
         far_ns: a neighbour's cache line, more where the messages take FAR_BYTES than where they take NEAR_BYTES.
         read_ns: a feature value, read and coded. score_ns: a score, through softmax and its moments.
         exchange_ns: a byte of a round over loopback, packed, checked and received. round_s: a round of no bytes.
@@ -69,7 +71,7 @@ class Rates:
 
     machine: str
     threads: int
-    serial: float
+    serial: dict[str, float]
     versions: dict[str, str]
     layers: tuple[LayerRate, ...]
     ragged: dict[str, float]
@@ -112,9 +114,9 @@ class Rates:
         found = next(r for r in self.perceptron if r.kind == kind and r.bits == bits)
         return found.value_ns * values + found.weight_ns * weights
 
-    def speedup(self, threads: int) -> float:
-        """Of so many threads over one."""
-        return threads / (1 + self.serial * (threads - 1))
+    def speedup(self, kind: str, threads: int) -> float:
+        """Of so many threads over one, of a kind of layers or of the perceptron (Amdahl's law)."""
+        return threads / (1 + self.serial[kind] * (threads - 1))
 
 
 def _between(low: LayerRate, high: LayerRate, at: float) -> LayerRate:
@@ -170,13 +172,15 @@ def _checked(found: dict[str, Any]) -> Rates:
                 raise ValueError(f"{field.name} is {value!r}")
     if set(rates.ragged) != set(KINDS) or not all(1 <= float(v) < 100 for v in rates.ragged.values()):
         raise ValueError(f"ragged is {str(rates.ragged)[:60]}")
+    if set(rates.serial) != {*KINDS, *PERCEPTRON_KINDS} or not all(0 <= float(v) <= 1 for v in rates.serial.values()):
+        raise ValueError(f"serial is {str(rates.serial)[:60]}")
     for kind in KINDS:
         for bits in (1, 2, 4, 8, 32) if kind != "gradient" else (32,):
             grid = [(r.columns, r.rows) for r in layers if r.kind == kind and r.bits == bits]
             widths, sizes = {c for c, _ in grid}, {n for _, n in grid}
             if len(grid) != 4 or len(set(grid)) != 4 or len(widths) != 2 or len(sizes) != 2 or min(sizes) < 1:
                 raise ValueError(f"layers of {bits} bits ({kind}) are missing, or there twice")
-    wanted = {(kind, bits) for kind in ("forward", "backward", "packed") for bits in (2, 4, 8, 32)}
-    if not wanted <= {(r.kind, r.bits) for r in perceptron} or rates.threads < 1 or rates.serial > 1:
+    wanted = {(kind, bits) for kind in PERCEPTRON_KINDS for bits in (2, 4, 8, 32)}
+    if not wanted <= {(r.kind, r.bits) for r in perceptron} or rates.threads < 1:
         raise ValueError("rates of the perceptron are missing, or the threads are odd")
     return rates

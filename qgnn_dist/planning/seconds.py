@@ -102,9 +102,9 @@ class _Worker:
         # Rates were measured with half of the values dropped; products of floats skip what is 0, those of codes don't.
         kept = weights * (1 - config.model.dropout) / 0.5
         coded = self._coded_bits if size.codes_are_dense(bits["features"]) else 32  # see RowBlocks.forward
-        row = rates.perceptron_ns("forward", coded, values, weights if coded <= 4 else kept)
-        row += rates.perceptron_ns("backward", self._coded_bits, values, kept)
-        row += rates.score_ns * size.classes
+        row = self._slower("forward") * rates.perceptron_ns("forward", coded, values, weights if coded <= 4 else kept)
+        row += self._slower("backward") * rates.perceptron_ns("backward", self._coded_bits, values, kept)
+        row += self._slower("packed") * rates.score_ns * size.classes
         server = 0.0 if config.propagation.kind != "smp" else SERVER_S if self.number > 1 else LOCAL_SERVER_S
         forward = self._rounds("training", bits["messages"], row_bytes(size.classes, bits["messages"]),
                                sent_rounds(config), server)
@@ -112,7 +112,7 @@ class _Worker:
                                 Propagation.of(config).num_rounds, 0.0)
         evaluation = self.frozen("training", at_rest=False)  # it records moments, too
         return Seconds(
-            perceptron=self._slower * self.part.rows * row, layers=forward.layers + backward.layers,
+            perceptron=self.part.rows * row, layers=forward.layers + backward.layers,
             evaluation=evaluation.total - evaluation.exposed,
             exposed=forward.exposed + backward.exposed + evaluation.exposed,
             rest=EPOCH_S if self.number > 1 else LOCAL_EPOCH_S)
@@ -125,7 +125,8 @@ class _Worker:
         row += rates.score_ns * size.classes + rates.read_ns * size.stored * at_rest
         layers = self._rounds(kind, bits["messages"], row_bytes(size.classes, bits["messages"]), sent_rounds(config),
                               0.0)
-        return Seconds(perceptron=self._slower * self.part.rows * row, layers=layers.layers, exposed=layers.exposed)
+        return Seconds(perceptron=self._slower("packed") * self.part.rows * row, layers=layers.layers,
+                       exposed=layers.exposed)
 
     def _rounds(self, kind: str, bits: int, message_bytes: int, sent: int, server_s: float) -> Seconds:
         """All rounds of one direction: seconds of the layers, and what of the wire they do not hide."""
@@ -135,10 +136,10 @@ class _Worker:
             return Seconds()
         near = self.cut.near(CORE_BYTES // max(row_bytes(classes, bits), 1))
         rate = self.rates.layer(kind, bits, classes, part.rows + part.halo, near)
-        start = self._slower * rate.start_ns * part.rows
-        work = self._slower * (rate.row_ns * part.rows + rate.edge_ns * part.edges)
+        start = self._slower(kind) * rate.start_ns * part.rows
+        work = self._slower(kind) * (rate.row_ns * part.rows + rate.edge_ns * part.edges)
         if self.config.propagation.kind == "elastic":  # most of it is NumPy's, of one thread
-            slower = ELASTIC_SLOWER[kind] * self.rates.speedup(self.hosts.cores)
+            slower = ELASTIC_SLOWER[kind] * self.rates.speedup(kind, self.hosts.threads)
             start, work = start * slower, work * slower
         if self.number == 1:
             return Seconds(layers=start + rounds * work, exposed=rounds * server_s)
@@ -164,8 +165,7 @@ class _Worker:
         inside = min(self.hosts.workers, self.number) if self.hosts.count > 1 else self.number
         return (self.number - inside) / (self.number - 1)
 
-    @property
-    def _slower(self) -> float:
-        """Seconds of a nanosecond's work for one worker that has its share of a host's cores, all of them busy."""
-        rates, hosts = self.rates, self.hosts
-        return 1e-9 * rates.speedup(rates.threads) / rates.speedup(hosts.cores) * hosts.workers
+    def _slower(self, kind: str) -> float:
+        """Seconds of a nanosecond's work of a kind for one worker with its share of a host's cores."""
+        rates = self.rates
+        return 1e-9 * rates.speedup(kind, rates.threads) / rates.speedup(kind, self.hosts.threads)

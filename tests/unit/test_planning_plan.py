@@ -160,7 +160,7 @@ def test_tables_are_readable_in_100_columns() -> None:
 
 def test_a_calibration_is_kept_and_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shipped = load_rates(DEFAULT_RATES)
-    mine = dataclasses.replace(shipped, machine="mine", serial=0.1)
+    mine = dataclasses.replace(shipped, machine="mine", far_ns=0.1)
     assert choose_rates(None, False)[1].startswith("not calibrated")
     monkeypatch.setattr("qgnn_dist.planning.probe.probe", lambda threads, say: mine)
     monkeypatch.setattr("os.getloadavg", lambda: (0.1, 0.1, 0.1))
@@ -231,8 +231,9 @@ def test_rates_between_and_beyond_what_was_measured() -> None:
     assert near <= far <= further == pytest.approx(entries[many, large].edge_ns + rates.far_ns)
     middle = rates.layer("training", 2, (few + many) // 2, small)
     assert min(e.row_ns for e in entries.values()) <= middle.row_ns <= max(e.row_ns for e in entries.values())
-    assert dataclasses.replace(rates, serial=0.0).speedup(8) == 8
-    assert dataclasses.replace(rates, serial=0.1).speedup(8) == pytest.approx(8 / 1.7)
+    scaled = dataclasses.replace(rates, serial={**rates.serial, "frozen": 0.0, "training": 0.1})
+    assert scaled.speedup("frozen", 8) == 8
+    assert scaled.speedup("training", 8) == pytest.approx(8 / 1.7)
 
 
 def test_the_wire_is_hidden_by_interior_rows() -> None:
