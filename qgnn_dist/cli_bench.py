@@ -171,9 +171,11 @@ def exchange(
     """Time training over links of a given rate, at every width of messages and gradients (needs root)."""
     from .bench import exchange as bench_exchange
     from .bench import show
+    from .training.stop import sigterm_stops
 
     cells = None if cell is None else [bench_exchange.parse_cell(word) for word in cell]
-    with show.steps() as step:
+    # Namespaces outlive the process that made them.
+    with sigterm_stops("its hosts are taken down; call it again"), show.steps() as step:
         result = bench_exchange.exchange(
             source, out=out, workers=workers or (4,), rates=rate or ("1gbit",), methods=method or ("random",),
             cells=cells, repeats=repeats, time_s=seconds, evaluate=evaluate, hidden=hidden, layers=layers,

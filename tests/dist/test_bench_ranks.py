@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from qgnn_dist.bench.ranks import Loopback, Ranks
 from qgnn_dist.cli import app
 from qgnn_dist.errors import QgnnError, StoreError
 from tests.helpers import make_store, settings, small_graph
+from tests.processes import children, until_gone
 
 
 def test_bytes_of_processes_are_the_formulas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,6 +71,26 @@ def test_a_rank_that_fails_is_named(tmp_path: Path) -> None:
         with pytest.raises(QgnnError, match="the process ended") as caught:
             training.epoch(timeout_s=30.0)
         assert caught.value.rank == 1
+
+
+def test_sigterm_leaves_no_process_and_no_namespace(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "qgnn_dist.cli", "bench", "exchange", str(make_store(
+        small_graph(signed=True), tmp_path / "s", 2).path), "--workers", "2", "--rate", "none", "--cell", "2/4",
+        "--hidden", "8", "--repeats", "100000", "--no-pictures", "--out", str(tmp_path / "out")]
+    bench_process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert bench_process.stderr is not None
+    assert any("turn 2 of" in line for line in bench_process.stderr), "it never came to its second turn"
+    mine = children(bench_process.pid)
+    assert mine, "its ranks are processes"
+    bench_process.send_signal(signal.SIGTERM)
+    _, said = bench_process.communicate(timeout=60)
+    assert bench_process.returncode == 1
+    assert "stopped by SIGTERM; its hosts are taken down; call it again" in said
+    assert until_gone(mine, 10.0) == []
+    tag = f"q{bench_process.pid % 100_000:x}-"
+    if not cannot():
+        names = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout
+        assert tag not in names
 
 
 def test_growth_measures_memory_and_bytes(tmp_path: Path) -> None:
