@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from qgnn_dist.errors import InputError
 from qgnn_dist.planning import rates as rates_file
 from qgnn_dist.planning.cut import cut_of_graph, cut_of_numbers
 from qgnn_dist.planning.plan import DEFAULT_RATES, check_hosts, choose_rates, make_plan
+from qgnn_dist.planning.probe import BUDGET_S, _Clock
 from qgnn_dist.planning.rates import load_rates, save_rates
 from qgnn_dist.planning.seconds import Hosts, epoch_seconds
 from qgnn_dist.planning.shapes import GraphSize
@@ -234,6 +236,14 @@ def test_rates_between_and_beyond_what_was_measured() -> None:
     scaled = dataclasses.replace(rates, serial={**rates.serial, "frozen": 0.0, "training": 0.1})
     assert scaled.speedup("frozen", 8) == 8
     assert scaled.speedup("training", 8) == pytest.approx(8 / 1.7)
+
+
+def test_the_fastest_of_all_turns_counts() -> None:
+    clock, runs = _Clock(), list[int]()
+    assert [clock.note(("exchange", 8), seconds) for seconds in (3.0, 2.0, 4.0)] == [3.0, 2.0, 2.0]
+    assert clock.time(("exchange", 8), lambda: time.sleep(BUDGET_S)) < 2.0, "what is slow runs once"
+    assert clock.time(("sums",), lambda: runs.append(1)) < BUDGET_S / 2
+    assert len(runs) > 2, "what is fast fills its time"
 
 
 def test_the_wire_is_hidden_by_interior_rows() -> None:
