@@ -215,7 +215,7 @@ def plan(
         "--train-nodes", help="Training nodes; default: a tenth of all.")] = None,
     cut: Annotated[float | None, typer.Option(
         help="Share of the edges that will be cut, with bare numbers; default: as a random cut.")] = None,
-    calibrate: Annotated[bool, typer.Option("--calibrate", help="Measure this machine first, some 15 s.")] = False,
+    calibrate: Annotated[bool, typer.Option("--calibrate", help="Measure this machine first, some 25 s.")] = False,
     calibration: Annotated[Path | None, typer.Option(
         help="File of an earlier calibration; with --calibrate, where to keep it. Default: the user's cache.")] = None,
     root: Annotated[Path | None, typer.Option(help="Folder that holds OGB data sets.")] = None,

@@ -20,6 +20,8 @@ from ..errors import InputError, QgnnError
 
 __all__ = ["NetnsCluster", "bits_per_second", "cannot", "congestion_control"]
 
+NAMESPACES = Path("/var/run/netns")
+"""Where `ip` keeps the names."""
 COMMAND_S = 20.0
 END_S = 10.0
 BURST_BYTES, BURST_S = 1 << 18, 0.001
@@ -115,6 +117,7 @@ class NetnsCluster:
 
     def close(self) -> None:
         """End what was started on the hosts, and remove them."""
+        self._made = [name for name in self._made if (NAMESPACES / name).exists()]
         for name in self._made:
             _end(name)
         for process in self._processes:
@@ -146,8 +149,8 @@ class NetnsCluster:
 
     def _add(self, i: int | None) -> str:
         name = self._name(i)
+        self._made.append(name)  # before it is there: a signal may come between
         _run("ip", "netns", "add", name)
-        self._made.append(name)
         _run("ip", "-n", name, "link", "set", "lo", "up")
         return name
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure this machine's kernels, some 15 seconds: what `qgnn plan --calibrate` runs.
+"""Measure this machine's kernels, some 25 seconds: what `qgnn plan --calibrate` runs.
 
 Neighbours are drawn by chance, so that every one is fetched from where the states lie: graphs whose rows follow their
 neighbours are faster. Each figure is the least of a few runs. The kernels of training and prediction run as they are.
@@ -31,19 +31,19 @@ from ..propagation.neighbourhood import Neighbourhood
 from ..propagation.smp import FrozenMultipliers, Multipliers, Propagation
 from ..quant.packed import row_bytes
 from ..store.reader import PeerPlan
-from .rates import FAR_BYTES, NEAR_BYTES, LayerRate, PerceptronRate, Rates
+from .rates import FAR_BYTES, NEAR_BYTES, PERCEPTRON_KINDS, LayerRate, PerceptronRate, Rates
 
 __all__ = ["machine_name", "probe"]
 
-COLUMNS, ROWS, DEGREES, DEPTHS = (16, 64), (1 << 14, 1 << 18), (2, 16), (2, 5)
+COLUMNS, ROWS, DEGREES, DEPTHS = (16, 64), (1 << 14, 1 << 17), (2, 16), (2, 5)
 RAGGED = 47
-TURNS, BUDGET_S = 3, 0.02
-"""Everything is timed in turns, seconds apart, for so long or once, and the fastest counts: a virtual machine's cores
-are slower by a third for seconds at a time."""
+TURNS, LEAST_RUNS, BUDGET_S = 2, 2, 0.03
+"""Everything is timed in turns, seconds apart, in so many runs or for so long, and the fastest counts: a virtual
+machine's cores are slower by a third for seconds at a time, and a first run finds its memory new."""
 WIDTHS = (1, 2, 4, 8, 32)
 SCALED_LAYERS = (("training", 2), ("frozen", 2), ("gradient", 32))
 """Kinds of layers, each at the width that stands for all in what is not measured at every one."""
-SCALED_DEPTH = 10
+SCALED_DEPTH, SCALED_TURNS = 10, 2
 """Of the layers that are compared between threads: the first two, on memory that is new, gain less than the others."""
 NETWORKS = ((32, 64, 16), (256, 64, 16), (128, 256, 40))
 """Features, hidden, classes of the perceptrons that are timed."""
@@ -59,16 +59,14 @@ class _Clock:
         self._least: dict[tuple[Any, ...], float] = {}
 
     def time(self, what: tuple[Any, ...], run: Callable[[], Any], prepare: Callable[[], Any] = lambda: None) -> float:
-        """Of `what`, after at least one more run, more until BUDGET_S are over."""
-        spent = 0.0
-        while spent < BUDGET_S:
+        """Of `what`, after at least LEAST_RUNS more, and more until BUDGET_S are over."""
+        times: list[float] = []
+        while len(times) < LEAST_RUNS or sum(times) < BUDGET_S:
             prepare()
             start = time.perf_counter()
             run()
-            seconds = time.perf_counter() - start
-            self.note(what, seconds)
-            spent += seconds
-        return self._least[what]
+            times.append(time.perf_counter() - start)
+        return self.note(what, min(times))
 
     def note(self, what: tuple[Any, ...], seconds: float) -> float:
         """Seconds that somebody else has taken; returns the least so far."""
@@ -204,21 +202,23 @@ def _far(clock: _Clock) -> float:
 def _serial(clock: _Clock, threads: int) -> dict[str, float]:
     """Of every kind of layers and of the perceptron: the share of the work that no second thread takes over."""
     columns, rows = COLUMNS[0], ROWS[1]
-    graph, exchange, times = _graph(rows, DEGREES[0]), Exchange([], rows, 0, None, 0, 60.0), dict[str, list[float]]()
+    graph, exchange = _graph(rows, DEGREES[0]), Exchange([], rows, 0, None, 0, 60.0)
+    times = dict[tuple[str, int], float]()
     h0 = np.random.default_rng(1).standard_normal((rows, columns), np.float32)
     state = h0.copy()
     networks = {**_training(*NETWORKS[-1], MANY_ROWS), **_packed(*NETWORKS[-1], MANY_ROWS)}
-    for count in (threads, 1):
+    for count in (1, threads) * SCALED_TURNS:
         kernels.set_threads(count)
         for kind, bits in SCALED_LAYERS:
             run, fresh = _forward(kind, bits, exchange, state), functools.partial(np.copyto, state, h0)
-            times.setdefault(kind, []).append(clock.time(
-                (kind, "threads", count), functools.partial(run, graph, SCALED_DEPTH), fresh))
-        for kind in ("forward", "backward", "packed"):
-            times.setdefault(kind, []).append(clock.time((kind, "threads", count), networks[kind, 2]))
-    times["backward"] = [max(b - f, 1e-9) for f, b in zip(times["forward"], times["backward"])]
-    return {kind: min(max((threads * of_all / of_one - 1) / (threads - 1), 0.0), 1.0) if threads > 1 else 0.0
-            for kind, (of_all, of_one) in times.items()}
+            deep = functools.partial(run, graph, SCALED_DEPTH)
+            times[kind, count] = clock.time((kind, "threads", count), deep, fresh)
+        for kind in PERCEPTRON_KINDS:
+            times[kind, count] = clock.time((kind, "threads", count), networks[kind, 2])
+    for count in {1, threads}:
+        times["backward", count] = max(times["backward", count] - times["forward", count], 1e-9)
+    return {kind: min(max((threads * times[kind, threads] / times[kind, 1] - 1) / max(threads - 1, 1), 0.0), 1.0)
+            for kind, _ in times}
 
 
 def _perceptrons(clock: _Clock) -> tuple[PerceptronRate, ...]:

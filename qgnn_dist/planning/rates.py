@@ -170,10 +170,11 @@ def _checked(found: dict[str, Any]) -> Rates:
             if field.type in ("int", "float") and not (
                     isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e12):
                 raise ValueError(f"{field.name} is {value!r}")
-    if set(rates.ragged) != set(KINDS) or not all(1 <= float(v) < 100 for v in rates.ragged.values()):
-        raise ValueError(f"ragged is {str(rates.ragged)[:60]}")
-    if set(rates.serial) != {*KINDS, *PERCEPTRON_KINDS} or not all(0 <= float(v) <= 1 for v in rates.serial.values()):
-        raise ValueError(f"serial is {str(rates.serial)[:60]}")
+    for name, kinds, least, most in (("ragged", KINDS, 1, 100), ("serial", (*KINDS, *PERCEPTRON_KINDS), 0, 1)):
+        shares = getattr(rates, name)
+        if set(shares) != set(kinds) or not all(type(v) in (int, float) and least <= v <= most
+                                                for v in shares.values()):
+            raise ValueError(f"{name} is {str(shares)[:60]}")
     for kind in KINDS:
         for bits in (1, 2, 4, 8, 32) if kind != "gradient" else (32,):
             grid = [(r.columns, r.rows) for r in layers if r.kind == kind and r.bits == bits]

@@ -167,5 +167,6 @@ class _Worker:
 
     def _slower(self, kind: str) -> float:
         """Seconds of a nanosecond's work of a kind for one worker with its share of a host's cores."""
-        rates = self.rates
-        return 1e-9 * rates.speedup(kind, rates.threads) / rates.speedup(kind, self.hosts.threads)
+        rates, hosts = self.rates, self.hosts
+        taking_turns = max(hosts.workers / hosts.cores, 1.0)
+        return 1e-9 * taking_turns * rates.speedup(kind, rates.threads) / rates.speedup(kind, hosts.threads)

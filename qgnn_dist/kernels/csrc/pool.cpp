@@ -67,14 +67,21 @@ class Pool {
       ++generation_;
     }
     wake_.notify_all();
+    const Finish finish{*this};  // also where this thread's work throws: helpers are still at theirs
     take(0, work);
-    look_for([this] { return busy_ == 0; });
-    std::unique_lock<std::mutex> lock(mutex_);
-    work_ = nullptr;  // a helper that wakes only now finds nothing to do, and is not waited for
-    done_.wait(lock, [this] { return busy_ == 0; });
   }
 
  private:
+  struct Finish {
+    Pool& pool;
+    ~Finish() {
+      look_for([this] { return pool.busy_ == 0; });
+      std::unique_lock<std::mutex> lock(pool.mutex_);
+      pool.work_ = nullptr;  // a helper that wakes only now finds nothing to do, and is not waited for
+      pool.done_.wait(lock, [this] { return pool.busy_ == 0; });
+    }
+  };
+
   // The own share first, then what is left of the others'.
   void take(int own, const std::function<void(i64, i64)>& work) {
     for (int i = 0; i < size_; ++i) {
@@ -98,9 +105,10 @@ class Pool {
       look_for([&] { return stop_ || generation_ != seen; });
       {
         std::unique_lock<std::mutex> lock(mutex_);
-        wake_.wait(lock, [&] { return stop_ || (generation_ != seen && work_ != nullptr); });
+        wake_.wait(lock, [&] { return stop_ || generation_ != seen; });
         if (stop_) return;
         seen = generation_;
+        if (work_ == nullptr) continue;  // too late, and soon enough for the next one
         work = work_;
         ++busy_;
       }
