@@ -31,7 +31,7 @@ from ..propagation.neighbourhood import Neighbourhood
 from ..propagation.smp import FrozenMultipliers, Multipliers, Propagation
 from ..quant.packed import row_bytes
 from ..store.reader import PeerPlan
-from .rates import FAR_BYTES, NEAR_BYTES, PERCEPTRON_KINDS, LayerRate, PerceptronRate, Rates
+from .rates import FAR_BYTES, KINDS, NEAR_BYTES, PERCEPTRON_KINDS, LayerRate, PerceptronRate, Rates
 
 __all__ = ["machine_name", "probe"]
 
@@ -44,7 +44,8 @@ WIDTHS = (1, 2, 4, 8, 32)
 SCALED_LAYERS = (("training", 2), ("frozen", 2), ("gradient", 32))
 """Kinds of layers, each at the width that stands for all in what is not measured at every one."""
 SCALED_DEPTH, SCALED_TURNS = 10, 2
-"""Of the layers that are compared between threads: the first two, on memory that is new, gain less than the others."""
+"""Layers of a forward that is compared between threads, as the first two, on memory that is new, gain less than the
+others; and how often one thread and all of them take their turns."""
 NETWORKS = ((32, 64, 16), (256, 64, 16), (128, 256, 40))
 """Features, hidden, classes of the perceptrons that are timed."""
 NETWORK_ROWS, MANY_ROWS = 1 << 13, 1 << 16
@@ -218,7 +219,7 @@ def _serial(clock: _Clock, threads: int) -> dict[str, float]:
     for count in {1, threads}:
         times["backward", count] = max(times["backward", count] - times["forward", count], 1e-9)
     return {kind: min(max((threads * times[kind, threads] / times[kind, 1] - 1) / max(threads - 1, 1), 0.0), 1.0)
-            for kind, _ in times}
+            for kind in (*KINDS, *PERCEPTRON_KINDS)}
 
 
 def _perceptrons(clock: _Clock) -> tuple[PerceptronRate, ...]:

@@ -79,11 +79,14 @@ def test_sigterm_leaves_no_process_and_no_namespace(tmp_path: Path) -> None:
         "--hidden", "8", "--repeats", "100000", "--no-pictures", "--out", str(tmp_path / "out")]
     bench_process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     assert bench_process.stderr is not None
-    assert any("turn 2 of" in line for line in bench_process.stderr), "it never came to its second turn"
-    mine = children(bench_process.pid)
-    assert mine, "its ranks are processes"
-    bench_process.send_signal(signal.SIGTERM)
-    _, said = bench_process.communicate(timeout=60)
+    try:
+        assert any("turn 2 of" in line for line in bench_process.stderr), "it never came to its second turn"
+        mine = children(bench_process.pid)
+        assert mine, "its ranks are processes"
+        bench_process.send_signal(signal.SIGTERM)
+        _, said = bench_process.communicate(timeout=60)
+    finally:
+        bench_process.kill()
     assert bench_process.returncode == 1
     assert "stopped by SIGTERM; its hosts are taken down; call it again" in said
     assert until_gone(mine, 10.0) == []

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from qgnn_dist.store.reader import Store
-from tests.recovering import EPOCHS, SILENCE_S, SOON_S, Hosts, drawn, places, same_end, strike, tell
+from tests.recovering import AGAIN_S, EPOCHS, SILENCE_S, SOON_S, Hosts, drawn, places, same_end, strike, tell
 
 SEEDS = range(20)
 INSIDE = {"kill": "was lost", "memory": "out of memory", "term": "SIGTERM to rank"}
@@ -49,5 +49,5 @@ def test_any_fault_anywhere_changes_nothing(hosts: Hosts, store: Store, whole: P
         assert rank in (struck.restart["rank"], *map(int, re.findall(r"peer (\d)", error)))
     silent = kind in ("stop", "host frozen")
     assert struck.detected_s < (SILENCE_S + 2 if silent else SOON_S)
-    assert struck.restart["started_s"] < struck.again_within_s
+    assert struck.restart["started_s"] < AGAIN_S
     tell(record_property, f"{kind} {place}", struck)
