@@ -72,7 +72,7 @@ _KEYS = {
     "methods": {"system": _WORD, "settings": _LIST, "datasets": _LIST, "widths": _LIST, "layers": _DEPTHS,
                 "tuned": _FLAG, "space": "tables"},
     "widths": {"settings": _LIST},
-    "search": {"trials": _WHOLE, "seeds": _WHOLE, "finals": _WHOLE, "final_seeds": _WHOLE,
+    "search": {"trials": _WHOLE, "seeds": _WHOLE, "finals": _WHOLE, "final_seeds": _WHOLE, "finalist": _WORD,
                "settings": _LIST, "space": "tables"},
 }
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")  # datasets become folders

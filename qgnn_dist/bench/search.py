@@ -6,6 +6,7 @@ settings/DATASET/METHOD-WIDTH.toml, table.json and table.md. All but the trials 
 """
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.util
 import json
@@ -60,19 +61,20 @@ def search(grid: str | Path, *, out: str | Path, data: str | Path | None = None,
         (folder / "grid.toml").write_text(read.text, encoding="utf-8")
         prints = {name: dataset_store(folder / "stores" / name, read.sources[name], data, on_step,
                                       hops=read.hops[name], parts=read.parts[name], blind=True)
-                  for name in dict.fromkeys(row.dataset for row in read.shown)}
-        check_rows(read.shown, folder)
-        cells = {row.name: _cell(row, plan, prints[row.dataset], folder) for row in read.shown}
+                  for name in dict.fromkeys(row.dataset for row in plan.rows)}
+        check_rows(plan.rows, folder)
+        cells = _cells(plan, prints, folder)
         waiting = [cell for cell in cells.values() if read_cell(cell) is None]
         number = min(jobs or read.jobs or os.cpu_count() or 1, max(len(waiting), 1))
         counter = _Counter(waiting, on_trial)
         if on_start is not None:
             to_run = sum(cell.steps for cell in waiting) - counter.seen
             on_start(to_run, sum(cell.steps for cell in cells.values()) - to_run, number)
+        _run_trials(waiting, number, counter.look)
         failures = run_cells(waiting, number, work=search_row, on_end=counter.end, on_wait=counter.look)
-        rows = [_row(row, cells[row.name], read_cell(cells[row.name]), failures) for row in read.shown]
+        rows = [_row(row, cells[row.name], read_cell(cells[row.name]), failures) for row in plan.rows]
         words = read.table.get("search", {}).get("settings", [])
-        for row, found in zip(read.shown, rows):
+        for row, found in zip(plan.rows, rows):
             if found["best"] is not None:
                 _write_settings(folder, row, cells[row.name], found, [word.partition("=")[0].strip() for word in words])
         result = write_bench("search", folder, rows, "Settings by search", _INTRO, tables(rows), None,
@@ -89,17 +91,45 @@ _INTRO = ("All rows tried as many settings, the first being their own, and train
           "out.")
 
 
-def _cell(row: Row, plan: Search, fingerprint: str, out: Path) -> SearchCell:
+def _cells(plan: Search, prints: dict[str, str], out: Path) -> dict[str, SearchCell]:
+    """Row's name → its search, finalists' first."""
+    leaders = {name: _cell(row, plan, prints[name], out) for name, row in plan.finalists.items()}
+    found = {cell.row: cell for cell in leaders.values()}
+    for row in plan.rows:
+        if row.name not in found:
+            found[row.name] = _cell(row, plan, prints[row.dataset], out, leaders.get(row.dataset))
+    return found
+
+
+def _run_trials(waiting: Sequence[SearchCell], number: int, look: Callable[[], None]) -> None:
+    """All that no row waits for another with: finalists' searches whole, and the trials of the others.
+
+    What fails here fails again where the rows are searched whole, and is told there.
+    """
+    if any(cell.finalist for cell in waiting):
+        run_cells([_trials_alone(cell) if cell.finalist else cell for cell in waiting], number, work=search_row,
+                  on_wait=look)
+        look()
+
+
+def _trials_alone(cell: SearchCell) -> SearchCell:
+    digest = hashlib.sha256(f"{cell.history.stem} {cell.trials}".encode()).hexdigest()[:24]
+    return dataclasses.replace(cell, finals=0, final_seeds=0, finalist=None, digest=digest,
+                               file=cell.file.with_name(f"{digest}.json"))
+
+
+def _cell(row: Row, plan: Search, fingerprint: str, out: Path, finalist: SearchCell | None = None) -> SearchCell:
     space = plan.spaces[row.name]
     known = [row.config.digest(), fingerprint, __version__, row.system, str(plan.seeds), json.dumps(space)]
     trials = hashlib.sha256(" ".join(known).encode()).hexdigest()[:24]
-    budget = f"{trials} {plan.trials}" + (f" {plan.finals} {plan.final_seeds}" if plan.finals else "")
+    budget = f"{trials} {plan.trials}" + (f" {plan.finals} {plan.final_seeds}" if plan.finals else "") + (
+        f" {finalist.digest}" if finalist else "")
     digest = hashlib.sha256(budget.encode()).hexdigest()[:24]
     return SearchCell(row=row.name, names={"dataset": row.dataset, "method": row.method, "width": row.width,
                                            "layers": row.layers}, seed=0, digest=digest, system=row.system,
                       config=row.config, store=out / "stores" / row.dataset, space=space, trials=plan.trials,
                       file=out / "rows" / row.dataset / f"{digest}.json", seeds=plan.seeds,
-                      finals=plan.finals, final_seeds=plan.final_seeds,
+                      finals=plan.finals, final_seeds=plan.final_seeds, finalist=finalist,
                       history=out / "trials" / row.dataset / f"{trials}.jsonl")
 
 
@@ -154,7 +184,9 @@ def _write_settings(out: Path, row: Row, cell: SearchCell, found: dict[str, Any]
         params = with_step(params)
     own = found["own"]["figure"]
     budget = f"{found['trials']} trials" + (f" and a final of {cell.finals}" if cell.finals else "")
-    notes = [f"{row.name}: the best of {budget} by `qgnn bench search` (qgnn-dist {__version__}).",
+    found_by = f", found for {found['best']['of']}" if "of" in found["best"] else ""
+    notes = [f"{row.name}: the best of {budget} by `qgnn bench search` (qgnn-dist {__version__})"
+             f"{found_by}.",
              f"Validation {row.config.train.metric} {points(found['best']['figure'])}, mean of "
              f"{len(found['best']['figures'])} seeds; {points(own)} by the row's own settings, of {cell.seeds}.",
              f"Beside these: {_others(row.config, params, trials_only)}" if row.system == OWN else
@@ -192,7 +224,8 @@ def tables(rows: Sequence[dict[str, Any]]) -> Tables:
                 lines.append([*head, *["–"] * (len(columns) - len(head) - 1), row["why"]])
                 continue
             own, best, states = row["own"]["figure"], row["best"]["figure"], row["states"]
-            gain = None if own is None else row["best"].get("trial_figure", best) - own
+            before = row["best"].get("trial_figure", best)
+            gain = None if own is None or before is None else before - own
             lines.append([*head, str(row["trials"]), str(states["pruned"] + states["skipped"]), str(states["diverged"]),
                           points(own), points(best), points(gain, sign="+"),
                           f"{row['seconds'] / row['trials']:.1f}",

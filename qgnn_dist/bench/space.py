@@ -6,6 +6,7 @@
     seeds = 2                            # of a trial; its figure is their mean
     finals = 4                           # so many of the best trials meet again on further seeds
     final_seeds = 5
+    finalist = "recipe/float"            # METHOD/WIDTH: what its search found has the last seat in the others' finals
     settings = ["train.epochs=100"]      # of trials alone, after all others
     [search.space]                       # key → choices, or a range; without this table: DEFAULT_SPACE
     "train.lr" = {low = 0.003, high = 0.1, log = true}
@@ -28,7 +29,7 @@ from ..errors import ConfigError
 from .grid import Grid, Row
 from .systems import OWN, REFERENCES, step_of
 
-__all__ = ["DEFAULT_SPACE", "Domain", "Search", "configured", "own_values", "read_search", "with_step"]
+__all__ = ["DEFAULT_SPACE", "Domain", "Search", "configured", "fitted", "own_values", "read_search", "with_step"]
 
 Domain = tuple[Any, ...] | dict[str, Any]
 """Choices, or {low, high, log} of a range, ends included."""
@@ -50,12 +51,18 @@ _FIXED = {"seed": "a trial's seeds are 0, 1, …", "propagation.layers": "the gr
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Search:
-    """A checked search. Attributes: spaces: row's name → key → domain; equal budgets for all."""
+    """A checked search, with equal budgets for all rows.
+
+    Attributes: rows: those shown, then finalists' own that are not. spaces: row's name → key → domain. finalists:
+        dataset → the row whose found settings the finals of its other rows end with; empty where the table names none.
+    """
 
     trials: int
     seeds: int
     finals: int
     final_seeds: int
+    rows: tuple[Row, ...]
+    finalists: dict[str, Row]
     spaces: dict[str, dict[str, Domain]]
 
 
@@ -71,7 +78,9 @@ def read_search(grid: Grid, *, trials: int | None = None, seeds: int | None = No
             for kind in ("datasets", "methods") for name, inner in grid.table[kind].items()}
     spaces: dict[str, dict[str, Domain]] = {}
     places: dict[tuple[str, str, str], Row] = {}
-    for row in grid.shown if not faults else ():
+    finalists = _finalists(grid, table, faults)
+    rows = (*grid.shown, *(row for row in finalists.values() if row not in grid.shown))
+    for row in rows if not faults else ():
         space = {**common, **more["datasets", row.dataset], **more["methods", row.method]}
         spaces[row.name] = _fit(row, space, faults)
         other = places.setdefault((row.dataset, row.method, row.width), row)
@@ -83,8 +92,27 @@ def read_search(grid: Grid, *, trials: int | None = None, seeds: int | None = No
     if faults:
         raise ConfigError("; ".join(dict.fromkeys(faults)), file=grid.file)
     finals = table.get("finals", FINALS)
-    return Search(trials=trials or table.get("trials", TRIALS), seeds=seeds or table.get("seeds", SEEDS), spaces=spaces,
-                  finals=finals, final_seeds=table.get("final_seeds", FINAL_SEEDS) if finals else 0)
+    return Search(trials=trials or table.get("trials", TRIALS), seeds=seeds or table.get("seeds", SEEDS), rows=rows,
+                  finalists=finalists, spaces=spaces, finals=finals,
+                  final_seeds=table.get("final_seeds", FINAL_SEEDS) if finals else 0)
+
+
+def _finalists(grid: Grid, table: Mapping[str, Any], faults: list[str]) -> dict[str, Row]:
+    """Each shown dataset's row of the name METHOD/WIDTH that `finalist` gives."""
+    if "finalist" not in table:
+        return {}
+    named = table["finalist"]
+    if table.get("finals", FINALS) < 2:
+        faults.append(f"search.finalist={named}: has the last seat of a final, which takes search.finals of at least 2")
+    found: dict[str, Row] = {}
+    for dataset in dict.fromkeys(row.dataset for row in grid.shown):
+        rows = [row for row in grid.rows if (row.dataset, f"{row.method}/{row.width}") == (dataset, named)]
+        if rows:
+            found[dataset] = rows[0]
+        else:
+            faults.append(f"search.finalist={named}: datasets.{dataset} has no such row; expected METHOD/WIDTH, e.g. "
+                          f"{grid.shown[0].method}/{grid.shown[0].width}")
+    return found
 
 
 def _domains(place: str, table: Mapping[str, Any], faults: list[str]) -> dict[str, Domain]:
@@ -155,6 +183,18 @@ def configured(config: RunConfig, params: Mapping[str, Any]) -> RunConfig:
     for section, inner in _nested(with_step(params)).items():
         values[section] |= inner
     return load_config(values=values)
+
+
+def fitted(params: Mapping[str, Any], space: Mapping[str, Domain], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Another row's settings in this row's space: its own value where the other has none, or one from outside."""
+    return {key: params[key] if key in params and _holds(domain, params[key]) else own[key]
+            for key, domain in space.items()}
+
+
+def _holds(domain: Domain, value: Any) -> bool:
+    if isinstance(domain, dict):
+        return bool(domain["low"] <= value <= domain["high"])
+    return any(_near(value, choice) for choice in domain)
 
 
 def with_step(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import RunConfig
 from ..errors import DivergedError, QgnnError
-from .cells import SCHEMA, Cell
-from .space import Domain, configured, own_values
+from .cells import SCHEMA, Cell, read_cell
+from .space import Domain, configured, fitted, own_values
 from .spread import mean
 from .systems import OWN
 
@@ -52,8 +52,8 @@ class SearchCell(Cell):
     """The search of one row; `config` is where it starts.
 
     Attributes: space: key → domain. trials, seeds: the budget. finals, final_seeds: so many of the best trials are
-        trained on so many further seeds, which choose among them. history: file of its finished trials, which a larger
-        budget goes on from.
+        trained on so many further seeds, which choose among them. finalist: the search whose found settings have the
+        final's last seat. history: file of its finished trials, which a larger budget goes on from.
     """
 
     space: dict[str, Domain] = field(default_factory=dict)
@@ -61,6 +61,7 @@ class SearchCell(Cell):
     seeds: int
     finals: int = 0
     final_seeds: int = 0
+    finalist: SearchCell | None = None
     history: Path
 
     @property
@@ -106,8 +107,8 @@ def search_row(cell: Cell, scratch: Path) -> dict[str, Any]:
     """Try settings until the budget is spent.
 
     Returns: the cell's result: `best` and `own` trials, `states` with their counts, seconds of all trials. The best
-        of a final has the figures of its seeds, and `trial_figure`.
-    Raises: QgnnError: every trial diverged.
+        of a final has the figures of its seeds, and `trial_figure`, which is None of the finalist of another row.
+    Raises: QgnnError: every trial diverged; the finalist's search is not finished.
     """
     import optuna
 
@@ -128,7 +129,7 @@ def search_row(cell: Cell, scratch: Path) -> dict[str, Any]:
     if best is None:
         raise QgnnError(f"none of {len(records)} trials came to an end, the first because {records[0]['why']}")
     if cell.finals:
-        best = _final(cell, records, scratch)
+        best = _final(cell, _seated(cell, space, own, records), scratch)
     states = [record["state"] for record in records]
     return {"schema": SCHEMA, "digest": cell.digest, "system": cell.system, "names": cell.names, "best": best,
             "own": records[0], "trials": len(records), "seeds": cell.seeds,
@@ -136,15 +137,35 @@ def search_row(cell: Cell, scratch: Path) -> dict[str, Any]:
             "seconds": sum(record["seconds"] for record in records)}
 
 
-def _final(cell: SearchCell, records: Sequence[dict[str, Any]], scratch: Path) -> dict[str, Any]:
-    """The best of the best trials, by seeds that did not make them so; its figure is of those seeds alone."""
+def _seated(cell: SearchCell, space: Mapping[str, Domain], own: Mapping[str, Any],
+            records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The best trials, as many as a final takes; the last gives way to the finalist, unless it is among them.
+
+    Raises: QgnnError: the finalist's search is not finished.
+    """
     complete = [record for record in records if record["state"] == COMPLETE]
     ranked = sorted(complete, key=lambda record: (-record["figure"], record["number"]))
+    if cell.finalist is None:
+        return ranked[:cell.finals]
+    result = read_cell(cell.finalist)
+    if result is None:
+        raise QgnnError(f"its final waits for what the search of {cell.finalist.row} finds, which is not finished")
+    params = fitted(result["best"]["params"], space, own)
+    if any(record["params"] == params for record in ranked[:cell.finals]):
+        return ranked[:cell.finals]
+    # Named by its settings: another budget of either row would give its number to a trial, or its seat to others.
+    guest = {"number": json.dumps(params, sort_keys=True), "state": COMPLETE, "figure": None, "params": params,
+             "of": cell.finalist.row}
+    return [*ranked[:cell.finals - 1], guest]
+
+
+def _final(cell: SearchCell, seated: Sequence[dict[str, Any]], scratch: Path) -> dict[str, Any]:
+    """The best of those seated, by seeds that did not make them so; its figure is of those seeds alone."""
     known = finished_trials(cell.final_history)
     _rewrite(cell.final_history, known)
     figures = {(record["trial"], record["seed"]): record["figure"] for record in known}
     found = []
-    for record in ranked[:cell.finals]:
+    for record in seated:
         config = configured(cell.config, record["params"])
         for seed in range(cell.seeds, cell.seeds + cell.final_seeds):
             place = record["number"], seed
@@ -157,7 +178,7 @@ def _final(cell: SearchCell, records: Sequence[dict[str, Any]], scratch: Path) -
                                                         "figure": figures[place]}))
         fresh = [figures[record["number"], seed] for seed in range(cell.seeds, cell.seeds + cell.final_seeds)]
         found.append({**record, "figure": mean(fresh), "figures": fresh, "trial_figure": record["figure"]})
-    return max(found, key=lambda record: (record["figure"], record["trial_figure"], -record["number"]))
+    return max(found, key=lambda record: record["figure"])  # of equal ones the first, which trials had ahead
 
 
 def _append(history: Path, line: str) -> None:

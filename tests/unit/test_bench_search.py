@@ -18,9 +18,9 @@ from typer.testing import CliRunner
 import qgnn_dist as qgnn
 from qgnn_dist.bench import trials
 from qgnn_dist.bench.accuracy import accuracy
-from qgnn_dist.bench.cells import train_cell
+from qgnn_dist.bench.cells import SCHEMA, train_cell
 from qgnn_dist.bench.grid import read_grid
-from qgnn_dist.bench.search import _cell, _Counter, search
+from qgnn_dist.bench.search import _cell, _cells, _Counter, search
 from qgnn_dist.bench.space import read_search
 from qgnn_dist.bench.stores import dataset_store, without_test_labels
 from qgnn_dist.bench.trials import FIRST_SEED, SearchCell, finished_trials, search_row
@@ -216,6 +216,89 @@ def test_further_seeds_choose_among_the_best_trials(tmp_path: Path, monkeypatch:
     assert trained == [1, 1]
     assert [json.loads(line)["figure"] for line in lines[3:]] == [0.8, 0.0, 0.8]
     assert search_row(dataclasses.replace(cell, finals=0, final_seeds=0), tmp_path)["best"]["figure"] == 0.72
+
+
+def _with_finalist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, figure: float) -> tuple[SearchCell, list[Any]]:
+    """A row with a finalist of learning rate 0.0625, whose figure is given; and what its final trains."""
+    cell = _row_cell(tmp_path, trials=4)
+    leader = dataclasses.replace(cell, row="sbm/recipe/float/K2", digest="leader", file=tmp_path / "leader.json")
+    best = {"params": {"train.lr": 0.0625, "model.hidden": 1024, "propagation.mu": 19.0}}
+    leader.file.write_text(json.dumps({"schema": SCHEMA, "digest": "leader", "best": best}), encoding="utf-8")
+    trained, rates = [], list[float]()
+
+    def validation(cell: SearchCell, config: Any, seed: int, scratch: Path, watch: Any) -> float:
+        if config.train.lr == 0.0625:
+            trained.append((config.model.hidden, config.propagation.mu, seed))
+            return figure
+        if config.train.lr not in rates:
+            rates.append(config.train.lr)
+        if seed >= cell.seeds:
+            trained.append(rates.index(config.train.lr))
+        return (0.6, 0.7, 0.72, 0.65)[rates.index(config.train.lr)]
+
+    monkeypatch.setattr(trials, "validation_figure", validation)
+    return dataclasses.replace(cell, finals=2, final_seeds=2, finalist=leader), trained
+
+
+@pytest.mark.parametrize(("figure", "wins"), [(0.73, True), (0.72, False)])
+def test_another_rows_settings_have_the_last_seat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, figure: float,
+                                                  wins: bool) -> None:
+    cell, trained = _with_finalist(tmp_path, monkeypatch, figure)
+    best = search_row(cell, tmp_path)["best"]
+    assert trained == [2, 2, (8, 19.0, 2), (8, 19.0, 3)]  # 1024 units are not of the space: its own 8
+    assert (best["params"]["train.lr"] == 0.0625) is wins
+    assert best.get("of") == ("sbm/recipe/float/K2" if wins else None)
+    assert (best["figure"], best["trial_figure"]) == ((0.73, None) if wins else (0.72, 0.72))
+    trained.clear()
+    assert search_row(cell, tmp_path)["best"] == best
+    assert not trained, "a final's finished trainings run again"
+
+
+def test_a_finalist_that_is_a_trial_takes_no_seat_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cell, trained = _with_finalist(tmp_path, monkeypatch, 0.0)
+    assert cell.finalist is not None
+    search_row(cell, tmp_path)
+    records = finished_trials(cell.history)
+    for number, expected in ((2, [2, 2, 1, 1]), (3, [2, 2, 3, 3])):  # seated itself, and behind those seated
+        best = {"params": records[number]["params"]}
+        cell.finalist.file.write_text(json.dumps({"schema": SCHEMA, "digest": "leader", "best": best}),
+                                      encoding="utf-8")
+        cell.final_history.unlink()
+        trained.clear()
+        assert search_row(cell, tmp_path)["best"]["number"] == 2
+        assert trained == expected
+
+
+def test_a_final_without_its_finalist_fails_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cell, trained = _with_finalist(tmp_path, monkeypatch, 0.0)
+    assert cell.finalist is not None
+    cell.finalist.file.unlink()
+    with pytest.raises(QgnnError, match="its final waits for what the search of sbm/recipe/float/K2 finds"):
+        search_row(cell, tmp_path)
+    assert len(finished_trials(cell.history)) == 4
+    assert not trained
+
+
+def test_a_search_with_a_finalist_searches_it_first(tmp_path: Path) -> None:
+    """Asked for one row, it searches the finalist's too; its settings tell whose they are, where they win."""
+    text = GRID.replace("seeds = 2", 'seeds = 2\nfinals = 2\nfinal_seeds = 1\nfinalist = "recipe/float"')
+    grid, told = _grid(tmp_path, text), list[str]()
+    result = search(grid, out=tmp_path / "out", only="recipe/int2", on_trial=lambda name, why: told.append(name))
+    assert [row["name"] for row in result["rows"]] == ["sbm/recipe/int2/K2", "sbm/recipe/float/K2"]
+    assert result["failed"] == 0
+    assert sorted(told) == sorted(f"sbm/recipe/{width}/K2 {word} {number}" for width in ("float", "int2")
+                                  for word, count in (("trial", 3), ("final", 2)) for number in range(count))
+    settings = tmp_path / "out" / "settings" / "sbm"
+    assert {file.name for file in settings.iterdir()} == {"recipe-float.toml", "recipe-int2.toml"}
+    found = result["rows"][0]["best"]
+    head = (settings / "recipe-int2.toml").read_text(encoding="utf-8").partition("Validation")[0]
+    assert ("found for sbm/recipe/float/K2" in head) is ("of" in found)
+    read = read_grid(grid, search=True)
+    cells = _cells(read_search(read), {"sbm": Store.open(tmp_path / "out" / "stores" / "sbm").fingerprint},
+                   tmp_path / "out")
+    assert [cell.finalist.row if cell.finalist else None for cell in cells.values()] == [
+        None, "sbm/recipe/float/K2", "sbm/recipe/float/K2"]
+    assert cells["sbm/recipe/int2/K2"].file.exists(), "found again under the same name"
 
 
 _KILLED = """

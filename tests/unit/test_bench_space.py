@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from qgnn_dist.bench.grid import read_grid
-from qgnn_dist.bench.space import DEFAULT_SPACE, Search, configured, read_search
+from qgnn_dist.bench.space import DEFAULT_SPACE, Search, configured, fitted, read_search
 from qgnn_dist.bench.systems import REFERENCES, step_of
 from qgnn_dist.bench.tuned import read_tuned, tuned_file, tuned_text
 from qgnn_dist.config import load_config
@@ -106,12 +106,25 @@ def test_rows_that_do_not_go_with_the_space_are_faults(tmp_path: Path, settings:
 
 
 @pytest.mark.parametrize(("table", "match"), [
-    ("final_seeds = 3", "search.final_seeds: there is no final"), ("finals = 0", "search.finals=0: expected a whole"),
+    ("final_seeds = 3", "search.final_seeds: there is no final"),
+    ('finals = 1\nfinalist = "m/float"', "search.finalist=m/float: has the last seat .* search.finals of at least 2"),
+    ('finals = 2\nfinalist = "m/flaot"', "search.finalist=m/flaot: datasets.a has no such row; .* e.g. m/float"),
+    ("finals = 0", "search.finals=0: expected a whole"),
     ("trials = 0", "search.trials=0: expected a whole number of at least 1"), ("trial = 3", "did you mean trials"),
     ('settings = ["train.epoch=3"]', "search: train.epoch: unknown key"), ("space = 3", "search.space=3: expected")])
 def test_faults_of_the_search_table(tmp_path: Path, table: str, match: str) -> None:
     with pytest.raises(ConfigError, match=match):
         _search(tmp_path, f"[search]\n{table}\n[datasets.a]\n{SBM}\n[methods.m]\n")
+
+
+def test_another_rows_settings_fit_into_a_space() -> None:
+    space = {"train.lr": {"low": 0.01, "high": 0.1, "log": True}, "model.hidden": (8, 16), "model.dropout": (0.5,),
+             "propagation.mu": (4.0, 1 / 0.15 - 1)}
+    own = {"train.lr": 0.02, "model.hidden": 8, "model.dropout": 0.5, "propagation.mu": 4.0}
+    found = {"train.lr": 0.1, "model.hidden": 16, "propagation.mu": 1 / 0.15 - 1, "train.weight_decay": 1.0}
+    assert fitted(found, space, own) == {"train.lr": 0.1, "model.hidden": 16, "model.dropout": 0.5,
+                                         "propagation.mu": 1 / 0.15 - 1}
+    assert fitted({"train.lr": 0.11, "model.hidden": 12, "propagation.mu": 9.0}, space, own) == own
 
 
 def test_the_step_follows_mu() -> None:
@@ -182,7 +195,8 @@ def test_the_grids_in_jobs_are_right(tmp_path: Path) -> None:
         (tmp_path / f"{name}.npz").touch()
     grid = read_grid(ROOT / "jobs" / "search.toml", data=tmp_path, search=True)
     plan = read_search(grid)
-    assert (plan.trials, plan.seeds) == (20, 2)
+    assert (plan.trials, plan.seeds, plan.finals, plan.final_seeds) == (20, 2, 4, 5)
+    assert {row.name for row in plan.finalists.values()} == {f"{name}/recipe/float/K10" for name in plan.finalists}
     names = {row.name for row in grid.rows}
     assert {"cora/recipe/int2-m1/K10", "tolokers/direct/int2/K10", "fb100/gcn/float/K2", "cora/mlp/float/K0"} <= names
     assert {row.dataset for row in grid.rows} == {"cora", "amazon_photo", "tolokers", "fb100"}, "held out graphs"
