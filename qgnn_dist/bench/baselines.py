@@ -27,6 +27,7 @@ from ..errors import InputError
 from ..store.reader import Store
 from ..training.metrics import figures
 from .beside import SETTINGS
+from .folder import table_folder
 from .sign import Sign, mixed_features
 from .source import open_source
 from .stock import product_of
@@ -61,16 +62,11 @@ def baselines(source: str, *, out: str | Path, systems: Sequence[str] | None = N
     Raises: InputError: the output exists, an unknown system, or a source that does not serve.
     """
     say = on_step or (lambda _: None)
-    target, chosen = Path(out), list(systems or SYSTEMS)
+    chosen = list(systems or SYSTEMS)
     unknown = [name for name in chosen if name not in SYSTEMS]
     if unknown:
         raise InputError(f"--system {unknown[0]}: expected {', '.join(SYSTEMS)}")
-    if (target / "table.json").exists() and not overwrite:
-        raise InputError("output exists; add --overwrite to replace it", file=str(target))
-    if pictures:
-        from .pictures import check_pictures
-
-        check_pictures()
+    target = table_folder(out, "baselines", overwrite=overwrite, pictures=pictures)
     count = threads or os.cpu_count() or 1
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="qgnn-bench-") as scratch:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..store.reader import Store
+from .folder import table_folder
 from .machine import envelope
 
 __all__ = ["KINDS", "SETTINGS", "check_bench", "compare", "finish", "head", "is_ours", "markdown", "tables"]
@@ -24,24 +25,17 @@ _ROW_OF_ITS_OWN = ("torch-compile",)
 Tables = list[tuple[str, list[str], list[list[str]]]]
 
 
-def check_bench(out: str | Path, kinds: Sequence[str] | None, *, pictures: bool,
+def check_bench(bench: str, out: str | Path, kinds: Sequence[str] | None, *, pictures: bool,
                 overwrite: bool) -> tuple[Path, list[str]]:
     """The output's folder and the kinds to run.
 
-    Raises: InputError: an unknown kind, an output that exists, or no matplotlib for pictures.
+    Raises: InputError: an unknown kind; see table_folder.
     """
     chosen = list(KINDS) if kinds is None else list(dict.fromkeys(kinds))
     unknown = [kind for kind in chosen if kind not in KINDS]
     if unknown:
         raise InputError(f"--kind {unknown[0]}: expected {', '.join(KINDS)}")
-    target = Path(out)
-    if (target / "table.json").exists() and not overwrite:
-        raise InputError("output exists; add --overwrite to replace it", file=str(target))
-    if pictures:
-        from .pictures import check_pictures
-
-        check_pictures()
-    return target, chosen
+    return table_folder(out, bench, overwrite=overwrite, pictures=pictures), chosen
 
 
 def is_ours(system: str) -> bool:

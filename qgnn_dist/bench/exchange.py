@@ -23,6 +23,7 @@ from ..store.reader import Store
 from ..training.metrics import figures
 from .beside import SETTINGS
 from .exchange_table import finish
+from .folder import table_folder
 from .netns import NetnsCluster, bits_per_second, cannot, congestion_control
 from .ranks import Hosts, Loopback, Ranks, Training
 
@@ -57,16 +58,10 @@ def exchange(source: str, *, out: str | Path, workers: Sequence[int] = (4,), rat
     Raises: InputError: the output exists, an unknown rate, method or shape.
     """
     say = on_step or (lambda _: None)
-    target = Path(out)
-    if (target / "table.json").exists() and not overwrite:
-        raise InputError("output exists; add --overwrite to replace it", file=str(target))
+    target = table_folder(out, "exchange", overwrite=overwrite, pictures=pictures)
     for rate in rates:
         if rate != UNSHAPED:
             bits_per_second(rate)
-    if pictures:
-        from .pictures import check_pictures
-
-        check_pictures()
     chosen = list(dict.fromkeys([FLOAT, *(CELLS if cells is None else cells)]))
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="qgnn-bench-") as scratch:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The output folder of a bench that is continued: whose it is, who works in it, and small notes in it."""
+"""The output folder of a bench, continued or of one go: whose it is, who works in it, and small notes in it."""
 from __future__ import annotations
 
 import fcntl
@@ -13,9 +13,9 @@ from typing import Any
 from ..errors import InputError
 from ..files.read import read_json
 
-__all__ = ["bench_folder", "read_note"]
+__all__ = ["bench_folder", "read_note", "table_folder"]
 
-LARGEST_NOTE = 1 << 20
+LARGEST_NOTE, LARGEST_TABLE = 1 << 20, 64 << 20
 
 
 @contextmanager
@@ -49,9 +49,30 @@ def bench_folder(folder: Path, bench: str, ours: Sequence[str], overwrite: bool)
         yield
 
 
-def read_note(file: Path) -> Any:
-    """The value in a small JSON file; None where there is none that can be read."""
+def table_folder(out: str | Path, bench: str, *, overwrite: bool, pictures: bool = False) -> Path:
+    """OUT of a bench that is run in one go: new, empty, or with an earlier table of it, which `overwrite` replaces.
+
+    Raises: InputError: the table is there and not to be replaced; something else is; no matplotlib for pictures.
+    """
+    folder = Path(out)
+    table = folder / "table.json"
+    earlier = read_note(table, LARGEST_TABLE) if table.is_file() else None
+    if isinstance(earlier, dict) and earlier.get("bench") == bench:
+        if not overwrite:
+            raise InputError("output exists; add --overwrite to replace it", file=str(folder))
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"output exists and is not the folder of a `qgnn bench {bench}`; choose another --out",
+                         file=str(folder))
+    if pictures:
+        from .pictures import check_pictures
+
+        check_pictures()
+    return folder
+
+
+def read_note(file: Path, largest: int = LARGEST_NOTE) -> Any:
+    """The value in a JSON file; None where there is none that can be read, or one of more than `largest` bytes."""
     try:
-        return read_json(file, LARGEST_NOTE)
+        return read_json(file, largest)
     except (OSError, ValueError):
         return None

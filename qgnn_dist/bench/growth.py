@@ -14,10 +14,10 @@ import numpy as np
 
 from ..config import RunConfig, load_config
 from ..data.synthetic import SHAPES, generate, parse_shape
-from ..errors import InputError
 from ..partitioning.api import partition_graph
 from ..store.reader import Store
 from .beside import SETTINGS
+from .folder import table_folder
 from .netns import bits_per_second
 from .ranks import Loopback, Ranks
 from .written import Tables, figure_of, write_bench
@@ -50,14 +50,8 @@ def growth(*, out: str | Path, edges: Sequence[int] = EDGES, workers: Sequence[i
     Raises: InputError: the output exists, or a size of no use.
     """
     say = on_step or (lambda _: None)
-    target = Path(out)
-    if (target / "table.json").exists() and not overwrite:
-        raise InputError("output exists; add --overwrite to replace it", file=str(target))
+    target = table_folder(out, "growth", overwrite=overwrite, pictures=pictures)
     rate = bits_per_second(link)
-    if pictures:
-        from .pictures import check_pictures
-
-        check_pictures()
     config = load_config(overrides=[*SETTINGS, "timeouts.exchange_s=600", "timeouts.server_s=600", *settings])
     cases = [("edges", count, edge_workers) for count in edges]
     cases += [("workers", fixed_edges or edges[0], count) for count in workers]

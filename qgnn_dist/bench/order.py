@@ -20,6 +20,7 @@ from ..partitioning.order import ORDERS, mean_log2_distance
 from ..propagation.neighbourhood import Neighbourhood
 from ..quant.packed import row_bytes
 from ..store.reader import Store
+from .folder import table_folder
 
 __all__ = ["order"]
 
@@ -48,9 +49,7 @@ def order(source: str, *, out: str | Path, orders: Sequence[str] | None = None, 
     unknown = [name for name in orders or () if name not in ORDERS]
     if unknown:
         raise InputError(f"--order {unknown[0]}: expected {', '.join(ORDERS)}")
-    target = Path(out)
-    if (target / "table.json").exists() and not overwrite:
-        raise InputError("output exists; add --overwrite to replace it", file=str(target))
+    target = table_folder(out, "order", overwrite=overwrite)
     graph = load_graph(source, progress=say)
     bare = dataclasses.replace(graph, features=None, labels=None, num_classes=0, split=None, node_ids=None,
                                class_names=None)

@@ -18,6 +18,7 @@ from ..data.graph import TRAIN
 from ..errors import InputError, QgnnError
 from ..partitioning.api import METHODS
 from ..partitioning.balance import Balance, loads_of
+from .folder import table_folder
 from .footprint import measure_apart
 
 if TYPE_CHECKING:
@@ -54,17 +55,12 @@ def partition(source: str, *, out: str | Path, methods: Sequence[str] | None = N
     from ..files.write import write_atomically
     from .machine import envelope
 
-    target, say = Path(out), on_step or (lambda _: None)
+    say = on_step or (lambda _: None)
     chosen = list(dict.fromkeys(methods or _installed()))
     unknown = [name for name in chosen if name not in METHODS]
     if unknown:
         raise InputError(f"--method {unknown[0]}: expected {', '.join(METHODS)}")
-    if (target / "table.json").exists() and not overwrite:
-        raise InputError("output exists; add --overwrite to replace it", file=str(target))
-    if pictures:
-        from .pictures import check_pictures
-
-        check_pictures()
+    target = table_folder(out, "partition", overwrite=overwrite, pictures=pictures)
     asked: dict[str, Any] = {name: value for name, value in (("nodes", balance), ("edges", edge_balance))
                              if value is not None}
     Balance(**asked)

@@ -53,7 +53,7 @@ def training(source: str, *, out: str | Path, kinds: list[str] | None = None, re
     Raises: InputError: the output exists, a kind is unknown, or the graph does not serve.
     """
     say = on_step or (lambda _: None)
-    target, chosen = check_bench(out, kinds, pictures=pictures, overwrite=overwrite)
+    target, chosen = check_bench("train", out, kinds, pictures=pictures, overwrite=overwrite)
     count = threads or os.cpu_count() or 1
     with tempfile.TemporaryDirectory(prefix="qgnn-bench-") as scratch:
         store = open_source(source, Path(scratch), None if keep is None else Path(keep), say)
