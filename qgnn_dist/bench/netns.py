@@ -11,8 +11,10 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -116,7 +118,11 @@ class NetnsCluster:
         return [int(pid) for pid in _run("ip", "netns", "pids", self._name(i)).split()]
 
     def close(self) -> None:
-        """End what was started on the hosts, and remove them."""
+        """End what was started on the hosts, and remove them; a signal that comes meanwhile waits for its end."""
+        with _undisturbed():
+            self._take_down()
+
+    def _take_down(self) -> None:
         self._made = [name for name in self._made if (NAMESPACES / name).exists()]
         for name in self._made:
             _end(name)
@@ -217,6 +223,27 @@ def _run(*command: str) -> str:
     if done.returncode:
         raise QgnnError(f"{' '.join(command)}: {done.stderr.strip()}")
     return done.stdout
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Hold back SIGINT and SIGTERM, of which a second one would leave hosts behind: nothing else removes them.
+
+    What the block does has its own deadlines. Outside the main thread, where no signal arrives, it does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []  # a mask would be one thread's alone, and the signal another's
+    before = {number: signal.signal(number, lambda number, frame: came.append(number))
+              for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        if came:
+            signal.raise_signal(came[0])
 
 
 def _end(name: str) -> None:

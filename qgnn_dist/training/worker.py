@@ -162,6 +162,8 @@ class TrainWorker:
                 self._network.hidden_step.fill_(2 * self._ranges["hidden"].mean / levels**0.5 + 1e-8)
         return self._sent_since(before)
 
+    # What overflows ends the run by name (state.reduce_gradients, loop._run_epoch), without NumPy's words before it.
+    @np.errstate(over="ignore", invalid="ignore")
     def train_epoch(self, epoch: int, evaluate: bool, count_clipped: bool = False) -> dict[str, Any]:
         """One step of full-graph training, and an evaluation where asked, with counts of clipped values where asked.
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from qgnn_dist.cli import app
 from qgnn_dist.comm.trace import COMPUTE, PACK, WIRE, Span
 from qgnn_dist.errors import InputError, QgnnError
 from tests.helpers import make_store, small_graph
+from tests.netns import NetnsCluster
 
 
 def _row(forward: int, gradients: int, seconds: float | None, **more: Any) -> dict[str, Any]:
@@ -27,6 +30,32 @@ def _row(forward: int, gradients: int, seconds: float | None, **more: Any) -> di
     return {"epoch_s": {"median": seconds, "p10": seconds / 2, "p90": 2 * seconds}, "speedup": 8 / seconds,
             "bytes": sent, "bytes_equal": True, "interface_ratio": 1.0123, "link_use": 0.876,
             "wait_s": {"exchange": 0.5, "reduce": 0.25, "server": 0.125}, "cpu_floor_s": 1.5, **row}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_hosts_are_taken_down_waits(monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
+    """As a second Ctrl-C has it: it comes through in the end, and no namespace is left."""
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    real, before = netns._end, signal.signal(number, interrupt)
+
+    def end(name: str) -> None:
+        os.kill(os.getpid(), number)
+        real(name)
+
+    made = list[Path]()
+    monkeypatch.setattr(netns, "_end", end)
+    try:
+        with NetnsCluster(1) as cluster:
+            made += [netns.NAMESPACES / name for name in cluster._made]
+            assert all(place.exists() for place in made)
+            with pytest.raises(KeyboardInterrupt):
+                cluster.close()
+    finally:
+        signal.signal(number, before)
+    assert len(made) == 2
+    assert not any(place.exists() for place in made)
 
 
 def test_a_table_from_rows() -> None:
