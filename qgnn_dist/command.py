@@ -9,9 +9,9 @@ import logging
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 from rich.console import Console
@@ -87,11 +87,9 @@ def command(epilog: str, group: typer.Typer, name: str | None = None, *, panel: 
         @functools.wraps(function)
         def guarded(*args: Any, **kwargs: Any) -> None:
             debug = bool(kwargs.get("debug"))
-            if not debug:
-                warnings.simplefilter("ignore", FutureWarning)
             try:
                 # Ray and its workers print as they like; stdout is for the result alone.
-                with contextlib.redirect_stdout(sys.stderr):
+                with contextlib.redirect_stdout(sys.stderr), _plain_warnings(debug):
                     result, show = function(*args, **kwargs)
             except QgnnError as error:
                 _fail(str(error), error.exit_code, debug, getattr(error, "remote_traceback", None))
@@ -124,14 +122,40 @@ _AFTER_INTERRUPT = {"train": "; --resume goes on from the last checkpoint",
                     "search": "; finished trials are kept, the same command goes on"}
 
 
+@contextlib.contextmanager
+def _plain_warnings(debug: bool) -> Iterator[None]:
+    """Inside, this package's warnings are one line each, as its errors are, and nobody's FutureWarning is shown."""
+    if debug:
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        usual = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], filename: str, lineno: int,
+                 file: TextIO | None = None, line: str | None = None) -> None:
+            if Path(filename).is_relative_to(Path(__file__).parent):
+                _say("warning", str(message), "yellow")
+            else:
+                usual(message, category, filename, lineno, file, line)
+
+        warnings.showwarning = show
+        yield
+
+
 def _fail(message: str, code: int, debug: bool, remote: str | None = None) -> None:
     if debug:
         traceback.print_exc()
         if remote:
             print(remote, file=sys.stderr)
-    if logs.is_json():
-        logging.getLogger(__name__).error("%s", message)
-        raise typer.Exit(code)
-    words = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in message)
-    Console(stderr=True, soft_wrap=True).print(f"error: {words}", style="red", markup=False, highlight=False)
+    _say("error", message, "red")
     raise typer.Exit(code)
+
+
+def _say(kind: str, message: str, style: str) -> None:
+    """An error or a warning, as a line or a record on stderr."""
+    if logs.is_json():
+        logging.getLogger(__name__).log(logging.ERROR if kind == "error" else logging.WARNING, "%s", message)
+        return
+    words = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in message)
+    Console(stderr=True, soft_wrap=True).print(f"{kind}: {words}", style=style, markup=False, highlight=False)

@@ -6,16 +6,19 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import typer
 from typer.testing import CliRunner
 
 import qgnn_dist as qgnn
 from qgnn_dist.cli import app
+from qgnn_dist.command import Debug, Outcome, command
 from tests.helpers import make_store, settings, small_graph
 
 
@@ -169,6 +172,27 @@ def test_failures_while_running_are_exit_code_1(tmp_path: Path, monkeypatch: pyt
     assert result.stderr.strip().splitlines()[-1] == (
         "error: internal error: ZeroDivisionError: division by zero (--debug shows where)")
     assert "Traceback" in _run("train", tmp_path / "store", "--out", tmp_path / "run", "--debug").stderr
+
+
+def test_warnings_of_the_package_are_lines(recwarn: pytest.WarningsRecorder) -> None:
+    """Without the place in its code, which `--debug` shows; other libraries' stay as they are, the future aside."""
+    group = typer.Typer()
+
+    @command("x", group)
+    def slow(debug: Debug = False) -> Outcome:
+        warnings.warn_explicit("it is [slow] here", RuntimeWarning, str(Path(qgnn.__file__).parent / "kernels.py"), 7)
+        warnings.warn_explicit("odd", RuntimeWarning, "torch.py", 7)
+        warnings.warn_explicit("later", FutureWarning, "torch.py", 8)
+        return {}, lambda result, console: None
+
+    warnings.simplefilter("always")
+    plain = CliRunner().invoke(group)
+    assert plain.exit_code == 0
+    assert plain.stderr == "warning: it is [slow] here\n"
+    assert [str(one.message) for one in recwarn.list] == ["odd"]
+    recwarn.clear()
+    CliRunner().invoke(group, ["--debug"])
+    assert [str(one.message) for one in recwarn.list] == ["it is [slow] here", "odd", "later"]
 
 
 def test_public_functions_do_the_same(tmp_path: Path) -> None:
