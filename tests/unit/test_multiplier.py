@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 import time
 
 import numpy as np
@@ -94,6 +95,22 @@ def test_silent_rank_is_named_within_the_deadline() -> None:
             with pytest.raises(DeadlineError, match=r"rank\(s\) 1 did not post layer 4 2 .*timeouts.server_s"):
                 reply.result(0.2)  # as long as the server waits itself, which began later
         assert time.perf_counter() - start < 2
+    finally:
+        server.close()
+
+
+def test_a_server_of_one_worker_needs_no_thread() -> None:
+    server = InProcessServer(MultiplierServer(1, RULE, deadline_s=0.2))
+    assert "qgnn-multiplier-server" not in {thread.name for thread in threading.enumerate()}
+    try:
+        rule = MultiplierServer(1, RULE)
+        for layer in (0, 1):
+            there = server.client(0).post_layer(1, layer, 40.0, 2.0).result(1.0)
+            assert there == asyncio.run(rule.post_layer(1, layer, 0, 40.0, 2.0))
+        assert there != RULE.start()[0], "nothing moved"
+        failing = server.client(0).post_ranges(1, {"news/0": [1.0]})  # a fault of the question comes with its answer
+        with pytest.raises((IndexError, ValueError)):
+            failing.result(1.0)
     finally:
         server.close()
 
