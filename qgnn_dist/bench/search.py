@@ -26,7 +26,7 @@ from .space import Search, own_values, read_search, with_step
 from .spread import points
 from .stores import dataset_store
 from .systems import OWN
-from .trials import SearchCell, finished_trials, search_row
+from .trials import RULES, SearchCell, finished_trials, search_row
 from .tuned import tuned_file, tuned_text
 from .written import Tables, write_bench
 
@@ -63,15 +63,19 @@ def search(grid: str | Path, *, out: str | Path, data: str | Path | None = None,
                                       hops=read.hops[name], parts=read.parts[name], blind=True)
                   for name in dict.fromkeys(row.dataset for row in plan.rows)}
         check_rows(plan.rows, folder)
+        if on_step is not None:
+            for row in plan.rows[len(read.shown):]:
+                on_step(f"searching {row.name} too: what it finds has a seat in the other rows' finals")
         cells = _cells(plan, prints, folder)
-        waiting = [cell for cell in cells.values() if read_cell(cell) is None]
+        waiting = list({cell.digest: cell for cell in cells.values() if read_cell(cell) is None}.values())
         number = min(jobs or read.jobs or os.cpu_count() or 1, max(len(waiting), 1))
         counter = _Counter(waiting, on_trial)
         if on_start is not None:
             to_run = sum(cell.steps for cell in waiting) - counter.seen
             on_start(to_run, sum(cell.steps for cell in cells.values()) - to_run, number)
-        _run_trials(waiting, number, counter.look)
-        failures = run_cells(waiting, number, work=search_row, on_end=counter.end, on_wait=counter.look)
+        failures = _run_trials(waiting, number, counter)
+        left = [cell for cell in waiting if cell.digest not in failures and cell.finalist is not None]
+        failures |= run_cells(left, number, work=search_row, on_end=counter.end, on_wait=counter.look)
         rows = [_row(row, cells[row.name], read_cell(cells[row.name]), failures) for row in plan.rows]
         words = read.table.get("search", {}).get("settings", [])
         for row, found in zip(plan.rows, rows):
@@ -87,8 +91,8 @@ _INTRO = ("All rows tried as many settings, the first being their own, and train
           "table's, on a graph whose test nodes' labels were taken out. Figures are of validation, means over the "
           "seeds, in points; the best of many is somewhat too good, which test figures don't inherit. Where there was "
           "a final, the best figure is of its seeds, which did not choose the finalists; the gain is of the trials' "
-          "seeds. Ended: by the median rule, or as the first seeds were far below the best; diverged: no number came "
-          "out.")
+          "seeds, and there is none where another row's settings won, which is told. Ended: the first seeds were far "
+          "below the best; diverged: no number came out.")
 
 
 def _cells(plan: Search, prints: dict[str, str], out: Path) -> dict[str, SearchCell]:
@@ -96,20 +100,34 @@ def _cells(plan: Search, prints: dict[str, str], out: Path) -> dict[str, SearchC
     leaders = {name: _cell(row, plan, prints[name], out) for name, row in plan.finalists.items()}
     found = {cell.row: cell for cell in leaders.values()}
     for row in plan.rows:
+        leader = leaders.get(row.dataset)
         if row.name not in found:
-            found[row.name] = _cell(row, plan, prints[row.dataset], out, leaders.get(row.dataset))
+            found[row.name] = _cell(row, plan, prints[row.dataset], out, leader)
+            if leader is not None and found[row.name].history == leader.history:  # the same search under two names
+                found[row.name] = leader
     return found
 
 
-def _run_trials(waiting: Sequence[SearchCell], number: int, look: Callable[[], None]) -> None:
-    """All that no row waits for another with: finalists' searches whole, and the trials of the others.
+def _run_trials(waiting: Sequence[SearchCell], number: int, counter: _Counter) -> dict[str, str]:
+    """All that no row waits for another with: searches without a finalist whole, and of the others the trials.
 
-    What fails here fails again where the rows are searched whole, and is told there.
+    Returns: digest of a search → why it failed, or its finalist's.
     """
-    if any(cell.finalist for cell in waiting):
-        run_cells([_trials_alone(cell) if cell.finalist else cell for cell in waiting], number, work=search_row,
-                  on_wait=look)
-        look()
+    trials = {_trials_alone(cell).digest: cell for cell in waiting if cell.finalist is not None}
+
+    def end(cell: Any, failure: str | None) -> None:
+        if cell.digest not in trials or failure is not None:
+            counter.end(trials.get(cell.digest, cell), failure)
+
+    cells = [cell if cell.finalist is None else _trials_alone(cell) for cell in waiting]
+    failures = {trials[digest].digest if digest in trials else digest: why for digest, why in run_cells(
+        cells, number, work=search_row, on_end=end, on_wait=counter.look).items()}
+    for cell in waiting:
+        if cell.finalist is not None and cell.finalist.digest in failures and cell.digest not in failures:
+            failures[cell.digest] = (f"its final waits for {cell.finalist.row}, whose search failed: "
+                                     f"{failures[cell.finalist.digest]}")
+            counter.end(cell, failures[cell.digest])
+    return failures
 
 
 def _trials_alone(cell: SearchCell) -> SearchCell:
@@ -120,7 +138,7 @@ def _trials_alone(cell: SearchCell) -> SearchCell:
 
 def _cell(row: Row, plan: Search, fingerprint: str, out: Path, finalist: SearchCell | None = None) -> SearchCell:
     space = plan.spaces[row.name]
-    known = [row.config.digest(), fingerprint, __version__, row.system, str(plan.seeds), json.dumps(space)]
+    known = [row.config.digest(), fingerprint, __version__, row.system, str(plan.seeds), json.dumps(space), str(RULES)]
     trials = hashlib.sha256(" ".join(known).encode()).hexdigest()[:24]
     budget = f"{trials} {plan.trials}" + (f" {plan.finals} {plan.final_seeds}" if plan.finals else "") + (
         f" {finalist.digest}" if finalist else "")
@@ -226,13 +244,17 @@ def tables(rows: Sequence[dict[str, Any]]) -> Tables:
             own, best, states = row["own"]["figure"], row["best"]["figure"], row["states"]
             before = row["best"].get("trial_figure", best)
             gain = None if own is None or before is None else before - own
-            lines.append([*head, str(row["trials"]), str(states["pruned"] + states["skipped"]), str(states["diverged"]),
+            lines.append([*head, str(row["trials"]), str(states["skipped"]), str(states["diverged"]),
                           points(own), points(best), points(gain, sign="+"),
                           f"{row['seconds'] / row['trials']:.1f}",
-                          ", ".join(f"{key.partition('.')[2]} {_short(value)}" for key, value in row["changed"].items())
-                          or "its own settings"])
+                          _found(row)])
         found.append((dataset, columns, lines))
     return found
+
+
+def _found(row: dict[str, Any]) -> str:
+    words = ", ".join(f"{key.partition('.')[2]} {_short(value)}" for key, value in row["changed"].items())
+    return (words or "its own settings") + (f"; found for {row['best']['of']}" if "of" in row["best"] else "")
 
 
 def _short(value: Any) -> str:

@@ -106,9 +106,10 @@ def _finalists(grid: Grid, table: Mapping[str, Any], faults: list[str]) -> dict[
         faults.append(f"search.finalist={named}: has the last seat of a final, which takes search.finals of at least 2")
     found: dict[str, Row] = {}
     for dataset in dict.fromkeys(row.dataset for row in grid.shown):
+        depths = {row.layers for row in grid.shown if row.dataset == dataset}
         rows = [row for row in grid.rows if (row.dataset, f"{row.method}/{row.width}") == (dataset, named)]
         if rows:
-            found[dataset] = rows[0]
+            found[dataset] = next((row for row in rows if row.layers in depths), rows[0])
         else:
             faults.append(f"search.finalist={named}: datasets.{dataset} has no such row; expected METHOD/WIDTH, e.g. "
                           f"{grid.shown[0].method}/{grid.shown[0].width}")

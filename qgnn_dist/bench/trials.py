@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,16 +33,17 @@ if TYPE_CHECKING:
 
 __all__ = ["COMPLETE", "SearchCell", "best_of", "finished_trials", "search_row", "validation_figure"]
 
-COMPLETE, PRUNED, SKIPPED, DIVERGED = "complete", "pruned", "skipped", "diverged"
-"""States of a trial: all seeds ran; the median rule ended the first; the first was too far below; it diverged."""
+COMPLETE, SKIPPED, DIVERGED = "complete", "skipped", "diverged"
+"""States of a trial: all seeds ran; the first ones were too far below for the others; it diverged."""
+RULES = 2
+"""Of how trials are run and judged; a history of other rules is not gone on with."""
 FIRST_SEED = 1_000_000
 """A trial's seeds begin here, so that no seed of a table has had its settings chosen by its own draws."""
 STARTUP = 5
 """Trials drawn at random before TPE's model suggests them; the first of them is the row's own settings."""
 FAR = 0.02
-"""So far below the best mean so far, a trial's first seeds are its last."""
-REPORTS, WARM_UP = 10, 0.3
-"""The median rule looks so often at a training, the first time after this share of its epochs."""
+"""So far below the best mean so far, a trial's first seeds are its last. Trainings run to their end: ending those below
+the median on the way kept low learning rates from being found (docs/benchmarks.md)."""
 DIGITS = 4
 """Of a number drawn from a range: more would tell nothing."""
 
@@ -73,10 +74,6 @@ class SearchCell(Cell):
     def steps(self) -> int:
         """Trials, and trainings of the finals."""
         return self.trials + self.finals * self.final_seeds
-
-
-class _HopelessError(Exception):
-    """The median rule ends a training."""
 
 
 def finished_trials(history: Path) -> list[dict[str, Any]]:
@@ -133,7 +130,7 @@ def search_row(cell: Cell, scratch: Path) -> dict[str, Any]:
     states = [record["state"] for record in records]
     return {"schema": SCHEMA, "digest": cell.digest, "system": cell.system, "names": cell.names, "best": best,
             "own": records[0], "trials": len(records), "seeds": cell.seeds,
-            "states": {state: states.count(state) for state in (COMPLETE, PRUNED, SKIPPED, DIVERGED)},
+            "states": {state: states.count(state) for state in (COMPLETE, SKIPPED, DIVERGED)},
             "seconds": sum(record["seconds"] for record in records)}
 
 
@@ -160,23 +157,26 @@ def _seated(cell: SearchCell, space: Mapping[str, Domain], own: Mapping[str, Any
 
 
 def _final(cell: SearchCell, seated: Sequence[dict[str, Any]], scratch: Path) -> dict[str, Any]:
-    """The best of those seated, by seeds that did not make them so; its figure is of those seeds alone."""
+    """The best of those seated, by seeds that did not make them so, its figure of those alone; nor did they choose the
+    finalist, whose own final had others."""
     known = finished_trials(cell.final_history)
     _rewrite(cell.final_history, known)
     figures = {(record["trial"], record["seed"]): record["figure"] for record in known}
     found = []
+    first = cell.seeds + (cell.final_seeds if cell.finalist is not None else 0)
+    seeds = range(first, first + cell.final_seeds)
     for record in seated:
         config = configured(cell.config, record["params"])
-        for seed in range(cell.seeds, cell.seeds + cell.final_seeds):
+        for seed in seeds:
             place = record["number"], seed
             if place not in figures:
                 try:
-                    figures[place] = validation_figure(cell, config, seed, scratch, lambda epoch, figure: None)
+                    figures[place] = validation_figure(cell, config, seed, scratch)
                 except DivergedError:
                     figures[place] = 0.0
                 _append(cell.final_history, json.dumps({"number": len(figures) - 1, "trial": place[0], "seed": seed,
                                                         "figure": figures[place]}))
-        fresh = [figures[record["number"], seed] for seed in range(cell.seeds, cell.seeds + cell.final_seeds)]
+        fresh = [figures[record["number"], seed] for seed in seeds]
         found.append({**record, "figure": mean(fresh), "figures": fresh, "trial_figure": record["figure"]})
     return max(found, key=lambda record: record["figure"])  # of equal ones the first, which trials had ahead
 
@@ -215,43 +215,24 @@ def _trial(cell: SearchCell, space: Mapping[str, Domain], own: Mapping[str, Any]
     number, start = len(records), time.perf_counter()
     trial = _study(space, records).ask(_distributions(space))
     params = {key: _tidy(trial.params[key], domain) if number else own[key] for key, domain in space.items()}
-    config, reports, figures = configured(cell.config, params), list[tuple[int, float]](), list[float]()
-    best = best_of(records)
-    every = max(config.train.epochs // REPORTS, 1)
-    top = 0.0
-
-    def watch(epoch: int, figure: float) -> None:
-        nonlocal top
-        top = max(top, figure)
-        if figures or epoch % every or epoch < WARM_UP * config.train.epochs:
-            return
-        reports.append((epoch, top))
-        trial.report(top, epoch)
-        if trial.should_prune():
-            raise _HopelessError
-
+    config, figures, best = configured(cell.config, params), list[float](), best_of(records)
     state, why = COMPLETE, ""
     try:
         for seed in range(cell.seeds):
-            figures.append(validation_figure(cell, config, seed, scratch, watch))
+            figures.append(validation_figure(cell, config, seed, scratch))
             if best is not None and len(figures) < cell.seeds and (mean(figures) or 0.0) < best["figure"] - FAR:
                 state = SKIPPED
                 break
-    except _HopelessError:
-        state = PRUNED
     except DivergedError as error:
         state, why = DIVERGED, error.message
     return {"number": number, "state": state, "figure": mean(figures) if state == COMPLETE else None, "params": params,
-            "figures": figures, "reports": reports, "why": why, "seconds": round(time.perf_counter() - start, 3)}
+            "figures": figures, "why": why, "seconds": round(time.perf_counter() - start, 3)}
 
 
-def validation_figure(cell: SearchCell, config: RunConfig, seed: int, scratch: Path,
-                      watch: Callable[[int, float], None]) -> float:
+def validation_figure(cell: SearchCell, config: RunConfig, seed: int, scratch: Path) -> float:
     """Train once; the validation figure of the best epoch, by the metric. Nothing else comes out of here.
 
-    Args:
-        seed: 0, 1, … of the trial's.
-        watch: called with each evaluated epoch and its validation figure; may raise to end the training.
+    Args: seed: 0, 1, … of the trial's and, behind those, the finals'.
     """
     import dataclasses
 
@@ -259,18 +240,13 @@ def validation_figure(cell: SearchCell, config: RunConfig, seed: int, scratch: P
     from ..store.reader import Store
     from .references import train_reference
 
-    config, metric = dataclasses.replace(config, seed=FIRST_SEED + seed), config.train.metric
-
-    def on_epoch(record: dict[str, Any]) -> None:
-        if metric in record:
-            watch(record["epoch"], record[metric]["valid"])
-
+    config = dataclasses.replace(config, seed=FIRST_SEED + seed)
     run = Path(tempfile.mkdtemp(prefix="trial-", dir=scratch))
     try:
         if cell.system != OWN:
-            summary = train_reference(Store.open(cell.store), cell.system, config, on_epoch=on_epoch)
+            summary = train_reference(Store.open(cell.store), cell.system, config)
         else:
-            summary = api.train(cell.store, out=run / "run", config=config, on_epoch=on_epoch)
+            summary = api.train(cell.store, out=run / "run", config=config)
     finally:
         shutil.rmtree(run, ignore_errors=True)
     return float(summary["metric"]["valid"])
@@ -281,16 +257,12 @@ def _study(space: Mapping[str, Domain], records: Sequence[dict[str, Any]]) -> op
     import optuna
 
     sampler = optuna.samplers.TPESampler(n_startup_trials=STARTUP, seed=len(records))
-    study = optuna.create_study(direction="maximize", sampler=sampler,
-                                pruner=optuna.pruners.MedianPruner(n_startup_trials=STARTUP - 1))
-    whole, ended = optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED
+    study = optuna.create_study(direction="maximize", sampler=sampler)
     for record in records:
         # A diverged trial is as bad as a figure can be; one of fewer seeds counts by theirs.
-        values = {PRUNED: None, DIVERGED: 0.0}
-        study.add_trial(optuna.trial.create_trial(
-            state=ended if record["state"] == PRUNED else whole, params=record["params"],
-            value=values.get(record["state"], mean(record["figures"])), distributions=_distributions(space),
-            intermediate_values=dict(record["reports"])))
+        value = 0.0 if record["state"] == DIVERGED else mean(record["figures"])
+        study.add_trial(optuna.trial.create_trial(params=record["params"], value=value,
+                                                  distributions=_distributions(space)))
     return study
 
 

@@ -19,6 +19,7 @@ import qgnn_dist as qgnn
 from qgnn_dist.bench import trials
 from qgnn_dist.bench.accuracy import accuracy
 from qgnn_dist.bench.cells import SCHEMA, train_cell
+from qgnn_dist.bench.folder import bench_folder
 from qgnn_dist.bench.grid import read_grid
 from qgnn_dist.bench.search import _cell, _cells, _Counter, search
 from qgnn_dist.bench.space import read_search
@@ -158,13 +159,12 @@ def test_a_trial_reads_no_test_label(done: tuple[Path, Path, Any]) -> None:
         assert "test" not in file.read_text(encoding="utf-8")
 
 
-def test_a_trial_is_told_validation_figures_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_gives_its_best_validation_figure_alone(tmp_path: Path) -> None:
     cell = _row_cell(tmp_path)
-    told: list[Any] = []
-    figure = trials.validation_figure(cell, cell.config, 0, tmp_path, lambda *words: told.append(words))
-    assert [epoch for epoch, _ in told] == [1, 2]
-    assert figure == max(value for _, value in told)
+    figure = trials.validation_figure(cell, cell.config, 0, tmp_path)
+    summary = qgnn.train(cell.store, out=tmp_path / "run", config=dataclasses.replace(cell.config, seed=FIRST_SEED))
     assert isinstance(figure, float)
+    assert figure == summary["metric"]["valid"] > 1 / 3
     assert not list(tmp_path.glob("trial-*")), "a trial's run is left behind"
 
 
@@ -193,7 +193,7 @@ def test_further_seeds_choose_among_the_best_trials(tmp_path: Path, monkeypatch:
     cell = dataclasses.replace(_row_cell(tmp_path, trials=4), finals=2, final_seeds=3)
     trained, rates = list[int](), list[float]()
 
-    def figure(cell: SearchCell, config: Any, seed: int, scratch: Path, watch: Any) -> float:
+    def figure(cell: SearchCell, config: Any, seed: int, scratch: Path) -> float:
         if config.train.lr not in rates:
             rates.append(config.train.lr)
         number = rates.index(config.train.lr)
@@ -226,7 +226,7 @@ def _with_finalist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, figure: floa
     leader.file.write_text(json.dumps({"schema": SCHEMA, "digest": "leader", "best": best}), encoding="utf-8")
     trained, rates = [], list[float]()
 
-    def validation(cell: SearchCell, config: Any, seed: int, scratch: Path, watch: Any) -> float:
+    def validation(cell: SearchCell, config: Any, seed: int, scratch: Path) -> float:
         if config.train.lr == 0.0625:
             trained.append((config.model.hidden, config.propagation.mu, seed))
             return figure
@@ -245,7 +245,7 @@ def test_another_rows_settings_have_the_last_seat(tmp_path: Path, monkeypatch: p
                                                   wins: bool) -> None:
     cell, trained = _with_finalist(tmp_path, monkeypatch, figure)
     best = search_row(cell, tmp_path)["best"]
-    assert trained == [2, 2, (8, 19.0, 2), (8, 19.0, 3)]  # 1024 units are not of the space: its own 8
+    assert trained == [2, 2, (8, 19.0, 4), (8, 19.0, 5)]  # not the seeds that chose it; 1024 units are not of the space
     assert (best["params"]["train.lr"] == 0.0625) is wins
     assert best.get("of") == ("sbm/recipe/float/K2" if wins else None)
     assert (best["figure"], best["trial_figure"]) == ((0.73, None) if wins else (0.72, 0.72))
@@ -279,26 +279,90 @@ def test_a_final_without_its_finalist_fails_by_name(tmp_path: Path, monkeypatch:
     assert not trained
 
 
-def test_a_search_with_a_finalist_searches_it_first(tmp_path: Path) -> None:
-    """Asked for one row, it searches the finalist's too; its settings tell whose they are, where they win."""
-    text = GRID.replace("seeds = 2", 'seeds = 2\nfinals = 2\nfinal_seeds = 1\nfinalist = "recipe/float"')
-    grid, told = _grid(tmp_path, text), list[str]()
-    result = search(grid, out=tmp_path / "out", only="recipe/int2", on_trial=lambda name, why: told.append(name))
+_FINALIST = GRID.replace("seeds = 2", 'seeds = 2\nfinals = 2\nfinal_seeds = 1\nfinalist = "recipe/float"')
+
+
+def test_a_search_with_a_finalist_searches_it_too(tmp_path: Path) -> None:
+    """Asked for one row, it searches the finalist's too, and goes on with another row by what it found before."""
+    grid, told, steps = _grid(tmp_path, _FINALIST), list[str](), list[str]()
+    result = search(grid, out=tmp_path / "out", only="recipe/int2", on_trial=lambda name, why: told.append(name),
+                    on_step=steps.append)
     assert [row["name"] for row in result["rows"]] == ["sbm/recipe/int2/K2", "sbm/recipe/float/K2"]
     assert result["failed"] == 0
+    assert any("searching sbm/recipe/float/K2 too" in step for step in steps)
     assert sorted(told) == sorted(f"sbm/recipe/{width}/K2 {word} {number}" for width in ("float", "int2")
                                   for word, count in (("trial", 3), ("final", 2)) for number in range(count))
     settings = tmp_path / "out" / "settings" / "sbm"
     assert {file.name for file in settings.iterdir()} == {"recipe-float.toml", "recipe-int2.toml"}
-    found = result["rows"][0]["best"]
-    head = (settings / "recipe-int2.toml").read_text(encoding="utf-8").partition("Validation")[0]
-    assert ("found for sbm/recipe/float/K2" in head) is ("of" in found)
+    told.clear()
+    search(grid, out=tmp_path / "out", only="gcn", on_trial=lambda name, why: told.append(name))
+    assert {name.rpartition(" ")[0] for name in told} == {"sbm/gcn/float/K2 trial", "sbm/gcn/float/K2 final"}
+
+
+def _cells_of(grid: Path, out: Path) -> dict[str, SearchCell]:
+    """The searches of a grid, in a folder that is a search's, with its store written."""
     read = read_grid(grid, search=True)
-    cells = _cells(read_search(read), {"sbm": Store.open(tmp_path / "out" / "stores" / "sbm").fingerprint},
-                   tmp_path / "out")
-    assert [cell.finalist.row if cell.finalist else None for cell in cells.values()] == [
-        None, "sbm/recipe/float/K2", "sbm/recipe/float/K2"]
-    assert cells["sbm/recipe/int2/K2"].file.exists(), "found again under the same name"
+    with bench_folder(out, "search", (), overwrite=False):
+        told = dataset_store(out / "stores" / "sbm", read.sources["sbm"], None, blind=True)
+    return _cells(read_search(read), {"sbm": told}, out)
+
+
+def test_a_finalist_that_wins_is_named_in_the_table_and_the_settings(tmp_path: Path) -> None:
+    grid, out = _grid(tmp_path, _FINALIST), tmp_path / "out"
+    cells = _cells_of(grid, out)
+    own = {"train.lr": 0.02, "model.hidden": 8, "model.feature_norm": "row", "propagation.mu": 9.0}
+    first = {"number": 0, "figure": 0.5, "figures": [0.5, 0.5], "params": own}
+    for cell in cells.values():
+        guest = {"of": "sbm/recipe/float/K2", "number": "{}", "figure": 0.75, "trial_figure": None,
+                 "figures": [0.75], "params": {**own, "train.lr": 0.0625}}
+        best = {**first, "figure": 0.7, "trial_figure": 0.6} if cell.finalist is None else guest
+        cell.file.parent.mkdir(parents=True, exist_ok=True)
+        cell.file.write_text(json.dumps({
+            "schema": SCHEMA, "digest": cell.digest, "best": best, "own": first, "trials": 3, "seconds": 6.0,
+            "states": {"complete": 3, "skipped": 0, "diverged": 0}}), encoding="utf-8")
+    search(grid, out=out)
+    heads = {name: (out / "settings" / "sbm" / f"{name}.toml").read_text(encoding="utf-8").partition("Validation")[0]
+             for name in ("recipe-float", "recipe-int2")}
+    assert "found for sbm/recipe/float/K2" in heads["recipe-int2"]
+    assert "found for" not in heads["recipe-float"]
+    table = (out / "table.md").read_text(encoding="utf-8").splitlines()
+    lines = {line.split(" | ")[1]: line for line in table if line.startswith("| recipe")}
+    assert "| 75.00 | – |" in lines["int2"]
+    assert lines["int2"].endswith("lr 0.0625; found for sbm/recipe/float/K2 |")
+    assert "| 70.00 | +10.00 |" in lines["float"]
+
+
+def test_a_finalist_that_fails_fails_the_others_by_name(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    told: list[tuple[str, str | None]] = []
+    grid = _grid(tmp_path, _FINALIST)
+    for cell in _cells_of(grid, out).values():  # a history that nothing comes out of
+        if cell.finalist is None:
+            cell.history.parent.mkdir(parents=True, exist_ok=True)
+            record = {"state": "diverged", "figure": None, "figures": [], "params": {}, "why": "the loss is nan"}
+            cell.history.write_text("".join(json.dumps({"number": number, "seconds": 0.0, **record}) + "\n"
+                                            for number in range(3)), encoding="utf-8")
+    result = search(grid, out=out, only="recipe/", on_trial=lambda name, why: told.append((name, why)))
+    rows = {row["width"]: row for row in result["rows"]}
+    assert rows["float"]["why"] == "none of 3 trials came to an end, the first because the loss is nan"
+    assert rows["int2"]["why"] == f"its final waits for sbm/recipe/float/K2, whose search failed: {rows['float']['why']}"
+    assert result["failed"] == 2
+    assert [why for name, why in told if why] == [rows["float"]["why"], rows["int2"]["why"]]
+
+
+def test_a_row_equal_to_the_finalist_is_one_search_with_it(tmp_path: Path) -> None:
+    grid = _grid(tmp_path, _FINALIST + '[methods.same]\nsettings = ["model.hidden=8"]\n')
+    cells = _cells_of(grid, tmp_path / "out")
+    assert cells["sbm/same/float/K2"] is cells["sbm/recipe/float/K2"]
+    assert cells["sbm/same/int2/K2"].finalist is cells["sbm/recipe/float/K2"]
+    assert cells["sbm/same/int2/K2"].digest == cells["sbm/recipe/int2/K2"].digest
+
+
+def test_the_finalist_has_the_depth_that_is_shown(tmp_path: Path) -> None:
+    grid = _grid(tmp_path, _FINALIST.replace("layers = [2]", "layers = [2, 3]"))
+    for depth in (2, 3):
+        plan = read_search(read_grid(grid, search=True, only=f"recipe/int2/K{depth}"))
+        assert plan.finalists["sbm"].layers == depth
 
 
 _KILLED = """
@@ -338,45 +402,40 @@ def test_a_killed_search_keeps_its_trials(tmp_path: Path) -> None:
     assert finished_trials(history)[:len(kept)] == kept
 
 
-def _scripted(monkeypatch: pytest.MonkeyPatch, curve: Any) -> list[tuple[int, int]]:
-    """Trainings whose validation figure of (trial, seed, epoch) is given; returns (trial, seed) of those that ran."""
+def _scripted(monkeypatch: pytest.MonkeyPatch, figure_of: Any) -> list[tuple[int, int]]:
+    """Trainings whose validation figure of (trial, seed) is given; returns (trial, seed) of those that ran."""
     ran: list[tuple[int, int]] = []
 
-    def figure(cell: SearchCell, config: Any, seed: int, scratch: Path, watch: Any) -> float:
+    def figure(cell: SearchCell, config: Any, seed: int, scratch: Path) -> float:
         number = len(finished_trials(cell.history))
         ran.append((number, seed))
-        values = [curve(number, seed, epoch) for epoch in range(1, config.train.epochs + 1)]
-        for epoch, value in enumerate(values, 1):
-            if value is None:
-                raise DivergedError("the loss is nan")
-            watch(epoch, value)
-        return max(values)
+        value = figure_of(number, seed)
+        if value is None:
+            raise DivergedError("the loss is nan")
+        return float(value)
 
     monkeypatch.setattr(trials, "validation_figure", figure)
     return ran
 
 
-def test_hopeless_trials_end_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cell = _row_cell(tmp_path, trials=8)
-    config = dataclasses.replace(cell.config, train=dataclasses.replace(cell.config.train, epochs=20))
-    level = {0: 0.7, 1: 0.71, 2: 0.69, 3: 0.7, 4: 0.65, 5: 0.3, 6: None, 7: 0.72}
-    ran = _scripted(monkeypatch, lambda trial, seed, epoch: level[trial])
-    result = search_row(dataclasses.replace(cell, config=config), tmp_path)
+def test_hopeless_trials_end_after_a_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    level = {0: 0.7, 1: 0.71, 2: 0.695, 3: 0.65, 4: 0.3, 5: None, 6: 0.72}
+    ran = _scripted(monkeypatch, lambda trial, seed: level[trial])
+    cell = _row_cell(tmp_path, trials=7)
+    result = search_row(cell, tmp_path)
     records = finished_trials(cell.history)
-    # The fifth is five points below after a seed, before four trials are complete; the sixth far below half-way.
-    assert [r["state"] for r in records] == ["complete"] * 4 + ["pruned", "pruned", "diverged", "complete"]
-    assert (6, 0) in ran
-    assert not {(4, 1), (5, 1), (6, 1)} & set(ran)
-    assert records[5]["reports"] == [[6, 0.3]]  # at 30 % of the epochs, not before
-    assert records[6]["why"] == "the loss is nan"
-    assert result["best"]["number"] == 7
-    assert result["states"] == {"complete": 5, "pruned": 2, "skipped": 0, "diverged": 1}
+    assert [r["state"] for r in records] == ["complete"] * 3 + ["skipped", "skipped", "diverged", "complete"]
+    assert (5, 0) in ran
+    assert not {(3, 1), (4, 1), (5, 1)} & set(ran)
+    assert records[5]["why"] == "the loss is nan"
+    assert result["best"]["number"] == 6
+    assert result["states"] == {"complete": 4, "skipped": 2, "diverged": 1}
 
 
 def test_a_first_seed_far_below_is_the_last_and_ties_keep_the_rows_own_settings(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cell = _row_cell(tmp_path, trials=3)
-    ran = _scripted(monkeypatch, lambda trial, seed, epoch: [0.8, 0.77, 0.8][trial])
+    ran = _scripted(monkeypatch, lambda trial, seed: [0.8, 0.77, 0.8][trial])
     result = search_row(cell, tmp_path)
     assert ran == [(0, 0), (0, 1), (1, 0), (2, 0), (2, 1)]
     assert [r["state"] for r in finished_trials(cell.history)] == ["complete", "skipped", "complete"]
@@ -384,7 +443,7 @@ def test_a_first_seed_far_below_is_the_last_and_ties_keep_the_rows_own_settings(
 
 
 def test_a_row_of_which_nothing_comes_out_fails_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _scripted(monkeypatch, lambda trial, seed, epoch: None)
+    _scripted(monkeypatch, lambda trial, seed: None)
     with pytest.raises(QgnnError, match="none of 3 trials came to an end, the first because the loss is nan"):
         search_row(_row_cell(tmp_path), tmp_path)
 
