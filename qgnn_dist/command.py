@@ -18,7 +18,7 @@ from rich.console import Console
 
 from . import logs
 from .config import RunConfig, known_keys, load_config
-from .errors import QgnnError
+from .errors import QgnnError, QgnnWarning
 
 __all__ = ["Debug", "Json", "LogFormat", "Outcome", "Overwrite", "RayAddress", "Settings", "command", "logged",
            "one_of", "then"]
@@ -106,7 +106,8 @@ def command(epilog: str, group: typer.Typer, name: str | None = None, *, panel: 
             if kwargs.get("as_json"):
                 print(json.dumps(result, default=str))
             else:
-                show(result, Console())
+                with _plain_warnings(debug):
+                    show(result, Console())
             # A table of which some rows could not be measured, or what another command ended with.
             code = result.get("exit_code", 1 if result.get("failed") else 0)
             if code:
@@ -124,7 +125,10 @@ _AFTER_INTERRUPT = {"train": "; --resume goes on from the last checkpoint",
 
 @contextlib.contextmanager
 def _plain_warnings(debug: bool) -> Iterator[None]:
-    """Inside, this package's warnings are one line each, as its errors are, and nobody's FutureWarning is shown."""
+    """Inside, this package's warnings are one line each, as its errors are, and nobody's FutureWarning is shown.
+
+    Other processes, as workers on Ray, have Python's form of them in their logs.
+    """
     if debug:
         yield
         return
@@ -134,7 +138,7 @@ def _plain_warnings(debug: bool) -> Iterator[None]:
 
         def show(message: Warning | str, category: type[Warning], filename: str, lineno: int,
                  file: TextIO | None = None, line: str | None = None) -> None:
-            if Path(filename).is_relative_to(Path(__file__).parent):
+            if issubclass(category, QgnnWarning):
                 _say("warning", str(message), "yellow")
             else:
                 usual(message, category, filename, lineno, file, line)

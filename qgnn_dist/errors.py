@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The exception family. Each error carries where it happened, and survives pickling: Ray sends it between processes."""
+"""The exception family, and the warning. Each error carries where it happened, and survives pickling: Ray sends it
+between processes."""
 from __future__ import annotations
 
 from typing import Any
@@ -14,11 +15,16 @@ __all__ = [
     "ModelError",
     "OutputError",
     "QgnnError",
+    "QgnnWarning",
     "StorageError",
     "StoreError",
     "WorkerError",
     "WorkerLostError",
 ]
+
+
+class QgnnWarning(RuntimeWarning):
+    """What a user should know, and nothing fails by."""
 
 
 class QgnnError(Exception):

@@ -25,15 +25,9 @@ def bench_folder(folder: Path, bench: str, ours: Sequence[str], overwrite: bool)
     Args: bench: its name, as on the command line. ours: files and folders in it that `overwrite` forgets.
     Raises: InputError: something else lies there, or another process works in it.
     """
-    marker, mine = folder / "bench.json", {"bench": bench, "schema": 1}
-    if folder.exists() and not marker.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"output exists and is not the folder of a `qgnn bench {bench}`; choose another --out",
-                         file=str(folder))
-    if marker.exists() and read_note(marker) != mine:
-        raise InputError("the folder belongs to another kind or version of bench; choose another --out",
-                         file=str(folder))
+    _check_ours(folder, bench)
     folder.mkdir(parents=True, exist_ok=True)
-    marker.write_text(json.dumps(mine) + "\n", encoding="utf-8")
+    _mark(folder, bench)
     with open(folder / ".lock", "w", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system gives it back, however this process ends
@@ -50,24 +44,44 @@ def bench_folder(folder: Path, bench: str, ours: Sequence[str], overwrite: bool)
 
 
 def table_folder(out: str | Path, bench: str, *, overwrite: bool, pictures: bool = False) -> Path:
-    """OUT of a bench that is run in one go: new, empty, or with an earlier table of it, which `overwrite` replaces.
+    """OUT of a bench that is run in one go, made and marked: new, empty, or this bench's, whose table only `overwrite`
+    replaces.
 
     Raises: InputError: the table is there and not to be replaced; something else is; no matplotlib for pictures.
     """
     folder = Path(out)
     table = folder / "table.json"
     earlier = read_note(table, LARGEST_TABLE) if table.is_file() else None
-    if isinstance(earlier, dict) and earlier.get("bench") == bench:
-        if not overwrite:
-            raise InputError("output exists; add --overwrite to replace it", file=str(folder))
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"output exists and is not the folder of a `qgnn bench {bench}`; choose another --out",
-                         file=str(folder))
+    if isinstance(earlier, dict) and earlier.get("bench") == bench and not overwrite:
+        raise InputError("output exists; add --overwrite to replace it", file=str(folder))
+    if not (isinstance(earlier, dict) and earlier.get("bench") == bench):  # one of before there were markers, too
+        _check_ours(folder, bench)
     if pictures:
         from .pictures import check_pictures
 
         check_pictures()
+    folder.mkdir(parents=True, exist_ok=True)
+    _mark(folder, bench)
     return folder
+
+
+def _check_ours(folder: Path, bench: str) -> None:
+    """Refuse what holds something, and is not marked as this bench's."""
+    marker = folder / "bench.json"
+    if folder.exists() and not marker.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"output exists and is not the folder of a `qgnn bench {bench}`; choose another --out",
+                         file=str(folder))
+    if marker.exists() and read_note(marker) != _marker(bench):
+        raise InputError("the folder belongs to another kind or version of bench; choose another --out",
+                         file=str(folder))
+
+
+def _mark(folder: Path, bench: str) -> None:
+    (folder / "bench.json").write_text(json.dumps(_marker(bench)) + "\n", encoding="utf-8")
+
+
+def _marker(bench: str) -> dict[str, Any]:
+    return {"bench": bench, "schema": 1}
 
 
 def read_note(file: Path, largest: int = LARGEST_NOTE) -> Any:

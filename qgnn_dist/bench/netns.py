@@ -6,6 +6,7 @@ shaped links.
 """
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -14,7 +15,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -125,14 +125,16 @@ class NetnsCluster:
     def _take_down(self) -> None:
         self._made = [name for name in self._made if (NAMESPACES / name).exists()]
         for name in self._made:
-            _end(name)
+            with contextlib.suppress(QgnnError):  # the others go all the same
+                _end(name)
         for process in self._processes:
             try:
                 process.wait(END_S)
             except subprocess.TimeoutExpired:
                 process.kill()
         for name in reversed(self._made):
-            subprocess.run(["ip", "netns", "del", name], check=False, timeout=COMMAND_S)
+            with contextlib.suppress(QgnnError):
+                _run("ip", "netns", "del", name)
         self._made, self._processes = [], []
         shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -219,15 +221,17 @@ def cannot(*, shaped: bool = False) -> str:
 
 
 def _run(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_S, check=False)
+    # In a session of its own: a terminal sends Ctrl-C to all of the foreground's processes, and none must end half-way.
+    done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_S, check=False,
+                          start_new_session=True)
     if done.returncode:
         raise QgnnError(f"{' '.join(command)}: {done.stderr.strip()}")
     return done.stdout
 
 
-@contextmanager
+@contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Hold back SIGINT and SIGTERM, of which a second one would leave hosts behind: nothing else removes them.
+    """Hold back SIGINT, SIGTERM and SIGHUP, which would leave hosts behind: nothing else removes them.
 
     What the block does has its own deadlines. Outside the main thread, where no signal arrives, it does nothing.
     """
@@ -235,9 +239,10 @@ def _undisturbed() -> Iterator[None]:
         yield
         return
     came: list[int] = []  # a mask would be one thread's alone, and the signal another's
-    before = {number: signal.signal(number, lambda number, frame: came.append(number))
-              for number in (signal.SIGINT, signal.SIGTERM)}
+    before: dict[int, Any] = {}
     try:
+        for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            before[one] = signal.signal(one, lambda number, frame: came.append(number))
         yield
     finally:
         for number, handler in before.items():

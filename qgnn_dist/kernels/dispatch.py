@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, QgnnWarning
 from ..quant.packed import row_bytes
 
 __all__ = ["isa", "kernel", "native", "set_threads", "threads", "using_isa"]
@@ -69,7 +69,7 @@ def native() -> ModuleType | None:
         module = _load(build) if build else importlib.import_module("._kernels", __package__)
     except ImportError:
         warnings.warn("qgnn_dist runs on NumPy, many times slower: its compiled kernels are missing. Install a C++20 "
-                      "compiler and `pip install` the package again.", RuntimeWarning, stacklevel=3)
+                      "compiler and `pip install` the package again.", QgnnWarning, stacklevel=3)
         return None
     if wanted and not module.select_isa(wanted):
         raise InputError(f"{ENVIRONMENT}={wanted}: this processor cannot run it; unset it, or use scalar")

@@ -162,8 +162,6 @@ class TrainWorker:
                 self._network.hidden_step.fill_(2 * self._ranges["hidden"].mean / levels**0.5 + 1e-8)
         return self._sent_since(before)
 
-    # What overflows ends the run by name (state.reduce_gradients, loop._run_epoch), without NumPy's words before it.
-    @np.errstate(over="ignore", invalid="ignore")
     def train_epoch(self, epoch: int, evaluate: bool, count_clipped: bool = False) -> dict[str, Any]:
         """One step of full-graph training, and an evaluation where asked, with counts of clipped values where asked.
 
@@ -175,7 +173,8 @@ class TrainWorker:
         self._context.standing.step("perceptron, forward")
         self._finished.begin(epoch, self._multipliers, self._ranges, self._best)
         start, before, waited = time.perf_counter(), self._wire(), self._waits()
-        loss, report = self._step(epoch)
+        with np.errstate(over="ignore", invalid="ignore"):  # the loss and the gradients are looked at, by name
+            loss, report = self._step(epoch)
         result: dict[str, Any] = {"loss": loss, "train_s": time.perf_counter() - start, **report}
         result["wait_s"] = {what: seconds - waited[what] for what, seconds in self._waits().items()}
         if evaluate:

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 import qgnn_dist as qgnn
 from qgnn_dist.cli import app
 from qgnn_dist.command import Debug, Outcome, command
+from qgnn_dist.errors import QgnnWarning
 from tests.helpers import make_store, settings, small_graph
 
 
@@ -180,8 +181,8 @@ def test_warnings_of_the_package_are_lines(recwarn: pytest.WarningsRecorder) -> 
 
     @command("x", group)
     def slow(debug: Debug = False) -> Outcome:
-        warnings.warn_explicit("it is [slow] here", RuntimeWarning, str(Path(qgnn.__file__).parent / "kernels.py"), 7)
-        warnings.warn_explicit("odd", RuntimeWarning, "torch.py", 7)
+        warnings.warn_explicit("it is [slow] here", QgnnWarning, "kernels.py", 7)
+        warnings.warn_explicit("odd", RuntimeWarning, str(Path(qgnn.__file__).parent / "worker.py"), 7)
         warnings.warn_explicit("later", FutureWarning, "torch.py", 8)
         return {}, lambda result, console: None
 

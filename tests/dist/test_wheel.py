@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -44,13 +46,13 @@ def _built(folder: Path, path: str, **environment: str) -> tuple[Path, str]:
     return folder / "files", said
 
 
-def _without_compilers(folder: Path) -> str:
-    """A PATH of links to every command but compilers."""
+def _without_compilers(folder: Path, keep: str = "") -> str:
+    """A PATH of links to every command but compilers, of which one may stay."""
     folder.mkdir()
     for place in os.environ["PATH"].split(os.pathsep):
         for command in Path(place).iterdir() if Path(place).is_dir() else ():
             link = folder / command.name
-            if not _COMPILER.fullmatch(command.name) and not os.path.lexists(link):
+            if (command.name == keep or not _COMPILER.fullmatch(command.name)) and not os.path.lexists(link):
                 link.symlink_to(command)
     return str(folder)
 
@@ -72,7 +74,19 @@ def test_a_wheel_with_and_without_a_compiler(tmp_path: Path, compiler: bool) -> 
 
 
 @pytest.mark.long
-def test_a_compiler_that_somebody_names_has_to_be_there(tmp_path: Path) -> None:
+def test_the_usual_compiler_is_not_the_only_one_that_is_looked_for(tmp_path: Path) -> None:
+    """Python's own compiler is missing, which the builder names all the same; c++ is there."""
+    if shutil.which("cmake") is None or shutil.which("c++") is None:
+        pytest.skip("needs cmake and c++ on the PATH")
+    path = _without_compilers(tmp_path / "bin", keep="c++")
+    done = subprocess.run(["cmake", "-S", str(ROOT), "-B", str(tmp_path / "build"), f"-DPython_EXECUTABLE={sys.executable}"],
+                          capture_output=True, text=True, timeout=100, check=False,
+                          env={**os.environ, "PATH": path, "CXX": str(sysconfig.get_config_var("CXX"))})
+    assert "The CXX compiler identification is" in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.long
+def test_a_compiler_that_only_a_user_names_has_to_be_there(tmp_path: Path) -> None:
     files, said = _built(tmp_path, _without_compilers(tmp_path / "bin"), CXX="icpx-2099")
     assert not files.exists()
     assert "CXX=icpx-2099 is no C++ compiler that works here; name one, or unset it" in " ".join(said.split())

@@ -32,7 +32,7 @@ def _row(forward: int, gradients: int, seconds: float | None, **more: Any) -> di
             "wait_s": {"exchange": 0.5, "reduce": 0.25, "server": 0.125}, "cpu_floor_s": 1.5, **row}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_while_hosts_are_taken_down_waits(monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
     """As a second Ctrl-C has it: it comes through in the end, and no namespace is left."""
     def interrupt(*_: object) -> None:
@@ -56,6 +56,12 @@ def test_a_signal_while_hosts_are_taken_down_waits(monkeypatch: pytest.MonkeyPat
         signal.signal(number, before)
     assert len(made) == 2
     assert not any(place.exists() for place in made)
+
+
+def test_commands_of_hosts_are_not_in_the_terminals_group() -> None:
+    """A terminal's Ctrl-C goes to all processes of the foreground's group."""
+    assert int(netns._run("ps", "-o", "pgid=", "-p", str(os.getpid()))) == os.getpgid(0)
+    assert int(netns._run("sh", "-c", "ps -o pgid= -p $$")) != os.getpgid(0)
 
 
 def test_a_table_from_rows() -> None:

@@ -18,7 +18,10 @@ def _with_table(folder: Path, text: str = '{"bench": "order"}') -> Path:
 
 def test_a_new_an_empty_and_an_own_folder_are_taken(tmp_path: Path) -> None:
     assert table_folder(tmp_path / "new", "order", overwrite=False) == tmp_path / "new"
-    assert not (tmp_path / "new").exists(), "made before anything is checked"
+    (tmp_path / "new" / "graph.npz").touch()  # what a bench that was stopped has left, as --keep in its own folder
+    assert table_folder(tmp_path / "new", "order", overwrite=False) == tmp_path / "new"
+    with pytest.raises(InputError, match="belongs to another kind or version of bench"):
+        table_folder(tmp_path / "new", "partition", overwrite=True)
     (tmp_path / "empty").mkdir()
     assert table_folder(str(tmp_path / "empty"), "order", overwrite=False) == tmp_path / "empty"
     own = _with_table(tmp_path / "own")

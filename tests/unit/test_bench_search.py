@@ -345,7 +345,8 @@ def test_a_finalist_that_fails_fails_the_others_by_name(tmp_path: Path) -> None:
     result = search(grid, out=out, only="recipe/", on_trial=lambda name, why: told.append((name, why)))
     rows = {row["width"]: row for row in result["rows"]}
     assert rows["float"]["why"] == "none of 3 trials came to an end, the first because the loss is nan"
-    assert rows["int2"]["why"] == f"its final waits for sbm/recipe/float/K2, whose search failed: {rows['float']['why']}"
+    cause = rows["float"]["why"]
+    assert rows["int2"]["why"] == f"its final waits for sbm/recipe/float/K2, whose search failed: {cause}"
     assert result["failed"] == 2
     assert [why for name, why in told if why] == [rows["float"]["why"], rows["int2"]["why"]]
 
