@@ -57,7 +57,8 @@ def search(
     trials: Annotated[int | None, typer.Option(min=1, help="Of every row, instead of the grid's.")] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Of every trial, instead of the grid's.")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Rows at a time; default: the cores.")] = None,
-    only: Annotated[str | None, typer.Option(help="Only rows with this in dataset/method/width/K10.")] = None,
+    only: Annotated[str | None, typer.Option(
+        help="Only rows with this in dataset/method/width/K10, and the finalist that their finals take.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Forget finished trials and start over.")] = False,
     as_json: Json = False, debug: Debug = False,
 ) -> Outcome:
