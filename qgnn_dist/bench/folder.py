@@ -26,7 +26,6 @@ def bench_folder(folder: Path, bench: str, ours: Sequence[str], overwrite: bool)
     Raises: InputError: something else lies there, or another process works in it.
     """
     _check_ours(folder, bench)
-    folder.mkdir(parents=True, exist_ok=True)
     _mark(folder, bench)
     with open(folder / ".lock", "w", encoding="utf-8") as lock:
         try:
@@ -52,15 +51,15 @@ def table_folder(out: str | Path, bench: str, *, overwrite: bool, pictures: bool
     folder = Path(out)
     table = folder / "table.json"
     earlier = read_note(table, LARGEST_TABLE) if table.is_file() else None
-    if isinstance(earlier, dict) and earlier.get("bench") == bench and not overwrite:
+    ours = isinstance(earlier, dict) and earlier.get("bench") == bench  # a table from before there were markers, too
+    if ours and not overwrite:
         raise InputError("output exists; add --overwrite to replace it", file=str(folder))
-    if not (isinstance(earlier, dict) and earlier.get("bench") == bench):  # one of before there were markers, too
+    if not ours:
         _check_ours(folder, bench)
     if pictures:
         from .pictures import check_pictures
 
         check_pictures()
-    folder.mkdir(parents=True, exist_ok=True)
     _mark(folder, bench)
     return folder
 
@@ -77,6 +76,7 @@ def _check_ours(folder: Path, bench: str) -> None:
 
 
 def _mark(folder: Path, bench: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "bench.json").write_text(json.dumps(_marker(bench)) + "\n", encoding="utf-8")
 
 

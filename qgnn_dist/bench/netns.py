@@ -7,6 +7,7 @@ shaped links.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import signal
@@ -22,6 +23,7 @@ from ..errors import InputError, QgnnError
 
 __all__ = ["NetnsCluster", "bits_per_second", "cannot", "congestion_control"]
 
+_LOG = logging.getLogger(__name__)
 NAMESPACES = Path("/var/run/netns")
 """Where `ip` keeps the names."""
 COMMAND_S = 20.0
@@ -133,8 +135,10 @@ class NetnsCluster:
             except subprocess.TimeoutExpired:
                 process.kill()
         for name in reversed(self._made):
-            with contextlib.suppress(QgnnError):
+            try:
                 _run("ip", "netns", "del", name)
+            except QgnnError as error:
+                _LOG.warning("network namespace %s is left (%s); `ip netns del %s` removes it", name, error, name)
         self._made, self._processes = [], []
         shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -222,8 +226,11 @@ def cannot(*, shaped: bool = False) -> str:
 
 def _run(*command: str) -> str:
     # In a session of its own: a terminal sends Ctrl-C to all of the foreground's processes, and none must end half-way.
-    done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_S, check=False,
-                          start_new_session=True)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_S, check=False,
+                              start_new_session=True)
+    except subprocess.TimeoutExpired:
+        raise QgnnError(f"{' '.join(command)}: not through within {COMMAND_S:g} s") from None
     if done.returncode:
         raise QgnnError(f"{' '.join(command)}: {done.stderr.strip()}")
     return done.stdout

@@ -58,6 +58,25 @@ def test_a_signal_while_hosts_are_taken_down_waits(monkeypatch: pytest.MonkeyPat
     assert not any(place.exists() for place in made)
 
 
+def test_what_cannot_be_removed_is_named_and_the_rest_goes(monkeypatch: pytest.MonkeyPatch,
+                                                           caplog: pytest.LogCaptureFixture) -> None:
+    real = netns._run
+
+    def run(*command: str) -> str:
+        if command[:3] == ("ip", "netns", "pids") or command[2:] == ("del", made[0].name):
+            raise QgnnError("busy")
+        return real(*command)
+
+    with NetnsCluster(1) as cluster:
+        made = [netns.NAMESPACES / name for name in cluster._made]
+        with monkeypatch.context() as patched:
+            patched.setattr(netns, "_run", run)
+            cluster.close()
+        assert [place.exists() for place in made] == [True, False]
+        assert f"network namespace {made[0].name} is left (busy); `ip netns del" in caplog.text
+        real("ip", "netns", "del", made[0].name)
+
+
 def test_commands_of_hosts_are_not_in_the_terminals_group() -> None:
     """A terminal's Ctrl-C goes to all processes of the foreground's group."""
     assert int(netns._run("ps", "-o", "pgid=", "-p", str(os.getpid()))) == os.getpgid(0)
