@@ -84,6 +84,7 @@ class MessagesConfig:
 WIDTHS = (1, 2, 4, 8, 32)
 GRADIENT_BITS = 4
 """The lowest width with which no graph's validation figure fell by more than 0.3 points (docs/method.md)."""
+WEIGHT_DECAY = 1e-3
 _ONE_STEP = ("recipe", "lsq", "minmax")
 LARGEST_WHOLE, LONGEST_WAIT_S = 2**63, 1e9
 """No whole number and no deadline is as large; clocks and files have room for those."""
@@ -148,7 +149,8 @@ class TrainConfig:
 
     epochs: int = _setting(200, "passes over the graph at most", unit="epochs", low=1)
     lr: float = _setting(0.02, "Adam's learning rate", above=0.0)
-    weight_decay: float = _setting(1e-3, "on the first weight matrix only", low=0.0)
+    weight_decay: float | None = _setting(
+        None, "on the first weight matrix only; open: 0.001 where rows of features are normalised, else none", low=0.0)
     patience: int = _setting(100, "epochs without a better validation figure before stopping; 0 never stops",
                              unit="epochs", low=0)
     metric: str = _setting("accuracy", "figure that picks the best epoch", choices=("accuracy", "roc_auc", "macro_f1"))
@@ -156,6 +158,16 @@ class TrainConfig:
     checkpoint_every: int = _setting(10, "epochs between checkpoints", unit="epochs", low=1)
     keep_checkpoints: int = _setting(3, "the newest so many checkpoints stay; a damaged one falls back to the one "
                                         "before", low=1)
+
+    def decay(self, norm: str) -> float:
+        """The weight decay, an open one by the normalisation of the rows, `none`, `row` or `l2`.
+
+        Features that are taken as they are have one value a category, say: decay then starves the weights of rare ones
+        (docs/method.md).
+        """
+        if self.weight_decay is not None:
+            return self.weight_decay
+        return 0.0 if norm == "none" else WEIGHT_DECAY
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

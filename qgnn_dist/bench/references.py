@@ -171,7 +171,7 @@ def train_reference(store: Store, system: str, config: RunConfig, *,
     network, labels, rows = reference(system, task, config), task.y.numpy(), torch.from_numpy(task.rows["train"])
     decayed = {id(parameter) for parameter in network.decayed}
     groups: list[dict[str, Any]] = [
-        {"params": list(network.decayed), "weight_decay": config.train.weight_decay},
+        {"params": list(network.decayed), "weight_decay": config.train.decay(task.norm)},
         {"params": [p for p in network.parameters() if id(p) not in decayed]}]
     optimizer = torch.optim.Adam(groups, lr=config.train.lr)
     progress, train, best = Progress(), config.train, np.zeros((len(labels), task.classes), np.float32)

@@ -159,7 +159,10 @@ def _fit(row: Row, space: Mapping[str, Domain], faults: list[str]) -> dict[str, 
         if not domain or (useless if row.system == OWN else not REFERENCES[row.system].uses(key)):
             continue
         if isinstance(domain, dict):
-            if not domain["low"] <= own <= domain["high"]:
+            if own is None:
+                faults.append(f"{row.name}: {key} is open in the row itself, so that no search in a range can start "
+                              "there; set it, or list choices")
+            elif not domain["low"] <= own <= domain["high"]:
                 faults.append(f"{row.name}: {key}={own} of the row itself is where the search starts; the range "
                               f"{domain['low']}…{domain['high']} does not hold it")
         else:

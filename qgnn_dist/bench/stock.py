@@ -260,8 +260,8 @@ class StockTraining:
         self._targets = torch.from_numpy(labels)[self._rows]
         self.weights = {name: torch.from_numpy(value.copy()).requires_grad_() for name, value in weights.items()}
         first, *rest = self.weights.values()
-        groups: list[dict[str, Any]] = [{"params": [first], "weight_decay": config.train.weight_decay},
-                                        {"params": rest}]
+        decay = config.train.decay(config.model.feature_norm)
+        groups: list[dict[str, Any]] = [{"params": [first], "weight_decay": decay}, {"params": rest}]
         self._optimizer = torch.optim.Adam(groups, lr=config.train.lr)
 
     def epoch(self) -> float:

@@ -197,15 +197,19 @@ def _rewrite(history: Path, records: Sequence[dict[str, Any]]) -> None:
 
 
 def _resolved(cell: SearchCell, store: Store) -> tuple[dict[str, Domain], dict[str, Any]]:
-    """The space and the row's own values in it; `auto` is the normalisation that this store's rows get."""
+    """The space and the row's own values in it; what is `auto` or open is what this store's rows get."""
     from .task import chosen_norm
 
-    own = own_values(cell.config, cell.space)
-    space = dict(cell.space)
-    key = "model.feature_norm"
-    if isinstance(space.get(key), tuple):
-        norms = tuple(dict.fromkeys(chosen_norm(store, norm) for norm in space[key]))
-        space[key], own[key] = norms, chosen_norm(store, own[key])
+    own, space = own_values(cell.config, cell.space), dict(cell.space)
+    given = cell.config.model.feature_norm
+    chosen = {given: chosen_norm(store, given), "auto": chosen_norm(store, "auto")}
+    meant: dict[str, dict[Any, Any]] = {"model.feature_norm": chosen,
+                                        "train.weight_decay": {None: cell.config.train.decay(chosen[given])}}
+    for key, known in meant.items():
+        domain = space.get(key)
+        if isinstance(domain, tuple):
+            space[key] = tuple(dict.fromkeys(known.get(value, value) for value in domain))
+            own[key] = known.get(own[key], own[key])
     return space, own
 
 

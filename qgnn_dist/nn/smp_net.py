@@ -143,7 +143,10 @@ class SMPNet(nn.Module):
         return dataclasses.replace(model, info=dataclasses.replace(model.info, level=self._level))
 
     def parameter_groups(self, weight_decay: float = 1e-3) -> list[dict[str, Any]]:
-        """For an optimiser: decay on the first weight matrix only, as `qgnn train` has it (`train.weight_decay`)."""
+        """For an optimiser: decay on the first weight matrix only, as `qgnn train` has it (`train.weight_decay`).
+
+        Where rows of features are taken as they are (one-hot categories, signed values), `qgnn train` has none: give 0.
+        """
         return self.perceptron.parameter_groups(weight_decay)
 
     def get_extra_state(self) -> Tensor:

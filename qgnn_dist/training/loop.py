@@ -341,6 +341,7 @@ def _summary(pool: WorkerPool, config: RunConfig, store: Store, identity: dict[s
         "devices": [m["device"] for m in memory],
         "bits": config.quant.stages(),
         "features": identity["features"],
+        "weight_decay": config.train.decay(identity["features"]["norm"]),
         "multipliers": {"last": records[-1]["multipliers"], "clamped": sum(r["clamps"] for r in records)},
         "warnings": _warnings(config, records),
         "parts": store.num_parts,

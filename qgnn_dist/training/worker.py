@@ -120,7 +120,7 @@ class TrainWorker:
         self._matrix = FeatureMatrix(self._block)
         self._network = Perceptron(config, self._store.num_features, self._store.num_classes)
         self._optimizer = torch.optim.Adam(
-            self._network.parameter_groups(config.train.weight_decay), lr=config.train.lr)
+            self._network.parameter_groups(config.train.decay(norm)), lr=config.train.lr)
         self._finished = FinishedEpoch(self._network, self._optimizer)
         self._blocks = RowBlocks(self._network, self._matrix)
         self._exchange = Exchange(part.peers, part.num_local, part.num_halo, self._context.group,

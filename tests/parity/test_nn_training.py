@@ -33,7 +33,7 @@ def test_network_is_the_workers(tmp_path: Path, words: tuple[str, ...], sparse: 
     config = settings("model.feature_norm=l2", "seed=7", *words)
     edges = torch.from_numpy(np.concatenate(list(graph.edges()), 1))
     net = qgnn.SMPNet(24, 16, 5, seed=7, overrides=words_of(config))
-    optimizer = torch.optim.Adam(net.parameter_groups(config.train.weight_decay), lr=config.train.lr)
+    optimizer = torch.optim.Adam(net.parameter_groups(config.train.decay("l2")), lr=config.train.lr)
     x = as_pyg(graph).x
     with train_pool(make_store(graph, tmp_path / "store", 1), config) as pool:
         worker = pool.workers[0]

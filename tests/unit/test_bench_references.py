@@ -111,6 +111,9 @@ def test_decay_is_for_the_first_weights_alone(store: Store, monkeypatch: pytest.
         assert all(store.num_features in p.shape for p in decayed["params"])
         assert not any(store.num_features in p.shape and p.dim() == 2 for p in rest["params"])
         assert len(decayed["params"]) == (5 if system == "torch-sign" else 1)
+    for norm, decay in (("none", 0.0), ("l2", 1e-3)):  # left open, as in our own training
+        train_reference(store, "torch-mlp", _settings("train.epochs=1", f"model.feature_norm={norm}"))
+        assert groups[-1][0]["weight_decay"] == decay
 
 
 def test_the_best_validation_epoch_is_kept_and_patience_ends(store: Store) -> None:

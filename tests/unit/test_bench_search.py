@@ -124,6 +124,17 @@ def test_a_trial_reads_no_test_label(done: tuple[Path, Path, Any]) -> None:
         assert "test" not in file.read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize(("norm", "decay"), [("none", 0.0), ("row", 1e-3), ("auto", 0.0)])
+def test_what_is_open_is_what_the_store_gets(norm: str, decay: float, tmp_path: Path) -> None:
+    cell = row_cell(tmp_path)
+    looked = {"model.feature_norm": (norm, "l2"), "train.weight_decay": (None, 0.0, 1e-3)}
+    cell = dataclasses.replace(cell, space=looked, config=load_config(overrides=[f"model.feature_norm={norm}"]))
+    space, own = trials._resolved(cell, Store.open(cell.store))
+    assert own == {"model.feature_norm": "none" if norm == "auto" else norm, "train.weight_decay": decay}
+    assert set(space["train.weight_decay"]) == {0.0, 1e-3}
+    assert space["train.weight_decay"][0] == decay
+
+
 def test_a_training_gives_its_best_validation_figure_alone(tmp_path: Path) -> None:
     cell = row_cell(tmp_path)
     figure = trials.validation_figure(cell, cell.config, 0, tmp_path)

@@ -105,6 +105,13 @@ def test_rows_that_do_not_go_with_the_space_are_faults(tmp_path: Path, settings:
                           "[methods.m]\n")
 
 
+def test_an_open_value_is_among_the_choices_but_starts_no_range(tmp_path: Path) -> None:
+    table = f'default_widths = ["int2"]\n[datasets.a]\n{SBM}\n[methods.m]\n[search.space]\n"train.weight_decay" = '
+    assert _search(tmp_path, table + "[0.0, 1e-3]").spaces["a/m/int2/K10"] == {"train.weight_decay": (None, 0.0, 1e-3)}
+    with pytest.raises(ConfigError, match=r"K10: train.weight_decay is open in the row itself, .*; set it, or list"):
+        _search(tmp_path, table + "{low = 0, high = 0.1}")
+
+
 @pytest.mark.parametrize(("table", "match"), [
     ("final_seeds = 3", "search.final_seeds: there is no final"),
     ('finals = 1\nfinalist = "m/float"', "search.finalist=m/float: has the last seat .* search.finals of at least 2"),

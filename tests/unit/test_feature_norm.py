@@ -2,14 +2,16 @@
 """`feature_norm=auto`: what the training rows say about how rows should be normalised."""
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import qgnn_dist as qgnn
 from qgnn_dist.data.graph import Graph, SparseFeatures
 from qgnn_dist.model.features import FeatureStatistics, choose_norm, feature_statistics
-from tests.helpers import make_store, small_graph
+from tests.helpers import make_store, settings, small_graph
 
 
 def statistics_of(x: np.ndarray, tmp_path: Path, *, sparse: bool, parts: int = 1) -> FeatureStatistics:
@@ -53,6 +55,25 @@ def test_statistics_are_those_of_the_training_rows_on_any_number_of_parts(tmp_pa
         found = statistics_of(x, tmp_path, sparse=True, parts=parts)
         assert (found.rows, found.nonzero, found.negative) == (train.sum(), (x[train] > 0).sum(), 0)
         assert found.spread == pytest.approx(sums.std() / sums.mean(), rel=1e-12)
+
+
+@pytest.mark.parametrize(("norm", "decay"), [("none", 0.0), ("l2", 1e-3), ("row", 1e-3)])
+def test_open_decay_follows_the_norm(norm: str, decay: float, tmp_path: Path) -> None:
+    """The same weights as with the decay that it comes to, others than with the other one; told in the summary."""
+    store, losses = make_store(small_graph(), tmp_path / "store", 1), {}
+    for name, words in (("open", ()), ("0.0", ("train.weight_decay=0.0",)), ("0.001", ("train.weight_decay=0.001",))):
+        config = settings(f"model.feature_norm={norm}", "train.epochs=3", *words)
+        qgnn.train(store.path, out=tmp_path / name, config=config)
+        records = (tmp_path / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        losses[name] = [json.loads(record)["loss"] for record in records]
+    assert losses["open"] == losses[str(decay)]
+    assert losses["0.0"] != losses["0.001"]
+    assert json.loads((tmp_path / "open" / "summary.json").read_text(encoding="utf-8"))["weight_decay"] == decay
+
+
+def test_a_given_decay_stays() -> None:
+    train = settings("train.weight_decay=0.25").train
+    assert [train.decay(norm) for norm in ("none", "l2")] == [0.25, 0.25]
 
 
 def test_no_values_have_no_spread() -> None:
