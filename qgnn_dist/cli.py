@@ -64,6 +64,8 @@ def partition(
         help="Of stream: most edges, and training nodes, of a part over the mean; default: 2.")] = None,
     like: Annotated[str | None, typer.Option(
         help="A store of the graph as it was: nodes that it has keep their part, new ones are placed.")] = None,
+    standardise: Annotated[bool, typer.Option(
+        "--standardise", help="Bring each dense feature column to mean 0 and deviation 1.")] = False,
     hops: Annotated[int, typer.Option(
         help="Put the means over neighbours of so many hops beside a node's own features, once and for all.")] = 0,
     features_bits: Annotated[int | None, typer.Option(
@@ -86,8 +88,8 @@ def partition(
             source, parts=parts, out=out, method=method, order=order, seed=seed, memory_gb=memory, balance=balance,
             edge_balance=edge_balance, like=like, root=root, yes=yes,
             columns=ColumnNames(node_id=node_id, src=src, dst=dst, label=label, split=split),
-            hops=hops, features_bits=features_bits, overwrite=overwrite, ray_address=ray_address,
-            progress=status.update)
+            standardise=standardise, hops=hops, features_bits=features_bits, overwrite=overwrite,
+            ray_address=ray_address, progress=status.update)
     return result, then(render.partition, f"qgnn train {shlex.quote(out)} --out run")
 
 

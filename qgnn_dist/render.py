@@ -252,6 +252,8 @@ def _partition_peak(peak: dict[str, Any]) -> str:
 def _store(result: dict[str, Any], console: Console) -> None:
     cleaned, balance, how = result["cleaned"], result["balance"], result["partitioner"]
     at_rest = f" codes of {result['feature_bits']} bits" if "feature_bits" in result else ""
+    if "standardised" in result:
+        at_rest += ", standardised"
     if "hops" in result:
         at_rest += f", own and {result['hops']['count']} hops"
     features = (f"{result['num_features']} ({result['feature_kind']}{at_rest}, {byte_size(result['feature_bytes'])})"

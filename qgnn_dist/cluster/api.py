@@ -63,8 +63,8 @@ still count on a host that is gone.
 def partition(source: Any, *, parts: int, out: str | Path, method: str = "auto", order: str = "auto", seed: int = 0,
               memory_gb: float | None = None, balance: float | None = None, edge_balance: float | None = None,
               like: str | Path | None = None, root: str | Path | None = None, yes: bool = False,
-              columns: ColumnNames | None = None, hops: int = 0, features_bits: int | None = None,
-              overwrite: bool = False, ray_address: str | None = None,
+              columns: ColumnNames | None = None, standardise: bool = False, hops: int = 0,
+              features_bits: int | None = None, overwrite: bool = False, ray_address: str | None = None,
               progress: Callable[[str], None] | None = None) -> dict[str, Any]:
     """Cut a graph into parts and write a store.
 
@@ -80,8 +80,9 @@ def partition(source: Any, *, parts: int, out: str | Path, method: str = "auto",
             what the machine has available. balance, edge_balance: most nodes of a part over the mean (1.05), most
             edges and training nodes (2), of `stream`. like: a store of an earlier state of the graph, whose nodes keep
             their parts. root: where OGB data sets lie. yes: agree to a download.
-        columns: Parquet column names. hops: means over the neighbours of so many hops stand beside a node's own dense
-            features. features_bits: 8, 4 or 2 keep dense features as codes of so many bits.
+        columns: Parquet column names. standardise: dense feature columns get mean 0 and deviation 1, by the earlier
+            state's where there is `like`. hops: means over the neighbours of so many hops stand beside a node's own
+            dense features. features_bits: 8, 4 or 2 keep dense features as codes of so many bits.
         progress: called with the name of each step.
     Returns: the manifest's summary: counts, cut fraction, halo sizes, bytes a round, seconds, peak memory.
     Raises: InputError for bad input; nothing is written then.
@@ -105,7 +106,8 @@ def partition(source: Any, *, parts: int, out: str | Path, method: str = "auto",
             raise InputError(f"--parts {parts}: expected 1 to {graph.num_nodes}, the number of nodes")
         build = functools.partial(partition_graph, graph, parts=parts, out=target, method=method, order=order,
                                   seed=seed, memory_gb=memory_gb, balance=balance, edge_balance=edge_balance, like=like,
-                                  hops=hops, features_bits=features_bits, overwrite=overwrite, progress=progress)
+                                  standardise=standardise, hops=hops, features_bits=features_bits, overwrite=overwrite,
+                                  progress=progress)
         if parts == 1:
             return build()
         from .builders import count_builders, ray_builders

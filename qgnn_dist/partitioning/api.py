@@ -29,8 +29,9 @@ from .build import build_part, disk_bytes, edges_at_once, remove_spool, spool
 from .clean import CleanGraph, check_arrays, clean, fingerprint
 from .features import CodedFeatures, check_feature_bits
 from .hops import MixedFeatures, check_hops, hop_bytes
-from .like import check_like, known_owners, known_scales
+from .like import check_like, known_columns, known_owners, known_scales
 from .order import ORDERS, choose_order
+from .standardise import check_columns, standardised
 
 __all__ = ["METHODS", "partition_graph"]
 
@@ -55,9 +56,9 @@ Builders = Callable[[Callable[[str, int], dict[str, Any]], str, list[int]], list
 def partition_graph(graph: Graph, *, parts: int, out: str | Path, method: str = "auto", order: str = "auto",
                     seed: int = 0, memory_gb: float | None = None, balance: float | None = None,
                     edge_balance: float | None = None, like: str | Path | None = None,
-                    hops: int = 0, features_bits: int | None = None, overwrite: bool = False,
-                    run_builders: Builders | None = None,
-                    builders: int = 1, progress: Callable[[str], None] | None = None) -> dict[str, Any]:
+                    standardise: bool = False, hops: int = 0, features_bits: int | None = None,
+                    overwrite: bool = False, run_builders: Builders | None = None, builders: int = 1,
+                    progress: Callable[[str], None] | None = None) -> dict[str, Any]:
     """Write a store of `parts` parts.
 
     Args:
@@ -69,6 +70,7 @@ def partition_graph(graph: Graph, *, parts: int, out: str | Path, method: str = 
         balance, edge_balance: most nodes of a part over the mean, and most edges and training nodes; of `stream`, by
             default as in Balance. like: a store of as many parts, of an earlier state of the graph: nodes that it has
             keep their part, new ones are placed by `stream`.
+        standardise: dense columns get mean 0 and deviation 1 (standardise.py), those of `like` where it is given.
         hops: so many hops of neighbours' features stand beside a node's own (hops.py). features_bits: 8, 4 or 2 keep
             dense features as codes (quant.columns); None keeps them as they are.
         run_builders: runs `build_part` for all parts, e.g. on Ray actors; None builds them one after the other here.
@@ -84,13 +86,11 @@ def partition_graph(graph: Graph, *, parts: int, out: str | Path, method: str = 
     elif not memory_gb > 0:
         raise InputError(f"--memory {memory_gb:g}: expected more than 0 GB")
     check_arrays(graph)
-    check_hops(graph, hops)
-    check_feature_bits(graph, features_bits)
+    mixing = _check_features(graph, standardise, hops, features_bits)
     memory, stages = int(memory_gb * 1e9), _Stages(progress)
     try:
         with disk_errors(target.parent, 0, str(out), "the store"), new_store(target) as building:
             scratch, keys = building.folder, max(memory // 16, LEAST_KEYS)
-            mixing = hop_bytes(graph, hops)
             needed = _first_room(graph, parts, keys) + mixing
             check_room(scratch, needed, str(out), "the store")
             known = needed if graph.edge_rows is not None else 0
@@ -107,9 +107,9 @@ def partition_graph(graph: Graph, *, parts: int, out: str | Path, method: str = 
             needed = disk_bytes(graph, len(cleaned.indices), parts) + mixing
             check_room(scratch, needed, str(out), "the store")
             with disk_errors(scratch, needed, str(out), "the store"):
-                changed = hops or features_bits is not None
-                with stages.stage("features", "features of neighbours and codes") if changed else nullcontext():
-                    at_rest, stored = _at_rest(graph, cleaned, hops, features_bits, scratch, model)
+                with (stages.stage("features", "scales, neighbours and codes of features")
+                      if standardise or hops or features_bits is not None else nullcontext()):
+                    at_rest, stored = _at_rest(graph, cleaned, standardise, hops, features_bits, scratch, model)
                 with stages.stage("build", "building the parts"):
                     run = run_builders or (lambda build, folder, wanted: [build(folder, part) for part in wanted])
                     spool(at_rest, cleaned, owners, parts, nodes, scratch,
@@ -201,10 +201,21 @@ def _check_word(option: str, word: str, known: Iterable[str]) -> None:
                          + (f"; did you mean {near[0]}?" if near else ""))
 
 
-def _at_rest(graph: Graph, cleaned: CleanGraph, hops: int, features_bits: int | None, scratch: Path,
-             model: Store | None) -> tuple[Graph, dict[str, Any]]:
+def _check_features(graph: Graph, standardise: bool, hops: int, features_bits: int | None) -> int:
+    """Refuse what cannot be made of a graph's features; returns the bytes of disk that making it takes."""
+    scaling = check_columns(graph, standardise)
+    check_hops(graph, hops)
+    check_feature_bits(graph, features_bits)
+    return scaling + hop_bytes(graph, hops)
+
+
+def _at_rest(graph: Graph, cleaned: CleanGraph, standardise: bool, hops: int, features_bits: int | None,
+             scratch: Path, model: Store | None) -> tuple[Graph, dict[str, Any]]:
     """The graph with the features that its parts are to hold, their grids in `scratch`, and what the manifest tells."""
     stored: dict[str, Any] = {}
+    known = None if model is None else known_columns(model, standardise)
+    if standardise:
+        graph, stored["standardised"] = standardised(graph, scratch, known)
     if hops:
         mixed = MixedFeatures(graph, cleaned, hops, scratch, None if model is None else known_scales(model, hops))
         graph = replace(graph, features=mixed)  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ from ..data.graph import Graph
 from ..errors import InputError
 from ..store.reader import Store
 
-__all__ = ["check_like", "known_owners", "known_scales"]
+__all__ = ["check_like", "known_columns", "known_owners", "known_scales"]
 
 
 def check_like(path: str | Path, parts: int, method: str) -> Store:
@@ -58,6 +58,20 @@ def known_scales(store: Store, hops: int) -> list[float] | None:
     if store.hops != hops:
         raise InputError(f"--like {store.path} has features of {store.hops} hops, --hops is {hops}: expected the same")
     return [float(scale) for scale in store.manifest["hops"]["scales"]]
+
+
+def known_columns(store: Store, standardise: bool) -> dict[str, list[float]] | None:
+    """Means and deviations of a store's columns, so that a model trained on them finds the same in a later store.
+
+    Raises:
+        InputError: one of both is standardised alone.
+    """
+    if store.standardised != standardise:
+        there, here = ("standardised", "leaves it out") if store.standardised else ("not standardised", "has it")
+        raise InputError(f"--like {store.path} has features that are {there}, --standardise: this command {here}; "
+                         "expected the same")
+    found: dict[str, list[float]] | None = store.manifest.get("standardised")
+    return found
 
 
 def _comparable(ids: pa.Array) -> pa.Array:

@@ -86,6 +86,7 @@ def check_manifest(manifest: Any, file: Path | str, look: Callable[[int, dict[st
     _check_order(manifest, file)
     _check_feature_bits(manifest, file)
     _check_hops(manifest, file)
+    _check_standardised(manifest, file)
     feature_files = _FEATURE_FILES[manifest["feature_kind"]]
     if version == CODED_VERSION:
         feature_files = {*feature_files, "feature_grids.arrow"}
@@ -165,6 +166,23 @@ def _check_hops(manifest: dict[str, Any], file: Path | str) -> None:
         raise StoreError(f"hops has count {shown(count)} and {len(scales)} scales with {manifest['num_features']} "
                          f"{manifest['feature_kind']} features; expected a number above 0 for each hop, and dense "
                          "features, as many for every hop", file=str(file))
+
+
+def _check_standardised(manifest: dict[str, Any], file: Path | str) -> None:
+    """A mean and a deviation of each of a node's own columns, which are dense."""
+    if "standardised" not in manifest:
+        return
+    _demand(manifest, {"standardised": dict}, file, "manifest")
+    _demand(manifest["standardised"], {"means": list, "deviations": list}, file, "standardised")
+    means, deviations = manifest["standardised"]["means"], manifest["standardised"]["deviations"]
+    columns = manifest["num_features"] // (manifest["hops"]["count"] + 1 if "hops" in manifest else 1)
+    numbers = all(isinstance(v, _NUMBER) and not isinstance(v, bool) and abs(v) < math.inf
+                  for v in (*means, *deviations))
+    if (manifest["feature_kind"] != "dense" or not numbers or not len(means) == len(deviations) == columns
+            or min(deviations) <= 0):
+        raise StoreError(f"standardised has {len(means)} means and {len(deviations)} deviations of {columns} "
+                         f"{manifest['feature_kind']} columns; expected numbers, deviations above 0, of each dense "
+                         "column", file=str(file))
 
 
 def _check_sums(manifest: dict[str, Any], file: Path | str) -> None:

@@ -84,6 +84,7 @@ class Store:
         self.num_features: int = manifest["num_features"]
         self.feature_kind: str | None = manifest["feature_kind"]
         self.feature_bits: int | None = manifest.get("feature_bits")
+        self.standardised = "standardised" in manifest
         self.hops = int(manifest["hops"]["count"]) if "hops" in manifest else 0
         self.stored_values = _stored_values(manifest)
         self.num_classes: int = manifest["num_classes"]

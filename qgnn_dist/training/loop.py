@@ -306,14 +306,16 @@ def _identity(store: Store, config: RunConfig) -> dict[str, Any]:
     """What a run is about: the same store, parts and settings give the same numbers."""
     return {"config": config.digest(), "fingerprint": store.fingerprint, "parts": store.num_parts,
             "partitioner": store.manifest["partitioner"], "order": store.order, "feature_bits": store.feature_bits,
-            "hops": store.hops}
+            "hops": store.hops, "standardised": store.standardised}
 
 
 def _check_identity(there: dict[str, Any], here: dict[str, Any], run: RunFolder) -> None:
-    there = {"order": SOURCE_ORDER, "feature_bits": None, "hops": 0, **there}  # older runs knew no other
+    older = {"order": SOURCE_ORDER, "feature_bits": None, "hops": 0, "standardised": False}  # they knew no other
+    there = {**older, **there}
     for key, name in (("fingerprint", "another graph"), ("parts", "another number of parts"),
                       ("partitioner", "another partition"), ("order", "another order of rows"),
                       ("feature_bits", "features of another width"), ("hops", "features of other hops"),
+                      ("standardised", "features of other scales"),
                       ("config", "other settings")):
         if there.get(key) != here[key]:
             raise InputError(f"cannot resume: the run was started with {name} ({key}: {shown(there.get(key), 300)}, "
