@@ -62,18 +62,17 @@ def test_every_example_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.Monk
             np.testing.assert_array_equal(names["found"].scores, found.scores)
 
 
-@pytest.mark.usefixtures("one_thread")
-def test_modules_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_own_graph_of_the_readme_is_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The README's blocks one after the other, as a newcomer copies them."""
     monkeypatch.chdir(tmp_path)
-    text = README.read_text(encoding="utf-8")
-    block, = (one for one in re.findall(r"```python\n(.*?)```", text, re.S) if "SMPNet" in one)
-    data = as_pyg(small_graph())
-    first, rest = block.split("\n", 1)
-    names: dict[str, Any] = {"data": data, "qgnn": qgnn, "num_classes": int(data.y.max()) + 1}
-    exec(first, names)
-    names["net"](data.x, data.edge_index)
-    exec(rest, names)
-    assert names["found"].classes.shape == (data.num_nodes,)
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.S)
+    assert len(blocks) == 2
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        run(blocks[0], None)
+        names = run(blocks[1].replace("quant.bits=2", "train.epochs=40"), None)
+    assert names["summary"]["accuracy"]["test"] > 0.75  # of four classes, of which the features alone tell little
+    assert said.getvalue().startswith("1\r2\r")
+    assert sorted(path.name for path in (tmp_path / "mypredictions").glob("*.parquet")) == ["part-00000.parquet"]
 
 
 def accuracy(data: Any, classes: np.ndarray) -> float:
