@@ -12,6 +12,7 @@ QGNN_TEST_WHEELS ?=
 NATIVE := CMakeLists.txt $(wildcard qgnn_dist/kernels/csrc/*)
 $(VENV)/.stamp: pyproject.toml constraints.txt $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing torch, Ray and what the tests need into $(VENV), and compiling the kernels: some minutes, 2 GB"
 	$(BIN)/pip install --quiet --upgrade "pip>=23"
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev]"
 	touch $@
