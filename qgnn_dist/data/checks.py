@@ -220,7 +220,8 @@ def labels_from(
         whole = filled == np.floor(filled)
         if not (whole & np.isfinite(filled)).all():
             at = int(np.argmin(whole & np.isfinite(filled)))
-            raise InputError(f"{where} is {y[at]} in row {at}, expected whole class numbers", file=file)
+            raise InputError(f"{where} is {y[at]} in row {at}, expected whole class numbers, or NaN for no label",
+                             file=file)
         y = filled
     elif y.dtype.kind not in "iu":
         raise InputError(f"{where} is {y.dtype}, expected an integer type; -1 means unlabelled", file=file)

@@ -2,9 +2,9 @@
 """Graphs from Parquet or Arrow tables of nodes and edges, streamed batch by batch.
 
 `DIR/nodes.parquet` (or .arrow) or the folder `DIR/nodes/` of parts, the same for edges. Nodes: ids (unique, no nulls,
-any integer or string type), optional label (integers, -1 or null unlabelled, or text), optional split (train, valid,
-test, null), and the features: all other columns, either numbers or one list column. Edges: the ids of both ends and
-nothing else.
+any integer or string type), optional label (whole numbers, -1, NaN or null unlabelled, or text), optional split
+(train, valid or val or validation, test, null), and the features: all other columns, either numbers or one list column.
+Edges: the ids of both ends and nothing else. docs/inputs.md has an example.
 """
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from qgnn_dist.data import checks
 from qgnn_dist.data.arrays import CHUNK_EDGES
-from qgnn_dist.data.graph import NO_SPLIT, SPLITS, Graph
+from qgnn_dist.data.graph import NO_SPLIT, SPLITS, VALID, Graph
 from qgnn_dist.data.names import ColumnNames
 from qgnn_dist.data.tables import Table, arrow_errors, open_table
 from qgnn_dist.errors import InputError
@@ -27,6 +27,8 @@ from qgnn_dist.files.read import shown
 __all__ = ["load_parquet"]
 
 ROWS_AT_ONCE = 1 << 14
+SPLIT_WORDS = {**SPLITS, "val": VALID, "validation": VALID}
+FILL = "fill it, with 0 or the column's mean, or drop the column"
 
 
 def load_parquet(folder: str | Path, names: ColumnNames, progress: Callable[[str], None] | None = None) -> Graph:
@@ -133,10 +135,11 @@ def _is_list(kind: pa.DataType) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
-def _refuse_nulls(column: pa.Array, name: str, file: str, start: int) -> None:
+def _refuse_nulls(column: pa.Array, name: str, file: str, start: int, advice: str = "") -> None:
     if column.null_count:
         at = int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))
-        raise InputError(f"column {name} is null in row {start + at}, expected a value in every row", file=file)
+        raise InputError(f"column {name} is null in row {start + at}, expected a value in every row"
+                         + (f"; {advice}" if advice else ""), file=file)
 
 
 def _read_ids(nodes: Table, column: str) -> pa.Array:
@@ -220,15 +223,24 @@ def _edges(edges: Table, names: ColumnNames, lookup: _Ids) -> Iterator[np.ndarra
             _refuse_nulls(values, column, file, start)
             with arrow_errors(file):
                 pair[side] = lookup.find(values)
-            if batch.num_rows and pair[side].min() < 0:
-                at = int(np.argmax(pair[side] < 0))
-                value = _decoded(values)[at].as_py()
-                raise InputError(
-                    f"column {column} names node {shown(repr(value))} in row {start + at}, which is not among the "
-                    "nodes; add it there or drop the edge",
-                    file=file,
-                )
+        _refuse_unknown(batch, pair, names, file, start)
         yield pair
+
+
+def _refuse_unknown(batch: pa.RecordBatch, pair: np.ndarray, names: ColumnNames, file: str, start: int) -> None:
+    """Every end has to be a node. Counted in the batch alone: a large table takes long to read to its end."""
+    wrong = (pair < 0).any(axis=0)
+    if not wrong.any():
+        return
+    at, count = int(np.argmax(wrong)), int(np.count_nonzero(wrong))
+    column = names.src if pair[0, at] < 0 else names.dst
+    value = _decoded(batch.column(column))[at].as_py()
+    more = f" ({count} of the {batch.num_rows} edges from row {start} have such an end)" if count > 1 else ""
+    raise InputError(
+        f"column {column} names node {shown(repr(value))} in row {start + at}, which is not among the nodes{more}; add "
+        f"{'them' if more else 'it'} there or drop the edge{'s' if more else ''}",
+        file=file,
+    )
 
 
 def _labels(nodes: Table, column: str) -> tuple[np.ndarray | None, int, list[str] | None]:
@@ -238,10 +250,16 @@ def _labels(nodes: Table, column: str) -> tuple[np.ndarray | None, int, list[str
     kind = _plain(nodes.schema.field(column).type)
     if _is_list(kind):
         raise InputError(f"column {column} holds lists: only one label a node is supported", file=file)
-    if not (pa.types.is_integer(kind) or _is_text(kind)):
+    if pa.types.is_null(kind):
+        return None, 0, None
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or _is_text(kind)):
         raise InputError(f"column {column} is {kind}, expected integers or text", file=file)
     pieces = [_decoded(batch.column(0)) for _, _, batch in nodes.batches([column], CHUNK_EDGES)]
     values = pa.chunked_array(pieces, type=kind)
+    if pa.types.is_floating(kind):  # pandas makes them of integers with gaps
+        y = values.to_numpy().astype(np.float64)
+        labels, num_classes = checks.labels_from(y, nodes.num_rows, f"column {column}", file)
+        return labels, num_classes, None
     if pa.types.is_integer(kind):
         y = values.fill_null(-1) if pa.types.is_signed_integer(kind) else values.cast(pa.int64()).fill_null(-1)
         labels, num_classes = checks.labels_from(y.to_numpy(), nodes.num_rows, f"column {column}", file)
@@ -263,8 +281,8 @@ def _split(nodes: Table, column: str) -> np.ndarray | None:
         first = str(nodes.files[0])
         raise InputError(f"column {column} is {kind}, expected text: train, valid, test or null", file=first)
     split = np.full(nodes.num_rows, NO_SPLIT, np.int8)
-    known = pa.array(list(SPLITS), pa.large_string())
-    numbers = np.array(list(SPLITS.values()), np.int8)
+    known = pa.array(list(SPLIT_WORDS), pa.large_string())
+    numbers = np.array(list(SPLIT_WORDS.values()), np.int8)
     done = 0
     for file, start, batch in nodes.batches([column], CHUNK_EDGES):
         values = _decoded(batch.column(0)).cast(pa.large_string())
@@ -290,7 +308,8 @@ def _split(nodes: Table, column: str) -> np.ndarray | None:
 
 def _features(nodes: Table, names: ColumnNames) -> np.ndarray | None:
     """All columns without another role: numbers side by side, or one list column."""
-    fields = [field for field in nodes.schema if field.name not in (names.node_id, names.label, names.split)]
+    others = (names.node_id, names.label, names.split)
+    fields = [field for field in nodes.schema if field.name not in others]
     file = str(nodes.files[0])
     if not fields:
         return None
@@ -321,7 +340,7 @@ def _number_columns(nodes: Table, columns: list[str], dtype: np.dtype) -> np.nda
     for file, start, batch in nodes.batches(columns, ROWS_AT_ONCE):
         block = np.empty((batch.num_rows, len(columns)), dtype)
         for at, name in enumerate(columns):
-            _refuse_nulls(batch.column(name), name, file, start)
+            _refuse_nulls(batch.column(name), name, file, start, FILL)
             with np.errstate(over="ignore"):
                 block[:, at] = batch.column(name).to_numpy(zero_copy_only=False)
         sink.put(done, block)
@@ -336,7 +355,7 @@ def _list_column(nodes: Table, column: str, dtype: np.dtype) -> np.ndarray:
         if not batch.num_rows:
             continue
         lists = batch.column(0)
-        _refuse_nulls(lists, column, file, start)
+        _refuse_nulls(lists, column, file, start, FILL)
         lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
         if sink is None:
             width = int(lengths[0])
@@ -350,7 +369,8 @@ def _list_column(nodes: Table, column: str, dtype: np.dtype) -> np.ndarray:
         values = lists.flatten()
         if values.null_count:
             at = int(np.argmax(values.is_null().to_numpy(zero_copy_only=False))) // width
-            raise InputError(f"column {column} holds a null in row {start + at}, expected {width} numbers", file=file)
+            raise InputError(f"column {column} holds a null in row {start + at}, expected {width} numbers; {FILL}",
+                             file=file)
         sink.put(done, values.to_numpy(zero_copy_only=False).reshape(batch.num_rows, width))
         done += batch.num_rows
     assert sink is not None  # a table of nodes has rows

@@ -215,6 +215,30 @@ def test_text_labels_become_classes(tmp_path: Path) -> None:
     assert graph.labels.tolist() == [2, 1, -1, 0, 1]
 
 
+@pytest.mark.parametrize("kind", [pa.float16(), pa.float32(), pa.float64()])
+def test_labels_that_pandas_made_floats(tmp_path: Path, kind: pa.DataType) -> None:
+    labels = pa.array(np.array([1, 0, np.nan, 2, -1]), pa.float64()).cast(kind)
+    given = (pa.concat_arrays([labels.slice(0, 1), pa.nulls(1, kind), labels.slice(2)]), [1, -1, -1, 2, -1])
+    for column, expected in (given, (labels, [1, 0, -1, 2, -1])):
+        graph = load_graph(write(tmp_path / "g", nodes_table(label=column, split=None), edges_table()))
+        assert graph.labels is not None
+        assert (graph.labels.tolist(), graph.labels.dtype, graph.num_classes) == (expected, np.int32, 3)
+
+
+def test_a_column_of_nothing_but_nulls_says_nothing(tmp_path: Path) -> None:
+    nothing = pa.nulls(5)
+    graph = load_graph(write(tmp_path / "g", nodes_table(label=nothing, split=nothing), edges_table()))
+    assert (graph.labels, graph.split, graph.num_classes) == (None, None, 0)
+
+
+def test_other_words_for_valid(tmp_path: Path) -> None:
+    words = pa.array(["train", "val", "validation", "test", "valid"])
+    labels = pa.array([1, 0, 1, 2, 0])
+    graph = load_graph(write(tmp_path / "g", nodes_table(split=words, label=labels), edges_table()))
+    assert graph.split is not None
+    assert graph.split.tolist() == [1, 2, 2, 3, 2]
+
+
 def test_renamed_columns(tmp_path: Path) -> None:
     names = ColumnNames(node_id="id", src="from", dst="to", label="kind", split="part")
     nodes = {getattr(names, key, key): value for key, value in nodes_table().items()}
@@ -239,27 +263,33 @@ def test_renamed_columns(tmp_path: Path) -> None:
         ({"node_id": pa.array([30, 10, None, 50, 40])}, {}, ["node_id is null in row 2"]),
         ({"node_id": pa.array([0.5] * 5)}, {}, ["node_id is double", "integers or text"]),
         ({}, {"dst": None}, ["column dst is missing"]),
-        ({}, {"dst": pa.array([10, 20, 99, 40])}, ["edges.parquet", "dst names node 99 in row 2", "not among"]),
+        ({}, {"dst": pa.array([10, 20, 99, 40])}, ["edges.parquet", "dst names node 99 in row 2", "not among",
+                                                   "nodes; add it there or drop the edge"]),
+        ({}, {"src": pa.array([30, 99, 20, 99]), "dst": pa.array([10, 20, 20, 98])},
+         ["src names node 99 in row 1", "nodes (2 of the 4 edges from row 0 have such an end); add them there or "]),
+        ({}, {"src": pa.array([30, 10, 20, 99]), "dst": pa.array([10, 98, 20, 40])}, ["dst names node 98 in row 1"]),
         ({}, {"dst": pa.array([10, 20, None, 40])}, ["dst is null in row 2"]),
         ({}, {"dst": as_text([10, 20, 20, 40])}, ["dst is string", "int64 like the nodes' ids"]),
         ({}, {"edge_weight": pa.array([1.0] * 4)}, ["edge_weight", "edge weights are not supported"]),
         ({}, {"when": pa.array([1] * 4)}, ["unknown column when in edges"]),
         ({"label": pa.array([[1], [0], [2], [1], [0, 1]])}, {}, ["only one label a node"]),
-        ({"label": pa.array([1.5] * 5)}, {}, ["label is double"]),
+        ({"label": pa.array([True] * 5)}, {}, ["label is bool"]),
+        ({"label": pa.array([1.0, 0.0, None, 1.5, 0.0])}, {}, ["label is 1.5 in row 3", "whole class numbers, or NaN"]),
+        ({"label": pa.array([1.0, np.inf, 0, 1, 0])}, {}, ["label is inf in row 1"]),
         ({"label": pa.array([1, 0, -2, 1, 0])}, {}, ["label is -2 in row 2"]),
         ({"label": pa.array([1, 0, 77, 1, 0])}, {}, ["label is 77 in row 2"]),
         ({"label": None, "labels": pa.array([1] * 5)}, {}, ["unknown column labels", "did you mean label?"]),
-        ({"split": pa.array(["train", "val", None, "test", None])}, {}, ["split is 'val' in row 1", "valid"]),
+        ({"split": pa.array(["train", "value", None, "test", None])}, {}, ["split is 'value' in row 1", "valid"]),
         ({"split": pa.array(["train", "test", None, "test", None])}, {}, ["no row with valid"]),
         ({"split": pa.array([0, 1, 2, 0, 0])}, {}, ["split is int64", "train, valid, test"]),
         ({"split": pa.array(["test", "valid", "train", None, None])}, {}, ["1 train node has no label", "first: 2"]),
         ({"name": as_text([1, 2, 3, 4, 5])}, {}, ["unknown column name (string)"]),
-        ({"a": pa.array([0.0, None, 1, 1, 1])}, {}, ["a is null in row 1"]),
+        ({"a": pa.array([0.0, None, 1, 1, 1])}, {}, ["a is null in row 1", "; fill it", "or drop the column"]),
         ({"a": pa.array([0.0, np.nan, 1, np.inf, 1])}, {}, ["columns a … b holds 2 values", "rows: 1, 3"]),
         ({"emb": pa.array(LISTS)}, {}, ["a, b, emb cannot be features together"]),
         ({"a": None, "b": pa.array([*LISTS[:4], [1.0]])}, {}, ["b has 1 values in row 4, expected 2"]),
-        ({"a": None, "b": pa.array([*LISTS[:4], None])}, {}, ["b is null in row 4"]),
-        ({"a": None, "b": pa.array([*LISTS[:4], [1.0, None]])}, {}, ["b holds a null in row 4"]),
+        ({"a": None, "b": pa.array([*LISTS[:4], None])}, {}, ["b is null in row 4", "; fill it"]),
+        ({"a": None, "b": pa.array([*LISTS[:4], [1.0, None]])}, {}, ["b holds a null in row 4", "; fill it"]),
         ({"a": None, "b": pa.array([[]] * 5, pa.list_(pa.float32()))}, {}, ["b has no columns"]),
         ({"a": None, "b": pa.array([["x"]] * 5)}, {}, ["unknown column b (list"]),
     ],
