@@ -4,11 +4,13 @@
 `DIR/nodes.parquet` (or .arrow) or the folder `DIR/nodes/` of parts, the same for edges. Nodes: ids (unique, no nulls,
 any integer or string type), optional label (whole numbers, -1, NaN or null unlabelled, or text), optional split
 (train, valid or val or validation, test, null), and the features: all other columns, either numbers or one list column.
-Edges: the ids of both ends and nothing else. docs/inputs.md has an example.
+Edges: the ids of both ends and nothing else. The index that pandas adds to either is left out. docs/inputs.md has an
+example.
 """
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from qgnn_dist.data.arrays import CHUNK_EDGES
 from qgnn_dist.data.graph import NO_SPLIT, SPLITS, VALID, Graph
 from qgnn_dist.data.names import ColumnNames
 from qgnn_dist.data.tables import Table, arrow_errors, open_table
-from qgnn_dist.errors import InputError
+from qgnn_dist.errors import InputError, QgnnWarning
 from qgnn_dist.files.read import shown
 
 __all__ = ["load_parquet"]
@@ -52,7 +54,7 @@ def _load(folder: Path, names: ColumnNames, progress: Callable[[str], None] | No
     _need(nodes, names.node_id, "node-id")
     for column, option in ((names.src, "src"), (names.dst, "dst")):
         _need(edges, column, option)
-    _refuse_edge_columns(edges, (names.src, names.dst))
+    _refuse_edge_columns(edges, (names.src, names.dst), _left_out(edges, (names.src, names.dst)))
     _check_optional(nodes, names)
     file = str(nodes.files[0])
     num_nodes = checks.check_num_nodes(nodes.num_rows, "nodes", file)
@@ -66,7 +68,7 @@ def _load(folder: Path, names: ColumnNames, progress: Callable[[str], None] | No
         name=folder.resolve().name,
         num_nodes=num_nodes,
         edges=lambda: _edges(edges, names, lookup),
-        features=_features(nodes, names),
+        features=_features(nodes, names, _left_out(nodes, (names.node_id, names.label, names.split))),
         labels=labels,
         num_classes=num_classes,
         split=_split(nodes, names.split),
@@ -107,9 +109,21 @@ def _check_optional(nodes: Table, names: ColumnNames) -> None:
             )
 
 
-def _refuse_edge_columns(edges: Table, known: tuple[str, str]) -> None:
+def _left_out(table: Table, used: tuple[str, ...]) -> list[str]:
+    """Columns that are a pandas index and have no other use; a warning names them."""
+    left = [name for name in table.schema.names if name in table.index and name not in used]
+    if left:
+        warnings.warn(
+            f"{table.files[0]}: left out {shown(', '.join(left))}, the index of a pandas table; index=False writes "
+            "none, reset_index() makes it a column that is taken",
+            QgnnWarning, stacklevel=2,
+        )  # fmt: skip
+    return left
+
+
+def _refuse_edge_columns(edges: Table, known: tuple[str, str], left_out: list[str]) -> None:
     for column in edges.schema.names:
-        if column in known:
+        if column in known or column in left_out:
             continue
         file = str(edges.files[0])
         if "weight" in column.lower():
@@ -306,9 +320,9 @@ def _split(nodes: Table, column: str) -> np.ndarray | None:
     return split
 
 
-def _features(nodes: Table, names: ColumnNames) -> np.ndarray | None:
+def _features(nodes: Table, names: ColumnNames, left_out: list[str]) -> np.ndarray | None:
     """All columns without another role: numbers side by side, or one list column."""
-    others = (names.node_id, names.label, names.split)
+    others = (names.node_id, names.label, names.split, *left_out)
     fields = [field for field in nodes.schema if field.name not in others]
     file = str(nodes.files[0])
     if not fields:

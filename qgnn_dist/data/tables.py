@@ -6,6 +6,7 @@ rows is compared with what comes out of it, and text with UTF-8, before anybody 
 """
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ import pyarrow.parquet as pq
 
 from qgnn_dist.errors import InputError
 from qgnn_dist.files.ipc import ARROW_DAMAGE, check_compression
-from qgnn_dist.files.read import check_regular, reason, shown
+from qgnn_dist.files.read import check_regular, parse_json, reason, shown
 
 __all__ = ["Table", "arrow_errors", "open_table"]
 
@@ -25,6 +26,9 @@ SUFFIXES = (".parquet", ".arrow")
 LARGEST_BATCH = 1 << 30
 """Bytes that a compressed batch of an Arrow file becomes; a page of Parquet has no more than twice as many."""
 MOST_COLUMNS = 1 << 16
+LARGEST_NOTE = 1 << 20
+"""Bytes of what pandas says of its columns; with more, an index is known by its name alone."""
+_INDEX_NAME = re.compile(r"__index_level_\d+__")
 
 
 @contextmanager
@@ -38,11 +42,13 @@ def arrow_errors(file: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Table:
-    """The files of one table, all of the same schema, and the rows that each says it has."""
+    """The files of one table, all of the same schema, the rows that each says it has, and the columns that are no data
+    but the index of a pandas table."""
 
     files: list[Path]
     schema: pa.Schema
     rows: list[int]
+    index: frozenset[str] = frozenset()
 
     @property
     def num_rows(self) -> int:
@@ -89,10 +95,12 @@ def open_table(folder: Path, name: str) -> Table:
     else:
         raise InputError(f"there is neither {name}.parquet nor {name}.arrow nor a folder {name}", file=str(folder))
     schema: pa.Schema | None = None
-    rows = []
+    rows, index = [], frozenset[str]()
     for path in files:
         try:
             found, count = _look(path)
+            index |= _index_columns(found)
+            found = found.remove_metadata()
             if len(found.names) > MOST_COLUMNS:  # decodes them: names that are no UTF-8 fail here
                 raise ValueError(f"{len(found.names)} columns, expected at most {MOST_COLUMNS}")
         except ARROW_DAMAGE as error:
@@ -106,11 +114,23 @@ def open_table(folder: Path, name: str) -> Table:
     duplicates = [column for column, count in Counter(schema.names).items() if count > 1]
     if duplicates:
         raise InputError(f"column {shown(duplicates[0])} appears twice", file=str(files[0]))
-    return Table(files, schema, rows)
+    return Table(files, schema, rows, index)
+
+
+def _index_columns(schema: pa.Schema) -> frozenset[str]:
+    """Columns that pandas wrote as an index, by what it noted in the file, or by their names where others copied it."""
+    names = {name for name in schema.names if _INDEX_NAME.fullmatch(name)}
+    note = (schema.metadata or {}).get(b"pandas", b"")
+    try:
+        told = parse_json(note)["index_columns"] if len(note) <= LARGEST_NOTE else []
+        names |= {name for name in told if isinstance(name, str)}  # an index that is a range has no column
+    except (ValueError, KeyError, TypeError):
+        pass  # a note that is none says nothing
+    return frozenset(names.intersection(schema.names))
 
 
 def _look(path: Path) -> tuple[pa.Schema, int]:
-    """A file's schema, and the rows that it says it has."""
+    """A file's schema with what is noted there, and the rows that it says it has."""
     check_regular(path)
     if path.suffix != ".arrow":
         with pq.ParquetFile(path) as file:
@@ -118,12 +138,12 @@ def _look(path: Path) -> tuple[pa.Schema, int]:
             groups = [about.row_group(number).num_rows for number in range(about.num_row_groups)]
             if min(groups, default=0) < 0 or sum(groups) != about.num_rows:
                 raise ValueError(f"it says {about.num_rows} rows, its row groups {sum(groups)}")
-            return file.schema_arrow.remove_metadata(), about.num_rows
+            return file.schema_arrow, about.num_rows
     check_compression(path, LARGEST_BATCH)
     with pa.memory_map(str(path)) as source:
         reader = pa.ipc.open_file(source)
         rows = sum(reader.get_batch(number).num_rows for number in range(reader.num_record_batches))
-        return reader.schema.remove_metadata(), rows
+        return reader.schema, rows
 
 
 def _parquet_batches(path: Path, columns: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:

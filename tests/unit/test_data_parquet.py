@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from qgnn_dist.data import ColumnNames, Graph, load_graph
-from qgnn_dist.errors import InputError
+from qgnn_dist.errors import InputError, QgnnWarning
 
 
 def nodes_table(**changes: Any) -> dict[str, Any]:
@@ -237,6 +238,57 @@ def test_other_words_for_valid(tmp_path: Path) -> None:
     graph = load_graph(write(tmp_path / "g", nodes_table(split=words, label=labels), edges_table()))
     assert graph.split is not None
     assert graph.split.tolist() == [1, 2, 2, 3, 2]
+
+
+INDEX = "__index_level_0__"
+
+
+def write_frames(folder: Path, nodes: pd.DataFrame, edges: pd.DataFrame) -> str:
+    folder.mkdir(exist_ok=True)
+    nodes.to_parquet(folder / "nodes.parquet")
+    edges.to_parquet(folder / "edges.parquet")
+    return f"parquet:{folder}"
+
+
+def test_the_index_of_pandas_is_left_out(tmp_path: Path) -> None:
+    nodes = pd.DataFrame({"node_id": [30, 10, 20, 50, 40], "a": [0.0, 1, 2, 3, 4]}).sample(frac=1, random_state=1)
+    edges = pd.DataFrame({"src": [30, 10, 20, 20], "dst": [10, 20, 20, 40]}).sample(frac=1, random_state=1)
+    source = write_frames(tmp_path / "g", nodes, edges)
+    assert INDEX in pq.read_schema(tmp_path / "g" / "nodes.parquet").names
+    with pytest.warns(QgnnWarning) as caught:
+        graph = load_graph(source)
+    assert [f"{name}.parquet: left out {INDEX}" in str(one.message) for name, one in zip(("edges", "nodes"), caught)
+            ] == [True, True]
+    assert isinstance(graph.features, np.ndarray)
+    assert graph.features.ravel().tolist() == nodes["a"].tolist()
+    names = ColumnNames(node_id=INDEX, src=INDEX)
+    numbered = write_frames(tmp_path / "n", nodes.drop(columns="node_id"), edges.drop(columns="src"))
+    graph = load_graph(numbered, columns=names)  # one that is asked for is used
+    assert graph.node_ids is not None
+    assert graph.node_ids.to_pylist() == nodes.index.tolist()
+
+
+def test_an_index_with_a_name_of_its_own(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    nodes = pd.DataFrame({"node_id": [30, 10, 20], "a": [0.0, 1, 2], "when": ["x", "y", "z"]})
+    edges = pd.DataFrame({"src": [30, 10], "dst": [10, 20]})
+    assert load_graph(write_frames(tmp_path / "g", nodes.set_index("node_id")[["a"]], edges)).num_features == 1
+    assert not recwarn.list  # it is the ids, and a range has no column
+    with pytest.warns(QgnnWarning, match="left out when"):
+        assert load_graph(write_frames(tmp_path / "g", nodes.set_index("when"), edges)).num_features == 1
+    write_arrow(tmp_path / "g" / "nodes.arrow", {"node_id": pa.array([30, 10, 20]), INDEX: pa.array([1, 0, 2])}, 9)
+    (tmp_path / "g" / "nodes.parquet").unlink()
+    with pytest.warns(QgnnWarning, match=INDEX):  # whoever copied the table left pandas' note behind
+        assert load_graph(f"parquet:{tmp_path / 'g'}").features is None
+
+
+@pytest.mark.parametrize("note", [b"", b"{", b"\xff", b'{"index_columns": 7}', b'{"index_columns": [["a"], {}]}',
+                                  b"[" * 99, b'{"index_columns": ["a"]}' + b" " * (1 << 20)])
+def test_a_damaged_note_of_pandas_says_nothing(tmp_path: Path, note: bytes, recwarn: pytest.WarningsRecorder) -> None:
+    source = write(tmp_path / "g", nodes_table(), edges_table())
+    table = pa.table(nodes_table()).replace_schema_metadata({b"pandas": note})
+    pq.write_table(table, tmp_path / "g" / "nodes.parquet")
+    assert load_graph(source).num_features == 2
+    assert not recwarn.list
 
 
 def test_renamed_columns(tmp_path: Path) -> None:
