@@ -29,6 +29,7 @@ MOST_COLUMNS = 1 << 16
 LARGEST_NOTE = 1 << 20
 """Bytes of what pandas says of its columns; with more, an index is known by its name alone."""
 _INDEX_NAME = re.compile(r"__index_level_\d+__")
+_CSV_NAMES = ("*.csv", "*.csv.gz")
 
 
 @contextmanager
@@ -91,8 +92,10 @@ def open_table(folder: Path, name: str) -> Table:
     elif parts.is_dir():
         files = sorted(path for suffix in SUFFIXES for path in parts.rglob(f"*{suffix}") if path.name[0] not in "_.")
         if not files:
+            _refuse_csv(parts, "*")
             raise InputError("the folder holds no .parquet file and no .arrow file", file=str(parts))
     else:
+        _refuse_csv(folder, name)
         raise InputError(f"there is neither {name}.parquet nor {name}.arrow nor a folder {name}", file=str(folder))
     schema: pa.Schema | None = None
     rows, index = [], frozenset[str]()
@@ -115,6 +118,18 @@ def open_table(folder: Path, name: str) -> Table:
     if duplicates:
         raise InputError(f"column {shown(duplicates[0])} appears twice", file=str(files[0]))
     return Table(files, schema, rows, index)
+
+
+def _refuse_csv(folder: Path, name: str) -> None:
+    """A folder of csv files gets the line that converts one."""
+    found = sorted(path for ending in _CSV_NAMES for path in folder.glob(ending.replace("*", name)))
+    if found:
+        plain = found[0].name.removesuffix(".gz").removesuffix(".csv")
+        raise InputError(
+            "csv is not read, expected Parquet; convert it in its folder: python -c \"import pyarrow.csv as c, "
+            f"pyarrow.parquet as p; p.write_table(c.read_csv({found[0].name!r}), {plain + '.parquet'!r})\"",
+            file=str(found[0]),
+        )
 
 
 def _index_columns(schema: pa.Schema) -> frozenset[str]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
 
@@ -364,3 +365,20 @@ def test_missing_and_damaged_files(tmp_path: Path) -> None:
     pq.write_table(pa.table(nodes_table()).slice(0, 0), tmp_path / "nodes.parquet")
     pq.write_table(pa.table(edges_table()), tmp_path / "edges" / "p.parquet")
     refused(source, "0 nodes")
+
+
+@pytest.mark.parametrize("name", ["edges.csv", "edges.csv.gz", "edges/part 1.csv"])
+def test_csv_is_told_how_to_become_parquet(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write(tmp_path, nodes_table(), edges_table())
+    (tmp_path / "edges.parquet").unlink()
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    with pa.output_stream(str(file)) as out:  # which compresses by the name's ending
+        pa_csv.write_csv(pa.table(edges_table()), out)
+    with pytest.raises(InputError) as caught:
+        load_graph(source)
+    message = str(caught.value)
+    assert message.startswith(f"{file}: csv is not read, expected Parquet; convert it in its folder: python -c ")
+    monkeypatch.chdir(file.parent)
+    exec(message.partition('-c "')[2].removesuffix('"'), {})
+    assert edges_of(load_graph(source)).tolist() == EXPECTED_EDGES
