@@ -18,6 +18,11 @@ from .memory import byte_size
 __all__ = ["JobTalk", "Status", "TrainingProgress", "byte_size", "exported", "inspection", "job", "partition",
            "plain", "prediction", "report", "training"]
 
+CLEANED = {"one_way": "given in one direction (both are used)"}
+"""What counts of a cleaned graph are called where their own name would sound as if something were wrong."""
+SMALL_PART = 10_000
+"""Nodes of a part below which messages between parts cost more than the work they save."""
+
 
 def _percent(value: float) -> str:
     return f"{100 * value:.2f} %"
@@ -52,6 +57,7 @@ class TrainingProgress:
     """A bar over the epochs: loss, accuracies, bytes, time left; plain lines where stderr is no terminal."""
 
     def __init__(self, epochs: int) -> None:
+        self._epochs, self._seconds = epochs, list[float]()
         self._console = Console(stderr=True, quiet=logs.is_json())
         self._live = self._console.is_terminal
         self._bar = Progress(
@@ -77,8 +83,22 @@ class TrainingProgress:
         if sent:
             text += f"  wire {byte_size(sent)}"
         self._bar.update(self._task, completed=record["epoch"], text=text)
+        self._seconds.append(record["epoch_s"])
         if not self._live and (record["epoch"] % 10 == 0 or record["epoch"] == 1):
-            self._console.print(f"epoch {record['epoch']}: {text}", highlight=False)
+            left = statistics.fmean(self._seconds) * (self._epochs - record["epoch"])
+            self._console.print(f"epoch {record['epoch']} of {self._epochs}: {text}  left {_duration(left)} at most",
+                                highlight=False, soft_wrap=True)
+
+
+def _duration(seconds: float) -> str:
+    """In the largest unit of which there are two or more.
+
+    >>> _duration(0.4), _duration(119), _duration(200), _duration(9000)
+    ('0 s', '119 s', '3 min', '2.5 h')
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 class JobTalk:
@@ -136,6 +156,9 @@ def plain(value: str) -> Text:
 def partition(result: dict[str, Any], console: Console) -> None:
     """A new store."""
     _store(result, console)
+    if result["num_parts"] > 1 and result["num_nodes"] < SMALL_PART * result["num_parts"]:
+        console.print(f"hint: below some {SMALL_PART:,} nodes a part, messages cost more than the work they save; "
+                      "--parts 1 trains faster and needs no Ray", highlight=False, soft_wrap=True)
 
 
 def training(result: dict[str, Any], console: Console) -> None:
@@ -148,7 +171,8 @@ def training(result: dict[str, Any], console: Console) -> None:
         ("bits", ", ".join(f"{stage} {width}" for stage, width in bits.items())),
         ("epoch", ", ".join(f"{1000 * result['epoch_s'][k]:.0f} ms ({k})" for k in ("median", "p90"))),
         ("bytes an epoch", ", ".join(f"{kind} {byte_size(count)}" for kind, count in wire.items() if count) or "none"),
-        ("peak memory", ", ".join(byte_size(b) for b in result["peak_rss_bytes"]) + " a worker"),
+        ("peak memory", "; ".join(f"{kind} {', '.join(map(byte_size, result[key]))}" for kind, key in (
+            ("anonymous", "peak_anon_bytes"), ("resident", "peak_rss_bytes"))) + "; each worker's"),
     ]
     rows += [("warning", text) for text in result["warnings"]]
     _table(f"Trained on {result['graph']} with {result['parts']} worker(s)", rows, console)
@@ -169,7 +193,8 @@ def prediction(result: dict[str, Any], console: Console) -> None:
             rows.append(("test by degree", _by_degree(result["accuracy_by_degree"]["test"])))
         rows.append(("calibration", f"ECE {_accuracies(result['ece'])}"))
     rows += [
-        ("seconds", ", ".join(f"{name} {value:.2f}" for name, value in seconds.items())),
+        ("seconds", ", ".join(f"{name} {value:.2f}" for name, value in seconds.items())
+         + f"; without imports{' and the start of Ray' * (result['parts'] > 1)}"),
         ("model", byte_size(result["model_bytes"])),
         ("messages", byte_size(result["message_bytes"])),
     ]
@@ -179,10 +204,15 @@ def prediction(result: dict[str, Any], console: Console) -> None:
         rows.append(("rounds", f"{len(rounds)}, time over the larger of computing and wire: "
                                f"{statistics.median(ratios):.2f} (at most {ratios[-1]:.2f}); see trace.json"))
     if not result["same_graph"]:
-        divided = f", features were divided by 2^{result['feature_gain']}" if result["feature_gain"] else ""
-        rows.append(("note", "the model was trained on another graph; ranges were shifted by "
-                             f"2^{result['range_gain']}{divided}"))
+        rows.append(("note", _other_graph(result["range_gain"], result["feature_gain"])))
     _table(f"Predicted {result['graph']} on {result['parts']} worker(s)", rows, console)
+
+
+def _other_graph(range_gain: int, feature_gain: int = 0) -> str:
+    """That a model meets another graph than its own, and what it was fitted by, as powers of two; 0 is by nothing."""
+    shifted = f"; ranges were shifted by 2^{range_gain}" if range_gain else ""
+    divided = f"; features were divided by 2^{feature_gain}" if feature_gain else ""
+    return f"the model was trained on another graph{shifted}{divided}"
 
 
 def _by_degree(found: dict[str, Any]) -> str:
@@ -237,8 +267,7 @@ def _diagnosis(result: dict[str, Any], console: Console) -> None:
             ("same class", f"{_percent(overall['agreement'])} as with float messages and residual"),
             ("worst score", f"{_figure(overall['worst_difference'])} away from it")]
     if not result["same_graph"]:
-        rows.append(("note", "the model was trained on another graph; ranges were shifted by "
-                             f"2^{result['range_gain']}"))
+        rows.append(("note", _other_graph(result["range_gain"])))
     _table("Packed against float", rows, console)
 
 
@@ -261,7 +290,8 @@ def _store(result: dict[str, Any], console: Console) -> None:
     rows = [
         ("nodes, edges", f"{result['num_nodes']:,}, {result['num_edges']:,} undirected"),
         ("features, classes", f"{features}, {result['num_classes'] or 'none'}"),
-        ("cleaned", ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in cleaned.items())),
+        ("cleaned", ", ".join(f"{count:,} {CLEANED.get(name, name.replace('_', ' '))}"
+                              for name, count in cleaned.items())),
         ("partitioner", f"{how['method']}, seed {how['seed']} ({how['reason']})"),
         ("order", _order(result)),
         ("cut", f"{_percent(result['cut_fraction'])} of the edges; {result['halo_rows']:,} halo rows"),

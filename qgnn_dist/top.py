@@ -33,6 +33,7 @@ PIECES = (("compute", "█", "green"), ("wire", "▒", "yellow"), ("wait", "░"
 LEVELS = "▁▂▃▄▅▆▇█"
 TICKS, LEAST_TICKS = 30, 8
 MULTIPLIERS = 6
+MEMORY = " anonymous: memory of the process's own; left: what its host still has"
 SAID = {"stalled": "no worker comes further; stacks are in RUN/stalls",
         "lost": "the command that wrote it is gone; `qgnn train … --resume` goes on"}
 
@@ -74,7 +75,7 @@ def frame(found: dict[str, Any], width: int = WIDE) -> Group:
     said = [Text(SAID[state], style="dim")] if state in SAID else []
     parts: list[Any] = [title, *said, _figures(found, min(TICKS, max(LEAST_TICKS, width - COLUMNS)))]
     if found["workers"]:
-        parts += [_workers(found["workers"], width), _legend()]
+        parts += [_workers(found["workers"], width), _legend(), Text(MEMORY, style="dim")]
     for message in found["messages"]:
         when = time.strftime("%H:%M:%S", time.localtime(message["time"]))
         parts.append(Text.assemble((f"{when} ", "dim"), plain(message["text"])))
@@ -123,7 +124,7 @@ def _workers(workers: Sequence[dict[str, Any]], width: int) -> Table:
     table.add_column("rank", no_wrap=True)
     table.add_column("host", no_wrap=True)
     table.add_column("compute, wire, wait" if bar == BAR else "time", min_width=bar, no_wrap=True)
-    for name in ("s", "rows", "sent", "memory", "left"):
+    for name in ("s", "rows", "sent", "anonymous", "left"):
         table.add_column(name, justify="right", no_wrap=True)
     times = [seconds(worker) for worker in workers]
     longest = max((sum(one.values()) for one in times), default=0.0)

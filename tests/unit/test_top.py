@@ -51,6 +51,7 @@ def test_a_narrow_terminal_has_every_figure(store: Store, tmp_path: Path) -> Non
     (row,) = [line for line in text.splitlines() if "ip-10-0-3-117" in line]
     assert row.split()[-8:] == ["12.2", "9,999,999", "1023.0", "MiB", "1023.0", "MiB", "1023.0", "GiB"]
     assert "eu-central" not in text
+    assert "anonymous: memory of the process's own" in text
     assert "▁█▁█" in next(line for line in text.splitlines() if line.startswith("loss"))
     assert max(map(len, text.splitlines())) <= 80
 
