@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import shlex
 import sys
 from dataclasses import asdict
@@ -13,7 +14,20 @@ import typer
 
 from . import render
 from .cli_bench import bench
-from .command import Debug, Json, LogFormat, Outcome, Overwrite, RayAddress, Settings, command, logged, one_of, then
+from .command import (
+    Debug,
+    Json,
+    LogFormat,
+    Outcome,
+    Overwrite,
+    RayAddress,
+    Settings,
+    beside,
+    command,
+    logged,
+    one_of,
+    then,
+)
 
 app = typer.Typer(
     name="qgnn", add_completion=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
@@ -26,6 +40,7 @@ The path, here on a made graph; yours: FILE.npz, parquet:DIR, ogbn-arxiv, …
 
   qgnn partition synthetic:sbm --parts 2 --out store
   qgnn train store --out run --set train.epochs=60
+  qgnn report run
   qgnn export run --out model.safetensors
   qgnn predict store --model model.safetensors --out predictions
   qgnn inspect model.safetensors --store store
@@ -47,7 +62,8 @@ def _column(option: str, text: str) -> Any:
 def partition(
     source: Annotated[str, typer.Argument(
         help="OGB name (ogbn-arxiv), FILE.npz, parquet:DIR, or synthetic:arxiv|products|mid|sbm?nodes=…&edges=…")],
-    parts: Annotated[int, typer.Option(help="Number of parts: one worker each.")],
+    parts: Annotated[int, typer.Option(
+        help="Number of parts, one worker each: 1 for one machine, without Ray; one a host of a cluster.")],
     out: Annotated[str, typer.Option(help="Folder of the new store.")],
     method: Annotated[str, typer.Option(
         help="auto, metis, mtkahypar, stream or random.",
@@ -90,7 +106,7 @@ def partition(
             columns=ColumnNames(node_id=node_id, src=src, dst=dst, label=label, split=split),
             standardise=standardise, hops=hops, features_bits=features_bits, overwrite=overwrite,
             ray_address=ray_address, progress=status.update)
-    return result, then(render.partition, f"qgnn train {shlex.quote(out)} --out run")
+    return result, then(render.partition, f"qgnn train {shlex.quote(out)} --out {beside(out, 'run')}")
 
 
 @_command("qgnn train store --out run --set quant.bits=2")
@@ -111,7 +127,9 @@ def train(
     with render.TrainingProgress(resolved.train.epochs) as progress:
         result = api.train(store, out=out, config=resolved, resume=resume, overwrite=overwrite,
                            ray_address=ray_address, on_epoch=progress.epoch, signals=True)
-    return result, then(render.training, f"qgnn export {shlex.quote(out)} --out model.safetensors")
+    return result, then(
+        render.training, f"qgnn export {shlex.quote(out)} --out {beside(out, 'model.safetensors')}",
+        f"qgnn report {shlex.quote(out)}")
 
 
 @_command("qgnn export run --out model.safetensors")
@@ -125,7 +143,8 @@ def export(
     from .cluster import api
 
     result = api.export(run, out=out, bits=bits, overwrite=overwrite)
-    return result, then(render.exported, f"qgnn predict STORE --model {shlex.quote(out)} --out predictions")
+    return result, then(
+        render.exported, f"qgnn predict STORE --model {shlex.quote(out)} --out {beside(out, 'predictions')}")
 
 
 @_command("qgnn predict store --model model.safetensors --out predictions")
@@ -148,7 +167,9 @@ def predict(
     with render.Status("predicting"):
         result = api.predict(store, model=model, out=out, scores=scores, config=resolved,
                              trace=trace, overwrite=overwrite, ray_address=ray_address, signals=True)
-    return result, render.prediction
+    folder = json.dumps(out, ensure_ascii=False)
+    code = f"import pyarrow.dataset as d; print(d.dataset({folder}, exclude_invalid_files=True).head(5))"
+    return result, then(render.prediction, f"python -c {shlex.quote(code)}")
 
 
 @_command("qgnn inspect model.safetensors --store store --pictures pictures", panel=_LOOK)
@@ -196,7 +217,8 @@ def report(
     from .report.api import make_report
 
     with render.Status("reading the runs") as status:
-        return make_report(runs, out=out, stores=store or [], overwrite=overwrite, say=status.update), render.report
+        result = make_report(runs, out=out, stores=store or [], overwrite=overwrite, say=status.update)
+    return result, then(render.report, f"open {result['path']} in a browser")
 
 
 @_command("qgnn plan --nodes 111059956 --edges 1615685872 --features 128 --classes 172 --hosts 16 --host-ram-gb 64 "

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import logging
+import shlex
 import sys
 import traceback
 import warnings
@@ -20,8 +21,8 @@ from . import logs
 from .config import RunConfig, known_keys, load_config
 from .errors import QgnnError, QgnnWarning
 
-__all__ = ["Debug", "Json", "LogFormat", "Outcome", "Overwrite", "RayAddress", "Settings", "command", "logged",
-           "one_of", "then"]
+__all__ = ["Debug", "Json", "LogFormat", "Outcome", "Overwrite", "RayAddress", "Settings", "beside", "command",
+           "logged", "one_of", "then"]
 
 Outcome = tuple[dict[str, Any], Callable[[dict[str, Any], Console], None]]
 """What a command found, and how people see it."""
@@ -54,12 +55,24 @@ Settings = Annotated[list[str] | None, typer.Option(
     help="One setting, as quant.bits=2; again for more. `qgnn settings` lists all.")]
 
 
-def then(show: Callable[[dict[str, Any], Console], None], words: str) -> Callable[[dict[str, Any], Console], None]:
-    """What shows a result, and the command that goes on from it."""
+def then(show: Callable[[dict[str, Any], Console], None], *steps: str) -> Callable[[dict[str, Any], Console], None]:
+    """What shows a result, and the commands that go on from it, a line each."""
     def shown(result: dict[str, Any], console: Console) -> None:
         show(result, console)
-        console.print(f"next: {words}", style="dim", markup=False, highlight=False, soft_wrap=True)
+        for at, words in enumerate(steps):
+            lead = "      " if at else "next: "
+            console.print(lead + words, style="dim", markup=False, highlight=False, soft_wrap=True)
     return shown
+
+
+def beside(path: str, name: str) -> str:
+    """A path of this name in the same folder, or under the same prefix, quoted for a shell.
+
+    >>> [beside(path, "run") for path in ("store", "/my data/store/", "s3://bucket/store", "s3://bucket")]
+    ['run', "'/my data/run'", 's3://bucket/run', 'run']
+    """
+    head, slash, _ = path.rstrip("/").rpartition("/")
+    return shlex.quote(name if head.endswith(":/") else f"{head}{slash}{name}")
 
 
 def logged(form: str | None, config: Path | None, settings: Sequence[str]) -> RunConfig:

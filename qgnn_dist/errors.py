@@ -6,6 +6,8 @@ from __future__ import annotations
 from typing import Any
 
 __all__ = [
+    "EXISTS",
+    "RUN_EXISTS",
     "ConfigError",
     "DeadlineError",
     "DivergedError",
@@ -21,6 +23,10 @@ __all__ = [
     "WorkerError",
     "WorkerLostError",
 ]
+
+EXISTS = "output exists; add --overwrite to replace it (in Python overwrite=True)"
+RUN_EXISTS = "output exists; add --resume to go on or --overwrite to replace it (in Python resume=True, overwrite=True)"
+"""What is said of an output that is not replaced unasked, to people at a command line and in Python."""
 
 
 class QgnnWarning(RuntimeWarning):

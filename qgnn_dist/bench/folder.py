@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..errors import EXISTS, InputError
 from ..files.read import read_json
 
 __all__ = ["bench_folder", "read_note", "table_folder"]
@@ -53,7 +53,7 @@ def table_folder(out: str | Path, bench: str, *, overwrite: bool, pictures: bool
     earlier = read_note(table, LARGEST_TABLE) if table.is_file() else None
     ours = isinstance(earlier, dict) and earlier.get("bench") == bench  # a table from before there were markers, too
     if ours and not overwrite:
-        raise InputError("output exists; add --overwrite to replace it", file=str(folder))
+        raise InputError(EXISTS, file=str(folder))
     if not ours:
         _check_ours(folder, bench)
     if pictures:

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import logging
 import os
+import shlex
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -24,7 +25,7 @@ from ..data.graph import Graph
 from ..data.remote import local_source
 from ..diagnosis.pictures import MODEL_PICTURES, RUN_PICTURES, check_pictures, draw_diagnosis, draw_run
 from ..diagnosis.report import diagnose
-from ..errors import HostLeavingError, InputError, QgnnError
+from ..errors import EXISTS, HostLeavingError, InputError, QgnnError
 from ..inference.batch import check_output, check_predictable, run_prediction
 from ..inference.remote_output import check_remote_output
 from ..inference.worker import PredictWorker
@@ -88,7 +89,7 @@ def partition(source: Any, *, parts: int, out: str | Path, method: str = "auto",
     Raises: InputError for bad input; nothing is written then.
     """
     if uri_of(out) is None and Path(out).exists() and not overwrite:
-        raise InputError("output exists; add --overwrite to replace it", file=str(out))
+        raise InputError(EXISTS, file=str(out))
     storage = StorageConfig()
     with (published_folder(out, storage, overwrite, last=MANIFEST, data=PART_FILE, what="a store") as target,
           local_source(source, storage) as local):
@@ -265,7 +266,7 @@ def inspect(path: str | Path, *, verify: bool = False, store: str | Path | None 
     if is_run:
         drawn = _draw_run(RunFolder(place), pictures, overwrite) if pictures is not None else {}
         return _describe_run(RunFolder(place)) | drawn
-    if place.is_file():
+    if place.is_file() and place.suffix != ".npz":
         model = PackedModel.load(place)
         result = _describe_model(model, place.stat().st_size)
         if store is not None:
@@ -273,8 +274,22 @@ def inspect(path: str | Path, *, verify: bool = False, store: str | Path | None 
         if pictures is not None:
             raise InputError("--pictures of a model show it on a graph; add --store", file=str(path))
         return result
-    raise InputError("neither a store, nor a run, nor a packed model" if place.exists() else "no such path",
-                     file=str(path))
+    raise InputError(_something_else(place), file=str(path))
+
+
+def _something_else(place: Path) -> str:
+    """What lies there that is neither store, run nor model, and what to do with it."""
+    if not place.exists():
+        return "no such path"
+    if (place / "summary.json").exists() and any(place.glob("part-*.parquet")):
+        return ("predictions; read them with pyarrow.dataset.dataset(FOLDER, exclude_invalid_files=True), and "
+                "accuracy and seconds in their summary.json")
+    is_table = any((place / f"{name}{suffix}").exists() for name in ("nodes", "edges")
+                   for suffix in (".parquet", ".arrow", ""))
+    if is_table or place.suffix == ".npz":
+        source = shlex.quote(f"parquet:{place}" if is_table else str(place))
+        return f"a graph, not yet a store; make one with `qgnn partition {source} --parts 1 --out store`"
+    return "neither a store, nor a run, nor a packed model"
 
 
 def _resolve(config: RunConfig | dict[str, Any] | str | Path | None, overrides: Sequence[str]) -> RunConfig:

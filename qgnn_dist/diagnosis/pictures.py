@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import EXISTS, InputError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,7 +65,7 @@ def check_pictures(folder: str | Path, names: Sequence[str], overwrite: bool) ->
     for name in names:
         for ending in FORMATS:
             if (place / f"{name}.{ending}").exists() and not overwrite:
-                raise InputError("output exists; add --overwrite to replace it", file=str(place / f"{name}.{ending}"))
+                raise InputError(EXISTS, file=str(place / f"{name}.{ending}"))
 
 
 def draw_diagnosis(diagnosis: Mapping[str, Any], folder: str | Path) -> list[str]:

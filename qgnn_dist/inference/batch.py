@@ -15,7 +15,7 @@ from ..comm.pool import WorkerPool
 from ..comm.standing import Deadline
 from ..comm.trace import Span, chrome_trace, overlap
 from ..config import StorageConfig, TimeoutsConfig
-from ..errors import InputError, ModelError, QgnnError
+from ..errors import EXISTS, InputError, ModelError, QgnnError
 from ..model.packed import PackedModel
 from ..planning.admission import check_prediction
 from ..propagation.elastic import refuse_parts
@@ -50,7 +50,7 @@ def check_output(out: str | Path, overwrite: bool) -> Path:
     """The output folder's path; InputError where it exists and may not be replaced."""
     path = Path(out)
     if path.exists() and not overwrite:
-        raise InputError("output exists; add --overwrite to replace it", file=str(path))
+        raise InputError(EXISTS, file=str(path))
     if path.exists() and not (path.is_dir() and (path / "summary.json").exists()):
         raise InputError("output exists and is not a folder of predictions; choose another --out", file=str(path))
     return path

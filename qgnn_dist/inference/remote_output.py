@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from ..config import StorageConfig
-from ..errors import InputError, OutputError
+from ..errors import EXISTS, InputError, OutputError
 from ..files.read import parse_json, reason, shown
 from ..model.packed import PackedModel
 from ..storage.place import Place
@@ -38,7 +38,7 @@ def check_remote_output(uri: str, settings: StorageConfig, overwrite: bool) -> N
     """
     there = Place(uri, settings).names()
     if SUMMARY in there and not overwrite:
-        raise InputError("output exists; add --overwrite to replace it", file=uri)
+        raise InputError(EXISTS, file=uri)
     if any(_NAME.fullmatch(name) is None for name in there):
         raise InputError("output exists and is not a folder of predictions; choose another --out", file=uri)
 

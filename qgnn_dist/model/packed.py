@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from .. import kernels
-from ..errors import InputError, ModelError
+from ..errors import EXISTS, InputError, ModelError
 from ..files.checksum import checksum_of
 from ..files.read import open_regular, parse_json, reason, shown
 from ..files.write import make_folder, remove_abandoned, write_atomically
@@ -43,6 +43,7 @@ PLAIN_VERSION, ELASTIC_VERSION = 1, 2
 """The second is written for elastic models only, which the first does not know; all others keep their bytes."""
 METADATA_KEY, CHECKSUM = "qgnn", "checksum"
 LARGEST_HEADER = 4 << 20
+MAKE = "`qgnn export RUN --out model.safetensors` makes one of a run"
 MOST_HIDDEN, MOST_LAYERS = 65536, 1000
 """As of the settings of a run."""
 
@@ -168,7 +169,7 @@ class PackedModel:
         """
         target = Path(path)
         if target.exists() and not overwrite:
-            raise InputError("output exists; add --overwrite to replace it", file=str(target))
+            raise InputError(EXISTS, file=str(target))
         data = self.to_bytes()
         make_folder(target.parent, "the file")
         remove_abandoned(target)
@@ -190,7 +191,10 @@ class PackedModel:
                 _check_size(_read_info(head, file)[0], size, head, file)
                 data = head + opened.read(size - len(head))
         except FileNotFoundError:
-            raise ModelError("model file not found", file=file) from None
+            raise ModelError(f"model file not found; {MAKE}", file=file) from None
+        except IsADirectoryError:
+            what = "a run's folder" if (Path(path) / "config.toml").exists() else "a folder"
+            raise ModelError(f"{what}, not a packed model; {MAKE}", file=file) from None
         except OSError as error:
             raise ModelError(f"cannot be read: {reason(error)}", file=file) from None
         return cls.from_bytes(data, file)
@@ -271,6 +275,8 @@ def _read_info(data: bytes, file: str) -> tuple[ModelInfo, str | None]:
         raise ModelError(f"not a packed model: its description {reason(error)}", file=file) from None
     if not isinstance(values, dict):
         raise ModelError("not a packed model: its description is no object", file=file)
+    if {"identity", "progress", "server"} <= values.keys():
+        raise ModelError(f"a checkpoint of a run, not a packed model; {MAKE}", file=file)
     version, checksum = values.pop("format_version", None), values.pop(CHECKSUM, None)
     if version not in (PLAIN_VERSION, ELASTIC_VERSION):
         raise ModelError(f"model format {shown(version)}, this program reads {PLAIN_VERSION} and {ELASTIC_VERSION}; "

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..data.graph import Graph, SparseFeatures
-from ..errors import InputError
+from ..errors import EXISTS, InputError
 from ..files.write import check_room, disk_errors
 from ..memory import MemoryWatch, available_bytes
 from ..quant.packed import row_bytes
@@ -181,7 +181,7 @@ def _check_request(graph: Graph, parts: int, out: str | Path, method: str, order
     """The store's folder, links followed; refuses what can be told before anything is read."""
     target = Path(os.path.realpath(out))
     if target.exists() and not overwrite:
-        raise InputError("output exists; add --overwrite to replace it", file=str(out))
+        raise InputError(EXISTS, file=str(out))
     if target.exists() and not (target / MANIFEST).exists():
         raise InputError("output exists and is not a store; choose another --out", file=str(out))
     _check_word("--method", method, METHODS)

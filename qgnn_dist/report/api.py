@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import StorageConfig
-from ..errors import InputError
+from ..errors import EXISTS, InputError
 from ..files.write import write_atomically
 from ..storage.place import uri_of
 from ..storage.publish import published_file
@@ -34,11 +34,11 @@ def make_report(runs: Sequence[str | Path], *, out: str | Path | None = None, st
     """
     target = out if out is not None else _default(runs)
     if uri_of(target) is None and Path(target).exists() and not overwrite:
-        raise InputError("output exists; add --overwrite to replace it, or --out FILE", file=str(target))
+        raise InputError(f"{EXISTS}, or --out FILE", file=str(target))
+    storage = StorageConfig()
+    found = read_runs(runs, storage)  # first: the default page lies in a run's folder, and that may be none
     if uri_of(target) is None and not Path(target).absolute().parent.is_dir():
         raise InputError("no such folder to write the page to", file=str(Path(target).absolute().parent))
-    storage = StorageConfig()
-    found = read_runs(runs, storage)
     looks = look(found, stores, storage, say)
     page = make_page(found, looks).encode()
     with published_file(target, storage, overwrite) as local:

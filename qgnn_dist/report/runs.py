@@ -131,8 +131,8 @@ def _names(places: list[str]) -> list[str]:
 def _read_run(folder: Path, name: str, path: str) -> RunData:
     run, notes = RunFolder(folder), list[str]()
     if not (folder / "config.toml").exists():
-        what = "not a run's folder (no config.toml)" if folder.exists() else "no such folder"
-        raise InputError(f"{what}; give the --out of `qgnn train`", file=path)
+        what = "no config.toml" if folder.exists() else "no such folder"
+        raise InputError(f"not a run's folder ({what}); give the --out of `qgnn train`", file=path)
     config = load_config(folder / "config.toml")
     records, cut = _read_records(run.metrics_path, config)
     if not records:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..config import StorageConfig
-from ..errors import InputError
+from ..errors import EXISTS, InputError
 from .local import put_all, stand_in
 from .place import Place, uri_of
 
@@ -33,7 +33,7 @@ def published_file(out: str | Path, settings: StorageConfig, overwrite: bool) ->
         return
     place = Place(uri, settings)
     if place.size() is not None and not overwrite:
-        raise InputError("output exists; add --overwrite to replace it", file=uri)
+        raise InputError(EXISTS, file=uri)
     with stand_in(uri, settings) as local:
         yield local
         place.put(local)
@@ -56,7 +56,7 @@ def published_folder(out: str | Path, settings: StorageConfig, overwrite: bool, 
     place = Place(uri, settings)
     there = place.names()
     if last in there and not overwrite:
-        raise InputError("output exists; add --overwrite to replace it", file=uri)
+        raise InputError(EXISTS, file=uri)
     if there.keys() - {last} and not all(data.fullmatch(name) for name in there.keys() - {last}):
         raise InputError(f"output exists and is not {what}; choose another --out", file=uri)
     if there and last not in there:

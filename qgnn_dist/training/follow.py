@@ -34,9 +34,9 @@ class Follow:
     def __init__(self, path: str | Path) -> None:
         self.run = RunFolder(path)
         if not (self.run.path / "config.toml").exists():
-            what = "not a run's folder (no config.toml)" if self.run.path.exists() else "no such folder"
-            raise InputError(f"{what}; give the --out of `qgnn train`, which is there once its workers are",
-                             file=str(path))
+            what = "no config.toml" if self.run.path.exists() else "no such folder"
+            raise InputError(f"not a run's folder ({what}); give the --out of `qgnn train`, which is there once its "
+                             "workers are", file=str(path))
         self._config = load_config(self.run.path / "config.toml")
         self._forget()
 

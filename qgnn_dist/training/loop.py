@@ -23,6 +23,7 @@ from ..comm.pool import WorkerPool
 from ..comm.trace import chrome_trace
 from ..config import RunConfig
 from ..errors import (
+    RUN_EXISTS,
     DeadlineError,
     DivergedError,
     ExchangeError,
@@ -125,7 +126,7 @@ def prepare_run(out: str | Path, store: Store, config: RunConfig, *, resume: boo
             _check_identity(found.identity, _identity(store, config), run)
         return run, None
     if not overwrite:
-        raise InputError("output exists; add --resume to go on or --overwrite to replace it", file=str(run.path))
+        raise InputError(RUN_EXISTS, file=str(run.path))
     if not (run.path / "config.toml").exists():
         raise InputError("output exists and is not a run's folder; choose another --out", file=str(run.path))
     run.clear()

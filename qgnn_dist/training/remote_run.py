@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import StorageConfig
-from ..errors import InputError, OutputError, QgnnError
+from ..errors import RUN_EXISTS, InputError, OutputError, QgnnError
 from ..files.read import parse_json, reason
 from ..files.write import make_folder
 from ..storage.local import cache_folder, fetched_folder, is_safe, stand_in
@@ -102,7 +102,7 @@ def mirrored_run(out: str | Path, settings: StorageConfig, *, keep: int, resume:
     place = Place(uri, settings)
     names = place.names()
     if names and not (resume or overwrite):
-        raise InputError("output exists; add --resume to go on or --overwrite to replace it", file=uri)
+        raise InputError(RUN_EXISTS, file=uri)
     if names and _CONFIG not in names:
         raise InputError("output exists and is not a run's folder; choose another --out", file=uri)
     with stand_in(uri, settings) as local:

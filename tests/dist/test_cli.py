@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import warnings
@@ -165,6 +166,54 @@ def test_from_graph_to_parquet_and_back_as_json(tmp_path: Path) -> None:
     _refused(_run("inspect", tmp_path / "nothing"), "no such path")
 
 
+def _next(result: Any) -> list[list[str]]:
+    """The words of the commands that an output ends with."""
+    assert result.exit_code == 0, result.stderr
+    lines = result.stdout.splitlines()
+    first = next(number for number, line in enumerate(lines) if line.startswith("next: "))
+    return [shlex.split(line[len("next: "):]) for line in lines[first:]]
+
+
+def test_each_command_ends_with_what_goes_on_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From folder to folder as they were given, to a look at the predictions; the words are typed as they stand."""
+    monkeypatch.chdir(tmp_path)
+    _npz(tmp_path / "g.npz")
+    (train,) = _next(_run("partition", "g.npz", "--parts", 1, "--out", "my graphs/store"))
+    assert train == ["qgnn", "train", "my graphs/store", "--out", "my graphs/run"]
+    export, report = _next(_run(*train[1:], "--set", "train.epochs=2", "--set", "model.hidden=8"))
+    assert report == ["qgnn", "report", "my graphs/run"]
+    assert _next(_run(*report[1:])) == [["open", "my", "graphs/run/report.html", "in", "a", "browser"]]
+    (predict,) = _next(_run(*export[1:]))
+    assert predict[1:3] == ["predict", "STORE"]
+    (look,) = _next(_run("predict", "my graphs/store", *predict[3:]))
+    assert look[:2] == ["python", "-c"]
+    shown = subprocess.run([sys.executable, *look[1:]], capture_output=True, text=True, check=True, timeout=60)
+    assert "confidence" in shown.stdout
+
+
+def test_what_is_given_in_place_of_a_run_or_a_model_is_named(tmp_path: Path) -> None:
+    """A run, a checkpoint or nothing for --model; predictions or a graph for `inspect`; a model for `report`."""
+    store, run, out = tmp_path / "store", tmp_path / "run", tmp_path / "out"
+    file = _npz(tmp_path / "g.npz")
+    assert _run("partition", file, "--parts", 1, "--out", store).exit_code == 0
+    assert _run("train", store, "--out", run, "--set", "train.epochs=2", "--set", "model.hidden=8").exit_code == 0
+    made = "`qgnn export RUN --out model.safetensors` makes one of a run"
+    checkpoint = next((run / "checkpoints").iterdir())
+    for model, what in ((run, "a run's folder, not a packed model"), (store, "a folder, not a packed model"),
+                        (tmp_path / "no.st", "model file not found"), (checkpoint, "a checkpoint of a run, not a packed")):
+        _refused(_run("predict", store, "--model", model, "--out", out), f"{model}: {what}", made)
+    _refused(_run("inspect", checkpoint), "a checkpoint of a run", made)
+    assert _run("export", run, "--out", tmp_path / "m").exit_code == 0
+    assert _run("predict", store, "--model", tmp_path / "m", "--out", out).exit_code == 0
+    _refused(_run("inspect", out), "predictions; read them with pyarrow.dataset")
+    (tmp_path / "tables" / "edges").mkdir(parents=True)
+    _refused(_run("inspect", tmp_path / "tables"), f"`qgnn partition parquet:{tmp_path}/tables --parts 1 --out store`")
+    _refused(_run("inspect", file), f"a graph, not yet a store; make one with `qgnn partition {file} --parts 1")
+    for command in ("report", "top"):
+        _refused(_run(command, tmp_path / "m"), f"{tmp_path}/m: not a run's folder (no config.toml)")
+        _refused(_run(command, tmp_path / "missing"), f"{tmp_path}/missing: not a run's folder (no such folder)")
+
+
 def test_failures_while_running_are_exit_code_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_store(small_graph(), tmp_path / "store", 1)
     monkeypatch.setattr("qgnn_dist.cluster.api.run_training", lambda *_, **__: 1 / 0)
@@ -204,6 +253,10 @@ def test_public_functions_do_the_same(tmp_path: Path) -> None:
     assert qgnn.PackedModel.load(tmp_path / "m").info.fingerprint == stored["fingerprint"] == exported["fingerprint"]
     result = qgnn.predict(tmp_path / "s", model=tmp_path / "m", out=tmp_path / "p")
     assert result["accuracy"] == summary["accuracy"]
+    with pytest.raises(qgnn.InputError, match=r"add --overwrite to replace it \(in Python overwrite=True\)"):
+        qgnn.export(tmp_path / "r", out=tmp_path / "m")
+    with pytest.raises(qgnn.InputError, match=r"--resume to go on .* \(in Python resume=True, overwrite=True\)"):
+        qgnn.train(tmp_path / "s", out=tmp_path / "r")
 
 
 def test_installed_command_works_from_another_folder(tmp_path: Path) -> None:

@@ -217,13 +217,13 @@ def test_the_index_has_every_page() -> None:
     assert set(rows) == there
 
 
-def test_qgnn_alone_shows_the_path_in_five_lines() -> None:
+def test_qgnn_alone_shows_the_path_in_six_lines() -> None:
     told = CliRunner().invoke(qgnn_dist.cli.app, [])
     assert told.exit_code == 2
     assert told.stdout == ""
     assert max(map(len, told.stderr.splitlines())) <= 80
     shown = [shlex.split(line)[1:] for line in told.stderr.splitlines() if line.startswith("  qgnn ")]
-    assert [words[0] for words in shown] == ["partition", "train", "export", "predict", "inspect"]
+    assert [words[0] for words in shown] == ["partition", "train", "report", "export", "predict", "inspect"]
     for words in shown:
         check_qgnn(words)
 
