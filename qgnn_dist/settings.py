@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import textwrap
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,19 +113,30 @@ def show_page(result: dict[str, Any], console: Console) -> None:
 
 
 def show(result: dict[str, Any], console: Console) -> None:
-    """The settings of a result {"settings": [one as plain values]}, a table a section."""
+    """The settings of a result {"settings": [one as plain values]}, a table a section; no word of it is broken."""
     rows = [Setting(**values) for values in result["settings"]]
+    defaults = {one.key: one.default + (f" {one.unit}" if one.unit and one.default != "open" else "") for one in rows}
+    widths = (_widest(one.key.rpartition(".")[2] for one in rows), _widest(defaults.values()),
+              _widest(one.allowed for one in rows))
     if not rows:
         console.print("no such setting; `qgnn settings` shows all")
     for section in dict.fromkeys(one.section for one in rows):
         title = escape(f"[{section}]") if section else "at the top"
         table = Table(title=title, title_justify="left", title_style="bold", expand=True)
-        for name, ratio in (("key", 4), ("default", 2), ("allowed", 4), ("meaning", 8)):
-            table.add_column(name, overflow="fold", ratio=ratio)
+        for name, width in zip(("key", "default", "allowed"), widths):
+            table.add_column(name, overflow="fold", width=max(width, len(name)))
+        table.add_column("meaning", overflow="fold", ratio=1)
         for one in (one for one in rows if one.section == section):
-            unit = f" {one.unit}" if one.unit and one.default != "open" else ""
-            table.add_row(escape(one.key.rpartition(".")[2]), one.default + unit, one.allowed, escape(one.meaning))
+            table.add_row(escape(one.key.rpartition(".")[2]), defaults[one.key], one.allowed, escape(one.meaning))
         console.print(table, highlight=False)
+    if "open" in defaults.values():
+        console.print("open: follows other settings, as its meaning says; the widths and the decay that a run took "
+                      "are in RUN/summary.json", highlight=False)
+
+
+def _widest(texts: Iterable[str]) -> int:
+    """Columns of the longest word."""
+    return max((len(word) for text in texts for word in text.split()), default=0)
 
 
 def _default(value: Any) -> str:

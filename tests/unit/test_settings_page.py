@@ -47,6 +47,19 @@ def test_what_a_resumed_run_may_change_leaves_the_digest() -> None:
         assert one.resumable == (load_config(overrides=[f"{key}=7"]).digest() == plain), key
 
 
+def test_eighty_columns_break_no_word_and_say_what_open_is() -> None:
+    for word in ("", "quant.", "seed"):
+        rows, console = settings(word), Console(width=80, file=io.StringIO(), record=True)
+        show({"settings": [asdict(one) for one in rows]}, console)
+        told = console.export_text()
+        words = set(told.replace("│", " ").split())
+        assert max(len(line) for line in told.splitlines()) <= 80
+        for one in rows:
+            assert {one.key.rpartition(".")[2], *one.default.split(), *one.allowed.split(),
+                    *one.meaning.split()} <= words, one.key
+        assert ("open: follows other settings" in told) is any(one.default == "open" for one in rows)
+
+
 def test_a_terminal_of_eighty_columns_shows_them() -> None:
     console = Console(width=80, file=io.StringIO())
     show({"settings": [asdict(one) for one in settings("quant")]}, console)
