@@ -43,6 +43,7 @@ from ..quant.clipped import shares
 from ..quant.grids import AFFINE_METHODS
 from ..store.manifest import SOURCE_ORDER
 from ..store.reader import Store
+from .chance import doubt
 from .checkpoint import Checkpoint, Progress
 from .metrics import figures, valid_loss
 from .observer import Observer
@@ -205,9 +206,12 @@ def run_training(pool: WorkerPool, server_call: ServerCall, store: Store, config
             if leaving and not progress.finished:
                 writer.flush()
                 raise _leaving(leaving, loaded, progress.epoch)
-    last = _examine(pool, store, progress, loaded, run)
+    last, splits = _examine(pool, store, progress, loaded, run)
     summary = _summary(pool, config, store, identity, progress, records, run, time.perf_counter() - started)
     summary["wire_bytes_final"] = last
+    classes = splits["valid"]["by_class"]["nodes"] if "valid" in splits else None
+    doubts = doubt(records, store.num_classes, config.train.metric, progress.best_accuracy.get("valid"), classes)
+    summary["warnings"] += [doubts] * bool(doubts)
     write_atomically(run.summary_path, (json.dumps(summary, indent=2) + "\n").encode())
     return summary
 
@@ -282,16 +286,19 @@ def _add_wire(sent: list[dict[str, int]]) -> dict[str, int]:
 
 
 def _examine(pool: WorkerPool, store: Store, progress: Progress, workers: list[dict[str, Any]],
-             run: RunFolder) -> dict[str, int]:
-    """Write what the best model says of every labelled node, and where that forward's time went; the bytes it sent."""
+             run: RunFolder) -> tuple[dict[str, int], dict[str, Any]]:
+    """Write what the best model says of every labelled node, and where that forward's time went.
+
+    Returns: the bytes it sent, and what it says, by split.
+    """
     if progress.best_epoch == 0:
-        return dict.fromkeys(WIRE_KINDS, 0)  # patience ended before the first evaluation
+        return dict.fromkeys(WIRE_KINDS, 0), {}  # patience ended before the first evaluation
     found = pool.call("examine", timeout_s=EPOCH_TIMEOUT_S)
     told = {"schema": FINAL_VERSION, "epoch": progress.best_epoch, "class_names": store.class_names, **together(found),
             "workers": [{key: worker[key] for key in ("host", "rows", "edges")} for worker in workers]}
     write_atomically(run.trace_path, json.dumps(chrome_trace([one.spans for one in found])).encode())
     write_atomically(run.final_path, json.dumps(told).encode())
-    return _add_wire([one.wire for one in found])
+    return _add_wire([one.wire for one in found]), told["splits"]
 
 
 def _restore(pool: WorkerPool, server_call: ServerCall, found: Checkpoint) -> Progress:
