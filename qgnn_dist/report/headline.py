@@ -11,13 +11,14 @@ import numpy as np
 from ..comm.wire import HEADER_BYTES
 from ..propagation.smp import Propagation
 from ..quant.packed import row_bytes
+from ..training.chance import doubt
 from .blocks import Card, Table
 from .curves import NAMES
 from .draw import figure
 from .measure import Looks
 from .runs import RunData
 
-__all__ = ["Headline", "cards", "comparison", "headline", "state"]
+__all__ = ["Headline", "cards", "comparison", "doubts", "headline", "state"]
 
 LOCAL = ("forward", "backward", "evaluation")
 """What float messages would make larger; `control`, the gradients' sums, is float in all runs."""
@@ -81,6 +82,18 @@ def state(run: RunData) -> str:
     return {"stopped": "stopped, not finished", "failed": "failed, not finished"}.get(told, "not finished")
 
 
+def doubts(runs: Sequence[RunData], looks: Sequence[Looks]) -> list[str]:
+    """What stands above all figures: why a run should be looked at, by training.chance."""
+    found = []
+    for run, one in zip(runs, looks):
+        classes = one.splits["valid"]["by_class"]["nodes"] if "valid" in one.splits else None
+        if run.model is not None:
+            text = doubt(run.records, run.model.info.num_classes, run.config.train.metric,
+                         run.best.best_accuracy.get("valid"), classes)
+            found += [f"{run.name}: {text}" if len(runs) > 1 else text] * bool(text)
+    return found
+
+
 def cards(run: RunData, head: Headline) -> list[Card]:
     """The headline of one run."""
     bits = run.config.quant.stages()
@@ -111,9 +124,11 @@ def _bits(count: int) -> str:
 def _sent_note(run: RunData, head: Headline) -> str:
     if run.workers == 1:
         return "one part: no messages"
+    messages = f"messages {figure(head.coded_wire, 'bytes')} of it"
     if head.float_wire and head.coded_wire:
-        return f"messages are {_times(head.float_wire / head.coded_wire)} smaller than in float"
-    return f"by {run.workers} workers together"
+        return (f"{messages}, {_times(head.float_wire / head.coded_wire)} smaller than "
+                f"{figure(head.float_wire, 'bytes')} in float; the rest is sums of gradients, float in every run")
+    return f"{messages}; by {run.workers} workers together"
 
 
 def _model_note(head: Headline) -> str:
@@ -147,6 +162,7 @@ def comparison(runs: Sequence[RunData], heads: Sequence[Headline]) -> Table:
         ("epochs (best)", [f"{head.epochs:,} ({head.best_epoch or '–'})" for head in heads]),
         ("seconds an epoch, median", [figure(head.median_s, "seconds") for head in heads]),
         ("sent an epoch", [figure(head.wire, "bytes") for head in heads]),
+        ("messages of it", [figure(head.coded_wire, "bytes") for head in heads]),
         ("messages smaller than in float", [smaller(head) for head in heads]),
         ("model", [figure(head.model_bytes, "bytes") for head in heads])]
     return Table("", ["", *(run.name for run in runs)], [[name, *values] for name, values in rows])

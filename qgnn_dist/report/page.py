@@ -22,7 +22,7 @@ from .answers import answers_section
 from .blocks import Block, Section, Words
 from .curves import MOST_EPOCHS, Chart, Heat, curve_charts
 from .draw import plot_of
-from .headline import cards, comparison, headline, state
+from .headline import cards, comparison, doubts, headline, state
 from .measure import Looks
 from .quantisers import quantiser_section, smoothness_section
 from .runs import RunData
@@ -47,12 +47,22 @@ def make_page(runs: Sequence[RunData], looks: Sequence[Looks]) -> str:
     script = (HERE / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return _template().render(
-        title=" · ".join(run.name for run in runs), runs=runs, version=__version__,
-        lead=_lead(runs), states=[state(run) for run in runs],
+        title=" · ".join(map(_place, runs)), runs=runs, names=_names(runs), version=__version__,
+        lead=_lead(runs), doubts=doubts(runs, looks), states=[state(run) for run in runs],
         cards=cards(runs[0], heads[0]) if len(runs) == 1 else [],
         tables=[comparison(runs, heads), differences(runs)] if len(runs) > 1 else [],
         sections=[one for one in sections if one is not None], data=_data(runs, charts, heats),
         style=Markup((HERE / "page.css").read_text(encoding="utf-8")), script=Markup(script), digest=digest)
+
+
+def _place(run: RunData) -> str:
+    """A run's path, its last two words at most: runs of several folders are often called the same."""
+    return "/".join(word for word in Path(run.path).parts[-2:] if word != "/")
+
+
+def _names(runs: Sequence[RunData]) -> list[str]:
+    """As the page's head has them; of several runs those of the legends, which tell them apart."""
+    return [run.name for run in runs] if len(runs) > 1 else [_place(runs[0])]
 
 
 @functools.cache

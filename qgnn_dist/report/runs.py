@@ -230,7 +230,7 @@ def _guarded(file: Path, check: Callable[[], Any]) -> Any:
 
 
 def _check_summary(summary: dict[str, Any]) -> None:
-    _numbers(summary["seconds"], *summary["epoch_s"].values())
+    _numbers(summary["seconds"], *summary["epoch_s"].values(), summary.get("weight_decay", 0.0))
     _whole(summary["epochs"], summary["best_epoch"], *summary["peak_anon_bytes"], *summary["peak_rss_bytes"])
     for words in (*summary["warnings"], summary["graph"], *summary["versions"].values()):
         str.encode(words)

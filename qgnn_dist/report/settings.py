@@ -13,13 +13,22 @@ __all__ = ["differences", "settings_section"]
 
 
 def _flat(config: RunConfig) -> dict[str, Any]:
-    """Dotted key → value."""
+    """Dotted key → value; `open` where that follows other settings."""
     found: dict[str, Any] = {}
     for name, value in config.to_dict().items():
         if isinstance(value, dict):
             found |= {f"{name}.{key}": inner for key, inner in value.items()}
         else:
             found[name] = value
+    return {key: "open" if value is None else value for key, value in found.items()}
+
+
+def _set(run: RunData) -> dict[str, Any]:
+    """A run's settings, and what an open weight decay came to, where its summary says so."""
+    found = _flat(run.config)
+    decay = (run.summary or {}).get("weight_decay")
+    if found["train.weight_decay"] == "open" and decay is not None:
+        found["train.weight_decay"] = f"open: {decay:g}"
     return found
 
 
@@ -35,7 +44,7 @@ def _graph(run: RunData) -> dict[str, str]:
 
 def differences(runs: Sequence[RunData]) -> Table:
     """Settings and graphs that are not the same in all runs."""
-    tables = [{**_graph(run), **_flat(run.config)} for run in runs]
+    tables = [{**_graph(run), **_set(run)} for run in runs]
     rows = [[key, *(str(table.get(key, "–")) for table in tables)] for key in tables[0]
             if len({str(table.get(key, "–")) for table in tables}) > 1]
     note = "" if rows else "graph and settings are the same in all of them"
@@ -47,7 +56,7 @@ def settings_section(runs: Sequence[RunData]) -> Section:
     section = Section("settings", "Settings and versions", "", folded=True)
     default = _flat(load_config())
     head = [run.name for run in runs] if len(runs) > 1 else ["value"]
-    tables = [_flat(run.config) for run in runs]
+    tables = [_set(run) for run in runs]
     keys = list(dict.fromkeys(key for table in tables for key in table))
     section.blocks.append(Table("Graph", ["", *head], [
         [key, *(_graph(run)[key] for run in runs)] for key in _graph(runs[0])], left=range(1, 9)))

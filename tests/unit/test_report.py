@@ -191,6 +191,69 @@ def test_messages_against_float_are_the_formulas(place: Path, two: Page) -> None
     assert told[1].text == f"{sent / 1024:.1f}\xa0KiB"
 
 
+def test_what_is_sent_and_what_messages_are_of_it_stand_together(place: Path, one: Page, two: Page) -> None:
+    lines = list(_lines(place / "int2").values())
+    whole, messages = (f"{np.mean([sum(line['wire_bytes'][kind] for kind in kinds) for line in lines]) / 1024:.1f}"
+                       "\xa0KiB" for kinds in (lines[0]["wire_bytes"], ("forward", "backward", "evaluation")))
+    assert whole != messages
+    (card,) = [c for c in one.root.all("div", class_="card") if c.all("h2") and c.all("h2")[0].text == "Sent an epoch"]
+    assert card.all("p", class_="value")[0].text == whole
+    note = card.all("p", class_="note")[0].text
+    assert note.startswith(f"messages {messages} of it, ")
+    assert "times smaller than" in note
+    rows = {row.all("th")[0].text: row.all("td") for row in two.root.all("tr") if row.all("td")}
+    assert (rows["sent an epoch"][0].text, rows["messages of it"][0].text) == (whole, messages)
+
+
+def test_an_open_decay_reads_as_open_and_as_what_it_came_to(place: Path, one: Page, tmp_path: Path) -> None:
+    def decay(page: Page) -> list[str]:
+        (row,) = [row for row in page.section("settings").all("tr") if row.all("th")[0].text == "train.weight_decay"]
+        return [cell.text for cell in row.all("td")]
+
+    assert decay(one) == ["open: 0.001", "open"]
+    assert "None" not in one.section("settings").words()
+    run = tmp_path / "run"
+    shutil.copytree(place / "int2", run, ignore=shutil.ignore_patterns("report.html"))
+    summary = json.loads((run / "summary.json").read_text())
+    for value in (None, "<b>"):
+        (run / "summary.json").write_text(json.dumps({**summary, "weight_decay": value}))
+        with pytest.raises(InputError, match="is no number"):
+            make_report([run])
+    del summary["weight_decay"]
+    (run / "summary.json").write_text(json.dumps(summary))
+    make_report([run])
+    assert decay(Page(run / "report.html")) == ["open", "open"], "of an earlier program"
+
+
+def test_a_run_at_chance_is_told_at_the_top_and_by_training(place: Path, tmp_path: Path) -> None:
+    """A column of incomes in float: the loss is enormous, and no answer better than the most frequent class."""
+    graph = small_graph(signed=True)
+    assert isinstance(graph.features, np.ndarray)
+    features = graph.features.copy()
+    features[:, 0] = np.abs(features[:, 0]) * 1e6
+    store = make_store(replace(graph, features=features), tmp_path / "s", 1)
+    words = ("quant.bits=32", "train.epochs=4", "model.feature_norm=none")
+    summary = train_here(store, settings(*words), tmp_path / "run")
+    (text,) = [text for text in summary["warnings"] if "of very different scales?" in text]
+    assert text.startswith("the loss was ")
+    make_report([tmp_path / "run"])
+    header, = Page(tmp_path / "run" / "report.html").root.all("header")
+    assert [p.text for p in header.all("p", class_="doubt")] == [text]
+    (tmp_path / "run" / "summary.json").unlink()
+    make_report([tmp_path / "run", place / "int2"], out=tmp_path / "r.html")
+    assert f"run: {text}" in Page(tmp_path / "r.html").root.all("header")[0].words(), "of a run that still trains, too"
+
+
+def test_a_title_has_the_folder_above_the_run(place: Path, one: Page, two: Page, tmp_path: Path,
+                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    assert one.root.all("title")[0].text == f"{place.name}/int2 – qgnn report"
+    assert [h.text for h in one.root.all("h1")[0].all("span")] == [f"{place.name}/int2"]
+    assert two.root.all("title")[0].text == f"{place.name}/int2 · {place.name}/float – qgnn report"
+    monkeypatch.chdir(place)
+    make_report(["./int2"], out=tmp_path / "r.html")
+    assert Page(tmp_path / "r.html").root.all("title")[0].text == "int2 – qgnn report"
+
+
 def test_a_model_is_measured_on_its_store(place: Path, one: Page, tmp_path: Path) -> None:
     qgnn.export(place / "int2", out=tmp_path / "m.st")
     found = qgnn.inspect(tmp_path / "m.st", store=place / "s")["diagnosis"]
