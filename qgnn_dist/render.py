@@ -85,9 +85,10 @@ class TrainingProgress:
         self._bar.update(self._task, completed=record["epoch"], text=text)
         self._seconds.append(record["epoch_s"])
         if not self._live and (record["epoch"] % 10 == 0 or record["epoch"] == 1):
-            left = statistics.fmean(self._seconds) * (self._epochs - record["epoch"])
-            self._console.print(f"epoch {record['epoch']} of {self._epochs}: {text}  left {_duration(left)} at most",
-                                highlight=False, soft_wrap=True)
+            epochs = self._epochs - record["epoch"]
+            left = f"  left {_duration(statistics.fmean(self._seconds) * epochs)} at most" if epochs else ""
+            self._console.print(f"epoch {record['epoch']} of {self._epochs}: {text}{left}", highlight=False,
+                                soft_wrap=True)
 
 
 def _duration(seconds: float) -> str:

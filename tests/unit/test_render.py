@@ -70,3 +70,6 @@ def test_progress_off_a_terminal_says_how_far_it_is(capsys: pytest.CaptureFixtur
     lines = capsys.readouterr().err.splitlines()
     assert [line.partition(":")[0] for line in lines] == [f"epoch {epoch} of 200" for epoch in (100, 110, 120)]
     assert lines[0].endswith("left 3 min at most")
+    with render.TrainingProgress(10) as progress:
+        progress.epoch({"epoch": 10, "loss": 1.0, "wire_bytes": {"forward": 0}, "epoch_s": 2.0})
+    assert "left" not in capsys.readouterr().err, "at the end"
