@@ -56,6 +56,9 @@ __all__ = ["check_trainable", "device_can_train", "prepare_run", "run_training",
 _LOG = logging.getLogger(__name__)
 SUMMARY_VERSION = 1
 FINAL_VERSION = 1
+SOURCES = {"features": "columns of numbers (npz, PyG: x)", "labels": "a column label (npz, PyG: y)",
+           "splits": "a column split (npz: train_idx, valid_idx; PyG: train_mask, val_mask)"}
+"""What sources call what training needs."""
 WIRE_KINDS = ("forward", "backward", "evaluation", "control")
 EPOCH_TIMEOUT_S = 24 * 3600.0
 """An epoch as a whole; the waits inside it have their own, shorter deadlines."""
@@ -79,7 +82,8 @@ def check_trainable(store: Store, config: RunConfig) -> None:
     lacking = [what for what, there in (("features", store.num_features > 0), ("labels", store.has_labels),
                                         ("splits", store.has_split)) if not there]
     if lacking:
-        raise InputError(f"the store has no {' and no '.join(lacking)}; training needs features, labels and splits",
+        raise InputError(f"the store has no {' and no '.join(lacking)}; training needs features, labels and splits: "
+                         f"add {' and '.join(SOURCES[what] for what in lacking)} to the source and partition it again",
                          file=str(store.path))
     if config.train.metric == "roc_auc" and store.num_classes != 2:
         raise InputError(f"train.metric=roc_auc: expected 2 classes, the store has {store.num_classes}",

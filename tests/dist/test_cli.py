@@ -110,7 +110,8 @@ def test_bad_training(tmp_path: Path) -> None:
     bare = tmp_path / "bare"
     file = _npz(tmp_path / "bare.npz", y=None, train_idx=None, valid_idx=None, test_idx=None)
     assert _run("partition", file, "--parts", 1, "--out", bare).exit_code == 0
-    _refused(_run("train", bare, "--out", run), "no labels and no splits")
+    _refused(_run("train", bare, "--out", run), "no labels and no splits", "a column label (npz, PyG: y) and a column split",
+             "partition it again")
     manifest = json.loads((store / "manifest.json").read_text())
     (store / "manifest.json").write_text(json.dumps({**manifest, "format_version": 99}))
     _refused(_run("train", store, "--out", run), "store format 99, this program reads 1")
