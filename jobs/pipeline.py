@@ -56,7 +56,8 @@ def run(source: str, parts: int, folder: str, config: Path | None, settings: lis
         qgnn.export(f"{folder}/run", out=model)
     if not _there("predict", f"{out}/summary.json", resolved.storage):
         qgnn.predict(store, model=model, out=out, config=resolved)
-    print(f"done: {out}, test accuracy {summary['accuracy']['test']:.4f}, kernels "
+    test = summary["accuracy"]["test"]
+    print(f"done: {out}, test accuracy {'–' if test is None else f'{test:.4f}'}, kernels "
           f"{summary['versions']['kernels']}")
 
 

@@ -16,7 +16,7 @@ from . import logs
 from .memory import byte_size
 
 __all__ = ["JobTalk", "Status", "TrainingProgress", "byte_size", "exported", "inspection", "job", "partition",
-           "plain", "prediction", "report", "training"]
+           "percent", "plain", "prediction", "report", "training"]
 
 CLEANED = {"one_way": "given in one direction (both are used)"}
 """What counts of a cleaned graph are called where their own name would sound as if something were wrong."""
@@ -24,8 +24,9 @@ SMALL_PART = 10_000
 """Nodes of a part below which messages between parts cost more than the work they save."""
 
 
-def _percent(value: float) -> str:
-    return f"{100 * value:.2f} %"
+def percent(value: float | None) -> str:
+    """A share as % with two digits; a dash where there is none, as of a graph without test nodes."""
+    return "–" if value is None else f"{100 * value:.2f} %"
 
 
 class Status:
@@ -78,7 +79,7 @@ class TrainingProgress:
         """Show an epoch's record."""
         text = f"loss {record['loss']:.3f}"
         if "accuracy" in record:
-            text += f"  valid {_percent(record['accuracy']['valid'])}  test {_percent(record['accuracy']['test'])}"
+            text += f"  valid {percent(record['accuracy']['valid'])}  test {percent(record['accuracy']['test'])}"
         sent = sum(record["wire_bytes"].values())
         if sent:
             text += f"  wire {byte_size(sent)}"
@@ -219,7 +220,7 @@ def _other_graph(range_gain: int, feature_gain: int = 0) -> str:
 def _by_degree(found: dict[str, Any]) -> str:
     """Accuracy of the test nodes in every bucket of degree, and how many they are."""
     groups = zip(found["from"], found["to"], found["accuracy"], found["nodes"])
-    return ", ".join(f"{low if low == high else f'{low}-{high}'}: {_percent(share)} of {nodes:,}"
+    return ", ".join(f"{low if low == high else f'{low}-{high}'}: {percent(share)} of {nodes:,}"
                      for low, high, share, nodes in groups)
 
 
@@ -252,7 +253,7 @@ def _diagnosis(result: dict[str, Any], console: Console) -> None:
                    title_justify="left", title_style="bold")
     rounds = [(f"round {m['round']}", m) for m in result["messages"]]
     for name, stage in [*result["stages"].items(), *rounds]:
-        clipped = _percent(stage["clipped"]) if stage["clipped"] is not None else "-"
+        clipped = percent(stage["clipped"]) if stage["clipped"] is not None else "-"
         stages.add_row(name, str(stage["bits"]), stage["grid"] or "float", _figure(stage["step"], ".4g"),
                        _figure(stage["rms"]), clipped, _figure(stage["snr_db"], ".1f"),
                        _figure(stage.get("believed_error")))
@@ -265,7 +266,7 @@ def _diagnosis(result: dict[str, Any], console: Console) -> None:
     console.print(layers, highlight=False)
     overall = result["overall"]
     rows = [("nodes", f"{overall['nodes']:,} of {result['graph']}, {result['parts']} part(s)"),
-            ("same class", f"{_percent(overall['agreement'])} as with float messages and residual"),
+            ("same class", f"{percent(overall['agreement'])} as with float messages and residual"),
             ("worst score", f"{_figure(overall['worst_difference'])} away from it")]
     if not result["same_graph"]:
         rows.append(("note", _other_graph(result["range_gain"])))
@@ -295,7 +296,7 @@ def _store(result: dict[str, Any], console: Console) -> None:
                               for name, count in cleaned.items())),
         ("partitioner", f"{how['method']}, seed {how['seed']} ({how['reason']})"),
         ("order", _order(result)),
-        ("cut", f"{_percent(result['cut_fraction'])} of the edges; {result['halo_rows']:,} halo rows"),
+        ("cut", f"{percent(result['cut_fraction'])} of the edges; {result['halo_rows']:,} halo rows"),
         ("balance", f"largest part {balance['rows']:.3f} of the mean in rows, {balance['edges']:.3f} in edges"),
         ("bytes a round", ", ".join(f"{byte_size(count)} at {b} bits" for b, count in
                                     result["bytes_per_round"].items())),
@@ -359,5 +360,5 @@ def _run(result: dict[str, Any], console: Console) -> None:
     _table("Run", rows, console)
 
 
-def _accuracies(values: dict[str, float]) -> str:
-    return ", ".join(f"{name} {_percent(values[name])}" for name in ("train", "valid", "test") if name in values)
+def _accuracies(values: dict[str, float | None]) -> str:
+    return ", ".join(f"{name} {percent(values[name])}" for name in ("train", "valid", "test") if name in values)

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from .config import StorageConfig
 from .memory import byte_size
-from .render import plain
+from .render import percent, plain
 from .training.follow import ENDED
 from .training.remote_run import watched_run
 
@@ -90,13 +90,13 @@ def _figures(found: dict[str, Any], ticks: int) -> Table:
         valid = f", validation {found['valid_loss']:.4f}" if found["valid_loss"] is not None else ""
         table.add_row("loss", f"{found['loss']:.4f}{valid}  {sparks(found['history']['loss'][-ticks:])}")
     if found["accuracy"]:
-        told = ", ".join(f"{name} {100 * found['accuracy'][name]:.2f} %" for name in ("train", "valid", "test")
+        told = ", ".join(f"{name} {percent(found['accuracy'][name])}" for name in ("train", "valid", "test")
                          if name in found["accuracy"])
         table.add_row("accuracy", f"{told}  {sparks(found['history']['valid'][-ticks:])}")
     if found["best"]:
         best = found["best"]["accuracy"]
-        table.add_row("best epoch", f"{found['best']['epoch']}: valid {100 * best['valid']:.2f} %, "
-                                    f"test {100 * best['test']:.2f} %")
+        table.add_row("best epoch", f"{found['best']['epoch']}: valid {percent(best['valid'])}, "
+                                    f"test {percent(best['test'])}")
     if found["epoch_s"] is not None:
         table.add_row("epoch", f"{found['epoch_s']:.3g} s")
     if found["wire_bytes"]:

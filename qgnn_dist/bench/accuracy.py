@@ -91,14 +91,18 @@ def _write(folder: Path, shown: Sequence[Row], rows: Sequence[Row], cells: dict[
 
 
 def check_rows(rows: Sequence[Row], folder: Path) -> None:
-    """Refuse graphs that lack what training needs, or the classes of their metric, before the first cell."""
+    """Refuse graphs that lack what training needs, their metric's classes, or test nodes, before the first cell."""
     from ..store.reader import Store
     from ..training.loop import check_trainable
+    from .source import has_test
 
     faults = []
     for row in rows:
+        store = Store.open(folder / "stores" / row.dataset)
         try:
-            check_trainable(Store.open(folder / "stores" / row.dataset), row.config)
+            check_trainable(store, row.config)
+            if not has_test(store):
+                raise InputError("no test node has a label, and rows are compared by those; call some valid nodes test")
         except InputError as error:
             faults.append(f"datasets.{row.dataset}: {error.message}")
     if faults:

@@ -29,7 +29,7 @@ from ..training.metrics import figures
 from .beside import SETTINGS
 from .folder import table_folder
 from .sign import Sign, mixed_features
-from .source import open_source
+from .source import has_test, open_source
 from .stock import product_of
 from .task import Task
 from .training import OwnTraining
@@ -71,6 +71,9 @@ def baselines(source: str, *, out: str | Path, systems: Sequence[str] | None = N
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="qgnn-bench-") as scratch:
         store = open_source(source, Path(scratch), None, say)
+        if not has_test(store):
+            raise InputError("no test node has a label, and systems are compared by those; call some valid nodes test",
+                             file=str(store.path))
         for name in chosen:
             say(f"{name}: training for {seconds:g} s")
             torch.set_num_threads(count)

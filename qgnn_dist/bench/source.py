@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from ..cluster import api
-from ..data.graph import SPLITS, Graph
+from ..data.graph import SPLITS, TEST, Graph
 from ..data.npz import edge_passes
 from ..data.synthetic import SHAPES
 from ..errors import InputError
 from ..store.reader import FEATURE_BLOCK_ROWS, Part, Store
 
-__all__ = ["dense_features", "drawn_store", "open_source", "write_npz"]
+__all__ = ["dense_features", "drawn_store", "has_test", "open_source", "write_npz"]
 
 
 def open_source(source: str, scratch: Path, keep: Path | None, say: Callable[[str], None]) -> Store:
@@ -45,6 +45,14 @@ def open_source(source: str, scratch: Path, keep: Path | None, say: Callable[[st
         keep.mkdir(parents=True, exist_ok=True)
         write_npz(store, keep / "graph.npz")
     return store
+
+
+def has_test(store: Store) -> bool:
+    """Whether a test node has a label: systems are compared by those alone."""
+    for part in (store.part(number) for number in range(store.num_parts)):
+        if part.split is not None and part.labels is not None and ((part.split == TEST) & (part.labels >= 0)).any():
+            return True
+    return False
 
 
 def dense_features(part: Part, rows: np.ndarray | None = None) -> np.ndarray:

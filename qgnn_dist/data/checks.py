@@ -30,6 +30,7 @@ __all__ = [
 
 ROWS_AT_ONCE = 1 << 16
 SHOWN_ROWS = 5
+MOVE_SOME = "split the labelled nodes between train and valid; nodes without a split are predicted too"
 MOST_NODES = 2**31 - 1
 BARE_NODES, BARE_NODES_AN_EDGE = 1 << 20, 64
 """Nodes that a source may have beyond those with rows of their own: so many, and so many more for every edge."""
@@ -241,16 +242,22 @@ def labels_from(
 def split_from_indices(
     indices: Mapping[str, np.ndarray], num_nodes: int, suffix: str = "", file: str | None = None
 ) -> np.ndarray:
-    """int8 (N,) from one index array a split, keyed train, valid, test; `suffix` completes the names in messages."""
+    """int8 (N,) from one index array a split, keyed train, valid and, where there are test nodes, test; `suffix`
+    completes the names in messages."""
     split = np.full(num_nodes, NO_SPLIT, np.int8)
     for name, number in SPLITS.items():
+        if name == "test" and name not in indices:
+            continue
         if name not in indices:
-            raise InputError(f"{name}{suffix} is missing: give train, valid and test, or none of them", file=file)
+            raise InputError(f"{name}{suffix} is missing: give train and valid, and test if there are such nodes, or "
+                             "none of them", file=file)
         index = np.asarray(indices[name])
         if index.ndim != 1 or (index.size and not np.issubdtype(index.dtype, np.integer)):
             raise InputError(f"{name}{suffix} is {index.dtype} {index.shape}, expected integers (n,)", file=file)
+        if not index.size and name == "test":
+            continue
         if not index.size:
-            raise InputError(f"{name}{suffix} is empty, expected at least one node", file=file)
+            raise InputError(f"{name}{suffix} is empty, expected at least one node; {MOVE_SOME}", file=file)
         if index.min() < 0 or index.max() >= num_nodes:
             at = int(np.argmax((index < 0) | (index >= num_nodes)))
             raise InputError(

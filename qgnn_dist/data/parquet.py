@@ -314,9 +314,10 @@ def _split(nodes: Table, column: str) -> np.ndarray | None:
         done += batch.num_rows
     if not split.any():
         return None
-    for name, number in SPLITS.items():
-        if not (split == number).any():
-            raise InputError(f"column {column} has no row with {name}, expected at least one", file=str(nodes.files[0]))
+    for name in ("train", "valid"):
+        if not (split == SPLITS[name]).any():
+            raise InputError(f"column {column} has no row with {name}, expected at least one; {checks.MOVE_SOME}",
+                             file=str(nodes.files[0]))
     return split
 
 

@@ -201,7 +201,8 @@ def _check_record(record: dict[str, Any], config: RunConfig) -> None:
     if "accuracy" in record:
         _numbers(record["valid_loss"])
         for key in {"accuracy", config.train.metric}:
-            _numbers(*(record[key][split] for split in ("train", "valid", "test")))
+            _numbers(*(record[key][split] for split in ("train", "valid", "test")
+                       if split != "test" or record[key][split] is not None))
 
 
 def _best(records: Iterable[dict[str, Any]], config: RunConfig) -> Progress:

@@ -36,7 +36,8 @@ class Progress:
     Attributes:
         epoch: epochs finished. best_epoch: 0 before the first evaluation. best_value, best_loss: validation metric and
             loss there; of epochs with the same metric, the one of the lower loss is the better.
-        best_accuracy, best_metric: by split, at the best epoch. finished: nothing more to do.
+        best_accuracy, best_metric: by split, at the best epoch; None of test without such nodes. finished: nothing
+            more to do.
         calibration_bytes: sent before the first epoch, all workers together, by kind.
     """
 
@@ -44,12 +45,12 @@ class Progress:
     best_epoch: int = 0
     best_value: float = -1.0
     best_loss: float = 0.0
-    best_accuracy: dict[str, float] = field(default_factory=dict)
-    best_metric: dict[str, float] = field(default_factory=dict)
+    best_accuracy: dict[str, Any] = field(default_factory=dict)
+    best_metric: dict[str, Any] = field(default_factory=dict)
     finished: bool = False
     calibration_bytes: dict[str, int] = field(default_factory=dict)
 
-    def offer(self, epoch: int, accuracy: dict[str, float], metric: dict[str, float], loss: float) -> bool:
+    def offer(self, epoch: int, accuracy: dict[str, Any], metric: dict[str, Any], loss: float) -> bool:
         """Take an evaluated epoch as the best one where it is: by the validation metric, then the lower loss, then the
         earlier.
 
@@ -121,8 +122,10 @@ def _check(progress: Progress, identity: Any, server: Any) -> None:
         value = getattr(progress, name)
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise ValueError(f"progress: {name} is {shown(value)}")
-    for figures in (progress.best_accuracy, progress.best_metric, progress.calibration_bytes):
-        if not all(isinstance(v, (int, float)) and abs(v) < 2**62 for v in figures.values()):
+    for figures, absent in ((progress.best_accuracy, "test"), (progress.best_metric, "test"),
+                            (progress.calibration_bytes, None)):
+        told = [v for name, v in figures.items() if v is not None or name != absent]
+        if not all(isinstance(v, (int, float)) and abs(v) < 2**62 for v in told):
             raise ValueError(f"progress: figures are {shown(figures)}")
     if not 0 <= progress.best_epoch <= progress.epoch < 2**31:
         raise ValueError(f"progress: epoch {shown(progress.epoch)}, the best one {shown(progress.best_epoch)}")

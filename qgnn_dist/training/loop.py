@@ -160,7 +160,7 @@ def run_training(pool: WorkerPool, server_call: ServerCall, store: Store, config
                        timeout_s=config.timeouts.start_s + store.opening_s(config.storage))
     statistics = sum((w["statistics"] for w in loaded), FeatureStatistics())
     nodes = {name: sum(w["nodes"][name] for w in loaded) for name in loaded[0]["nodes"]}
-    empty = [name for name, count in nodes.items() if count == 0]
+    empty = [name for name, count in nodes.items() if count == 0 and name != "test"]
     if empty:
         raise InputError(f"no labelled node in split {', '.join(empty)}", file=str(store.path))
     norm = config.model.feature_norm

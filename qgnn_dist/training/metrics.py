@@ -60,11 +60,15 @@ def evaluation(scores: np.ndarray, classes: np.ndarray, labels: np.ndarray, rows
     return result
 
 
-def figures(evaluations: Sequence[dict[str, Any]], metric: str) -> tuple[dict[str, float], dict[str, float]]:
-    """Accuracy and the chosen metric of every split, from all workers' evaluations in rank order."""
-    accuracies, chosen = {}, {}
+def figures(evaluations: Sequence[dict[str, Any]], metric: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Accuracy and the chosen metric of every split, floats, from all workers' evaluations in rank order; None of test
+    where no test node has a label."""
+    accuracies, chosen = dict[str, Any](), dict[str, Any]()
     for name in evaluations[0]["confusion"]:
         confusion = sum(e["confusion"][name] for e in evaluations)
+        if name == "test" and not confusion.any():
+            accuracies[name] = chosen[name] = None
+            continue
         accuracies[name] = accuracy(confusion)
         if metric == "roc_auc":
             margins = np.concatenate([e["margins"][name][0] for e in evaluations])

@@ -67,7 +67,7 @@ def _bad_x(value: float) -> np.ndarray:
     ({"x": _bad_x(np.inf)}, ["2", "7", "9"]),
     ({"y": np.full(40, -2)}, ["-2"]),
     ({"train_idx": np.arange(11)}, ["train", "valid", "10"]),
-    ({"test_idx": np.empty(0, np.int64)}, ["test", "empty"]),
+    ({"valid_idx": np.empty(0, np.int64)}, ["valid", "empty"]),
     ({"test_idx": np.array([40])}, ["test", "40"]),
     ({"y": np.zeros((40, 2), np.int64)}, ["one label a node"]),
 ])
@@ -213,6 +213,31 @@ def test_what_is_given_in_place_of_a_run_or_a_model_is_named(tmp_path: Path) -> 
     for command in ("report", "top"):
         _refused(_run(command, tmp_path / "m"), f"{tmp_path}/m: not a run's folder (no config.toml)")
         _refused(_run(command, tmp_path / "missing"), f"{tmp_path}/missing: not a run's folder (no such folder)")
+
+
+def test_a_graph_without_test_nodes(tmp_path: Path) -> None:
+    """Trained, resumed, shown, exported and predicted; where a test accuracy would stand is a dash, null in JSON."""
+    store, run, model = tmp_path / "store", tmp_path / "run", tmp_path / "m.safetensors"
+    assert _run("partition", _npz(tmp_path / "g.npz", test_idx=None), "--parts", 1, "--out", store).exit_code == 0
+    words = [w for key in ("train.epochs=3", "train.checkpoint_every=1") for w in ("--set", key)]
+    trained = _run("train", store, "--out", run, *words)
+    assert trained.exit_code == 0, trained.stderr
+    assert "test –" in trained.stdout
+    assert "test –" in trained.stderr  # an epoch's line
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["accuracy"]["test"], summary["metric"]["test"]) == (None, None)
+    (run / "summary.json").unlink()  # as if it had been killed: the checkpoint is read
+    assert _run("train", store, "--out", run, *words, "--resume").exit_code == 0
+    for command in (("inspect", run), ("top", run, "--once")):
+        shown = _run(*command)
+        assert shown.exit_code == 0, shown.stderr
+        assert "test –" in shown.stdout, command
+    reported = _run("report", run, "--out", tmp_path / "page.html")
+    assert reported.exit_code == 0, reported.stderr
+    assert _run("export", run, "--out", model).exit_code == 0
+    predicted = json.loads(_run("predict", store, "--model", model, "--out", tmp_path / "out", "--json").stdout)
+    assert predicted["rows"] == 40
+    assert set(predicted["accuracy"]) == {"train", "valid"}
 
 
 def test_failures_while_running_are_exit_code_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

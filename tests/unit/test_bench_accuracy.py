@@ -14,14 +14,16 @@ from typer.testing import CliRunner
 
 import qgnn_dist as qgnn
 from qgnn_dist.bench.accuracy import _OURS, accuracy
+from qgnn_dist.bench.baselines import baselines
 from qgnn_dist.bench.cells import cells_of, train_cell
 from qgnn_dist.bench.folder import bench_folder
 from qgnn_dist.bench.grid import Row
 from qgnn_dist.bench.shifts import SHIFTS, scaled, without_edges
+from qgnn_dist.bench.source import write_npz
 from qgnn_dist.bench.stores import dataset_store
 from qgnn_dist.cli import app
 from qgnn_dist.config import load_config
-from qgnn_dist.data.graph import SparseFeatures
+from qgnn_dist.data.graph import NO_SPLIT, TEST, SparseFeatures
 from qgnn_dist.errors import InputError
 from qgnn_dist.store.reader import Store
 from tests.helpers import make_store, small_graph
@@ -178,6 +180,24 @@ def test_a_metric_that_does_not_fit_is_refused_before_the_cells(tmp_path: Path) 
     with pytest.raises(InputError, match=r"datasets.sbm: train.metric=roc_auc: expected 2 classes"):
         accuracy(tmp_path / "grid.toml", out=tmp_path / "out", on_start=lambda *counts: started.append(counts))
     assert not started
+
+
+def test_a_graph_without_labelled_test_nodes_is_refused_before_anything_trains(tmp_path: Path) -> None:
+    graph = small_graph()
+    assert graph.labels is not None
+    assert graph.split is not None
+    graph.split[graph.labels < 0] = NO_SPLIT
+    graph.labels[graph.split == TEST] = -1
+    file = tmp_path / "g.npz"
+    write_npz(make_store(graph, tmp_path / "s", 1), file)
+    source = GRID.partition("source = ")[2].partition("\n")[0]
+    (tmp_path / "grid.toml").write_text(GRID.replace(source, f'"{file}"'), encoding="utf-8")
+    started: list[Any] = []
+    with pytest.raises(InputError, match=r"datasets.sbm: no test node has a label"):
+        accuracy(tmp_path / "grid.toml", out=tmp_path / "out", on_start=lambda *counts: started.append(counts))
+    with pytest.raises(InputError, match=r"store: no test node has a label"):
+        baselines(str(file), seconds=1.0, out=tmp_path / "b", on_step=started.append)
+    assert not [word for word in started if "training" in word]
 
 
 @pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])

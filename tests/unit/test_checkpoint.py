@@ -47,6 +47,21 @@ def _write(run: RunFolder, *epochs: int, keep: int = 3) -> None:
             writer.save(_checkpoint(epoch))
 
 
+@pytest.mark.parametrize(("field", "name", "whole"), [
+    ("best_accuracy", "test", True), ("best_metric", "test", True), ("best_metric", "valid", False),
+    ("calibration_bytes", "test", False)])
+def test_no_figure_but_that_of_test_may_be_absent(tmp_path: Path, field: str, name: str, whole: bool) -> None:
+    made = _checkpoint(3)
+    setattr(made.progress, field, {name: None})
+    file = tmp_path / "c"
+    file.write_bytes(made.to_bytes())
+    if whole:
+        assert Checkpoint.read(file).progress == made.progress
+        return
+    with pytest.raises(InputError, match="damaged checkpoint: progress: figures are"):
+        Checkpoint.read(file)
+
+
 def test_a_checkpoint_reads_back_and_only_the_last_ones_stay(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
     assert run.load_checkpoint() is None

@@ -122,6 +122,13 @@ def test_sparse_features_stay_sparse(tmp_path: Path) -> None:
     assert (rows.indptr.tolist(), rows.indices.tolist(), rows.values.tolist()) == ([0, 2, 3], [4, 2, 0], [2, 3, 1])
 
 
+def test_a_graph_may_have_no_test_nodes(tmp_path: Path) -> None:
+    for without in (None, np.array([], np.int64)):
+        graph = load_graph(save(tmp_path, test_idx=without))
+        assert graph.split is not None
+        assert graph.split.tolist() == [1, 1, 2, 0, 0, 0]
+
+
 BAD_X = np.zeros((6, 3))
 BAD_X[[2, 4], 1] = np.nan, np.inf
 
@@ -150,8 +157,8 @@ BAD_X[[2, 4], 1] = np.nan, np.inf
         ({"y": np.zeros(4, int)}, ["y has shape (4,)", "(6,)"]),
         ({"y": np.array(["a"] * 6)}, ["y is <U1"]),
         ({"train_idx": np.array([0, 2])}, ["valid_idx overlaps train_idx in 1 node", "first: 2"]),
-        ({"test_idx": np.array([], np.int64)}, ["test_idx is empty"]),
-        ({"test_idx": None}, ["test_idx is missing"]),
+        ({"valid_idx": np.array([], np.int64)}, ["valid_idx is empty", "split the labelled nodes"]),
+        ({"train_idx": None}, ["train_idx is missing: give train and valid"]),
         ({"test_idx": np.array([3, 6])}, ["test_idx[1] is node 6"]),
         ({"test_idx": np.array([True, False])}, ["test_idx is bool"]),
         ({"train_idx": np.array([0, 5])}, ["1 train node has no label", "first: 5"]),

@@ -241,6 +241,13 @@ def test_other_words_for_valid(tmp_path: Path) -> None:
     assert graph.split.tolist() == [1, 2, 2, 3, 2]
 
 
+def test_a_graph_may_have_no_test_nodes(tmp_path: Path) -> None:
+    words = pa.array(["train", "valid", None, None, None])
+    graph = load_graph(write(tmp_path / "g", nodes_table(split=words), edges_table()))
+    assert graph.split is not None
+    assert graph.split.tolist() == [1, 2, 0, 0, 0]
+
+
 INDEX = "__index_level_0__"
 
 
@@ -333,7 +340,7 @@ def test_renamed_columns(tmp_path: Path) -> None:
         ({"label": pa.array([1, 0, 77, 1, 0])}, {}, ["label is 77 in row 2"]),
         ({"label": None, "labels": pa.array([1] * 5)}, {}, ["unknown column labels", "did you mean label?"]),
         ({"split": pa.array(["train", "value", None, "test", None])}, {}, ["split is 'value' in row 1", "valid"]),
-        ({"split": pa.array(["train", "test", None, "test", None])}, {}, ["no row with valid"]),
+        ({"split": pa.array(["train", "test", None, "test", None])}, {}, ["no row with valid", "split the labelled"]),
         ({"split": pa.array([0, 1, 2, 0, 0])}, {}, ["split is int64", "train, valid, test"]),
         ({"split": pa.array(["test", "valid", "train", None, None])}, {}, ["1 train node has no label", "first: 2"]),
         ({"name": as_text([1, 2, 3, 4, 5])}, {}, ["unknown column name (string)"]),

@@ -53,6 +53,13 @@ def test_whole_graph() -> None:
     assert graph.split.tolist() == [1, 2, 3, 0]
 
 
+def test_a_graph_may_have_no_test_nodes() -> None:
+    for mask in (None, torch.zeros(4, dtype=torch.bool)):
+        graph = load_graph(data(test_mask=mask))
+        assert graph.split is not None
+        assert graph.split.tolist() == [1, 2, 0, 0]
+
+
 def test_edges_alone_and_isolated_nodes() -> None:
     graph = load_graph(pyg_data.Data(edge_index=EDGES, num_nodes=9))
     assert (graph.num_nodes, graph.features, graph.labels, graph.split) == (9, None, None, None)
@@ -118,7 +125,7 @@ def test_trivial_weights_pass() -> None:
         ({"train_mask": torch.zeros(4, dtype=torch.bool)}, ["train_mask is empty"]),
         ({"train_mask": torch.ones(4, dtype=torch.bool)}, ["valid_mask overlaps train_mask in 1 node"]),
         ({"train_mask": torch.ones(3, dtype=torch.bool)}, ["train_mask is bool (3,)"]),
-        ({"test_mask": None}, ["test_mask is missing"]),
+        ({"train_mask": None}, ["train_mask is missing"]),
     ],
 )
 def test_wrong_data_gets_one_line(changes: dict[str, Any], parts: list[str]) -> None:

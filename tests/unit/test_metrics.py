@@ -41,6 +41,13 @@ def test_figures_add_up_workers() -> None:
     assert chosen == {"valid": pytest.approx((2 / 3 + 4 / 5) / 2)}
 
 
+@pytest.mark.parametrize("metric", ["accuracy", "macro_f1", "roc_auc"])
+def test_there_is_no_figure_of_test_where_no_test_node_has_a_label(metric: str) -> None:
+    one = {"confusion": {"train": np.eye(2, dtype=int), "test": np.zeros((2, 2), int)},
+           "margins": {name: (np.array([-1.0, 1.0]), np.array([0, 1])) for name in ("train", "test")}}
+    assert figures([one, one], metric) == ({"train": 1.0, "test": None}, {"train": 1.0, "test": None})
+
+
 def test_validation_loss_is_the_mean_cross_entropy_of_all_workers() -> None:
     rng = np.random.default_rng(1)
     scores, labels = (30 * rng.normal(size=(9, 4))).astype(np.float32), rng.integers(0, 4, 9)
