@@ -91,6 +91,14 @@ def make_store(graph: Graph, path: Path, parts: int, method: str = "random", see
     return Store.open(path)
 
 
+def features_of(store: Store) -> np.ndarray:
+    """Dense features of all parts, float32 (N, F), by source index."""
+    rows = np.empty((store.num_nodes, store.num_features), np.float32)
+    for part in (store.part(i) for i in range(store.num_parts)):
+        rows[np.asarray(part.source_index)] = part.features_dense(0, part.num_local)
+    return rows
+
+
 def edit_manifest(store: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     """Change a store's manifest, and its checksum with it."""
     manifest = json.loads((store / MANIFEST).read_text())

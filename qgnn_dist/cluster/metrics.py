@@ -156,7 +156,8 @@ class RunMetrics(Observer):
         if "accuracy" in record:
             out.set("qgnn_valid_loss", record["valid_loss"])
             for split, share in record["accuracy"].items():
-                out.set("qgnn_accuracy", share, split=split)
+                if share is not None:  # a graph without test nodes
+                    out.set("qgnn_accuracy", share, split=split)
         for stage, share in record.get("clipped", {}).items():
             out.set("qgnn_clipped", share, stage=stage)
         multipliers = record["multipliers"]

@@ -86,7 +86,7 @@ def partition_graph(graph: Graph, *, parts: int, out: str | Path, method: str = 
     elif not memory_gb > 0:
         raise InputError(f"--memory {memory_gb:g}: expected more than 0 GB")
     check_arrays(graph)
-    mixing = _check_features(graph, standardise, hops, features_bits)
+    mixing = _check_features(graph, model, standardise, hops, features_bits)
     memory, stages = int(memory_gb * 1e9), _Stages(progress)
     try:
         with disk_errors(target.parent, 0, str(out), "the store"), new_store(target) as building:
@@ -201,10 +201,14 @@ def _check_word(option: str, word: str, known: Iterable[str]) -> None:
                          + (f"; did you mean {near[0]}?" if near else ""))
 
 
-def _check_features(graph: Graph, standardise: bool, hops: int, features_bits: int | None) -> int:
+def _check_features(graph: Graph, model: Store | None, standardise: bool, hops: int, features_bits: int | None) -> int:
     """Refuse what cannot be made of a graph's features; returns the bytes of disk that making it takes."""
     scaling = check_columns(graph, standardise)
     check_hops(graph, hops)
+    if model is not None:
+        known_columns(model, graph.num_features, standardise)
+        if hops:
+            known_scales(model, hops)
     check_feature_bits(graph, features_bits)
     return scaling + hop_bytes(graph, hops)
 
@@ -213,7 +217,7 @@ def _at_rest(graph: Graph, cleaned: CleanGraph, standardise: bool, hops: int, fe
              scratch: Path, model: Store | None) -> tuple[Graph, dict[str, Any]]:
     """The graph with the features that its parts are to hold, their grids in `scratch`, and what the manifest tells."""
     stored: dict[str, Any] = {}
-    known = None if model is None else known_columns(model, standardise)
+    known = None if model is None else known_columns(model, graph.num_features, standardise)
     if standardise:
         graph, stored["standardised"] = standardised(graph, scratch, known)
     if hops:

@@ -60,17 +60,20 @@ def known_scales(store: Store, hops: int) -> list[float] | None:
     return [float(scale) for scale in store.manifest["hops"]["scales"]]
 
 
-def known_columns(store: Store, standardise: bool) -> dict[str, list[float]] | None:
+def known_columns(store: Store, num_features: int, standardise: bool) -> dict[str, list[float]] | None:
     """Means and deviations of a store's columns, so that a model trained on them finds the same in a later store.
 
     Raises:
-        InputError: one of both is standardised alone.
+        InputError: one of both is standardised alone; another number of features.
     """
     if store.standardised != standardise:
         there, here = ("standardised", "leaves it out") if store.standardised else ("not standardised", "has it")
         raise InputError(f"--like {store.path} has features that are {there}, --standardise: this command {here}; "
                          "expected the same")
     found: dict[str, list[float]] | None = store.manifest.get("standardised")
+    if found is not None and len(found["means"]) != num_features:
+        raise InputError(f"--like {store.path} has means of {len(found['means'])} features, the graph has "
+                         f"{num_features}: expected the same")
     return found
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ MANIFEST = "manifest.json"
 CHECKSUM = "checksum"
 """Of the manifest itself; stores of earlier programs have none."""
 LARGEST_MANIFEST = 32 << 20
+LARGEST_FLOAT = sys.float_info.max
+"""JSON has larger whole numbers, which become no float."""
 """Bytes: some 15,000 parts."""
 MOST_COLUMNS = 2**31 - 1
 """Features, as their indices are int32."""
@@ -161,7 +163,7 @@ def _check_hops(manifest: dict[str, Any], file: Path | str) -> None:
     _demand(manifest["hops"], {"count": int, "scales": list}, file, "hops")
     count, scales = manifest["hops"]["count"], manifest["hops"]["scales"]
     fits = count > 0 and len(scales) == count and all(
-        isinstance(s, _NUMBER) and not isinstance(s, bool) and 0 < s < math.inf for s in scales)
+        isinstance(s, _NUMBER) and not isinstance(s, bool) and 0 < s <= LARGEST_FLOAT for s in scales)
     if not fits or manifest["feature_kind"] != "dense" or manifest["num_features"] % (count + 1):
         raise StoreError(f"hops has count {shown(count)} and {len(scales)} scales with {manifest['num_features']} "
                          f"{manifest['feature_kind']} features; expected a number above 0 for each hop, and dense "
@@ -176,7 +178,7 @@ def _check_standardised(manifest: dict[str, Any], file: Path | str) -> None:
     _demand(manifest["standardised"], {"means": list, "deviations": list}, file, "standardised")
     means, deviations = manifest["standardised"]["means"], manifest["standardised"]["deviations"]
     columns = manifest["num_features"] // (manifest["hops"]["count"] + 1 if "hops" in manifest else 1)
-    numbers = all(isinstance(v, _NUMBER) and not isinstance(v, bool) and abs(v) < math.inf
+    numbers = all(isinstance(v, _NUMBER) and not isinstance(v, bool) and abs(v) <= LARGEST_FLOAT
                   for v in (*means, *deviations))
     if (manifest["feature_kind"] != "dense" or not numbers or not len(means) == len(deviations) == columns
             or min(deviations) <= 0):

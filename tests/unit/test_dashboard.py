@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from qgnn_dist.cluster.metrics import METRICS, MOST_LAYERS, spread
+from qgnn_dist.cluster.metrics import METRICS, MOST_LAYERS, RunMetrics, spread
 from tests.deployment.project import METRICS_PORT, ROOT
 
 FOLDER = ROOT / "cluster_configs" / "observability"
@@ -138,3 +138,18 @@ def test_layers_of_a_deep_network_are_spread() -> None:
     deep = spread(1000, MOST_LAYERS)
     assert (len(deep), deep[0], deep[-1]) == (MOST_LAYERS, 0, 999)
     assert sorted(set(deep)) == deep
+
+
+def test_a_split_without_labels_has_no_accuracy(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gauges(dict[str, Any]):
+        def set(self, name: str, value: float, **labels: str) -> None:
+            self[" ".join([name, *labels.values()])] = float(value)  # as Ray's gauges take them
+
+        def add(self, name: str, value: float, **labels: str) -> None:
+            self.set(name, value, **labels)
+
+    run, gauges = RunMetrics("run", "host"), Gauges()
+    monkeypatch.setattr(run, "_out", gauges)
+    run.epoch({"epoch": 1, "loss": 0.5, "valid_loss": 0.6, "accuracy": {"train": 0.9, "valid": 0.8, "test": None},
+               "multipliers": [0.0], "epoch_s": 0.1, "clamps": 0}, ())
+    assert [name for name in gauges if "accuracy" in name] == ["qgnn_accuracy train", "qgnn_accuracy valid"]

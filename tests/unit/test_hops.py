@@ -15,20 +15,12 @@ from qgnn_dist.errors import InputError, StoreError
 from qgnn_dist.partitioning import hops as hops_module
 from qgnn_dist.partitioning.api import partition_graph
 from qgnn_dist.store.reader import Store
-from tests.helpers import edit_manifest, goes_on_alone, small_graph
+from tests.helpers import edit_manifest, features_of, goes_on_alone, small_graph
 
 
 def _made(graph: Graph, path: Path, parts: int = 1, hops: int = 2, **more: Any) -> Store:
     partition_graph(graph, parts=parts, out=path, method="random" if "like" not in more else "auto", hops=hops, **more)
     return Store.open(path)
-
-
-def _rows(store: Store) -> np.ndarray:
-    """Features of all parts by source index."""
-    rows = np.empty((store.num_nodes, store.num_features), np.float32)
-    for part in (store.part(i) for i in range(store.num_parts)):
-        rows[np.asarray(part.source_index)] = part.features_dense(0, part.num_local)
-    return rows
 
 
 def _reference(graph: Graph, hops: int) -> tuple[np.ndarray, list[float]]:
@@ -57,9 +49,9 @@ def test_numbers_whatever_the_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for store in stores:
         assert (store.hops, store.num_features, store.feature_kind) == (2, 72, "dense")
         np.testing.assert_allclose(store.manifest["hops"]["scales"], scales, rtol=1e-6)
-        np.testing.assert_allclose(_rows(store), expected, rtol=2e-5, atol=2e-6)
-    np.testing.assert_array_equal(_rows(stores[0]), _rows(stores[1]))
-    np.testing.assert_array_equal(_rows(stores[0])[:, :24], np.asarray(graph.features, np.float32))
+        np.testing.assert_allclose(features_of(store), expected, rtol=2e-5, atol=2e-6)
+    np.testing.assert_array_equal(features_of(stores[0]), features_of(stores[1]))
+    np.testing.assert_array_equal(features_of(stores[0])[:, :24], np.asarray(graph.features, np.float32))
     plain = _made(graph, tmp_path / "plain", hops=0)
     assert plain.hops == 0
     assert "hops" not in plain.manifest
@@ -71,7 +63,7 @@ def test_rows_that_a_disk_or_a_view_gives(tmp_path: Path) -> None:
     """A column-major array is copied; neighbours are read from rows in one piece."""
     graph = small_graph(signed=True)
     turned = dataclasses.replace(graph, features=np.asfortranarray(graph.features))
-    one, other = (_rows(_made(g, tmp_path / str(i))) for i, g in enumerate((graph, turned)))
+    one, other = (features_of(_made(g, tmp_path / str(i))) for i, g in enumerate((graph, turned)))
     np.testing.assert_array_equal(one, other)
 
 
@@ -80,7 +72,7 @@ def test_hops_and_codes_at_rest(tmp_path: Path) -> None:
     store = _made(graph, tmp_path / "store", 2, features_bits=8)
     assert (store.hops, store.feature_bits, store.num_features) == (2, 8, 72)
     expected = _reference(graph, 2)[0]
-    assert np.abs(_rows(store) - expected).max() <= 0.02 * np.abs(expected).max()
+    assert np.abs(features_of(store) - expected).max() <= 0.02 * np.abs(expected).max()
 
 
 def test_a_later_graph_keeps_the_scales(tmp_path: Path) -> None:
@@ -91,7 +83,7 @@ def test_a_later_graph_keeps_the_scales(tmp_path: Path) -> None:
     assert _made(half, tmp_path / "own", 2).manifest["hops"]["scales"] != first.manifest["hops"]["scales"]
     like = _made(half, tmp_path / "like", 2, like=tmp_path / "first")
     assert like.manifest["hops"]["scales"] == first.manifest["hops"]["scales"]
-    np.testing.assert_allclose(_rows(like), _rows(_made(half, tmp_path / "own2", 2)) * np.repeat(
+    np.testing.assert_allclose(features_of(like), features_of(_made(half, tmp_path / "own2", 2)) * np.repeat(
         [1.0, *np.divide(first.manifest["hops"]["scales"], Store.open(tmp_path / "own2").manifest["hops"]["scales"])],
         24), rtol=1e-5, atol=1e-6)
     with pytest.raises(InputError, match="has features of 2 hops, --hops is 1: expected the same"):
@@ -118,6 +110,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     (lambda m: m["hops"].update(scales=[1.0, 0.0]), "hops has count 2"),
     (lambda m: m["hops"].update(scales=[1.0, "x"]), "hops has count 2"),
     (lambda m: m["hops"].update(count=True), "hops"),
+    (lambda m: m["hops"].update(scales=[1.0, 10**400]), "hops has count 2"),
     (lambda m: m.update(hops=3), "hops"),
 ])
 def test_a_manifest_that_is_odd(tmp_path: Path, change: Callable[[dict[str, Any]], Any], message: str) -> None:

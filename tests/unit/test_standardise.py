@@ -20,21 +20,13 @@ from qgnn_dist.errors import InputError, QgnnWarning, StoreError
 from qgnn_dist.partitioning import standardise as module
 from qgnn_dist.partitioning.api import partition_graph
 from qgnn_dist.store.reader import Store
-from tests.helpers import edit_manifest, goes_on_alone, settings, small_graph
+from tests.helpers import edit_manifest, features_of, goes_on_alone, settings, small_graph
 
 
 def _made(graph: Graph, path: Path, parts: int = 1, *, standardise: bool = True, **more: Any) -> Store:
     partition_graph(graph, parts=parts, out=path, method="random" if "like" not in more else "auto",
                     standardise=standardise, **more)
     return Store.open(path)
-
-
-def _rows(store: Store) -> np.ndarray:
-    """Features of all parts by source index."""
-    rows = np.empty((store.num_nodes, store.num_features), np.float32)
-    for part in (store.part(i) for i in range(store.num_parts)):
-        rows[np.asarray(part.source_index)] = part.features_dense(0, part.num_local)
-    return rows
 
 
 def _raw(nodes: int = 300) -> Graph:
@@ -60,8 +52,8 @@ def test_numbers_whatever_the_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert store.standardised
         np.testing.assert_allclose(store.manifest["standardised"]["means"], x.mean(0), rtol=1e-12, atol=1e-12)
         np.testing.assert_allclose(store.manifest["standardised"]["deviations"], spread, rtol=1e-9)
-        np.testing.assert_allclose(_rows(store), (x - x.mean(0)) / spread, rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(_rows(stores[0]), _rows(stores[1]))
+        np.testing.assert_allclose(features_of(store), (x - x.mean(0)) / spread, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(features_of(stores[0]), features_of(stores[1]))
     plain = _made(graph, tmp_path / "plain", standardise=False)
     assert (plain.standardised, plain.fingerprint) == (False, stores[0].fingerprint)
     assert "standardised" not in plain.manifest
@@ -72,8 +64,8 @@ def test_before_hops_and_codes(tmp_path: Path) -> None:
     store = _made(_raw(), tmp_path / "store", 2, hops=1, features_bits=8)
     assert (store.standardised, store.hops, store.feature_bits, store.num_features) == (True, 1, 8, 48)
     assert len(store.manifest["standardised"]["means"]) == 24
-    plain = _rows(_made(_raw(), tmp_path / "plain"))
-    assert np.abs(_rows(store)[:, :24] - plain).max() <= 0.02 * np.abs(plain).max()
+    plain = features_of(_made(_raw(), tmp_path / "plain"))
+    assert np.abs(features_of(store)[:, :24] - plain).max() <= 0.02 * np.abs(plain).max()
 
 
 def test_a_later_graph_keeps_means_and_deviations(tmp_path: Path) -> None:
@@ -83,10 +75,13 @@ def test_a_later_graph_keeps_means_and_deviations(tmp_path: Path) -> None:
     like = _made(later, tmp_path / "like", 2, like=tmp_path / "first")
     known = like.manifest["standardised"]
     assert known == Store.open(tmp_path / "first").manifest["standardised"]
-    np.testing.assert_allclose(_rows(like), (2 * np.asarray(graph.features, np.float64) - known["means"])
+    np.testing.assert_allclose(features_of(like), (2 * np.asarray(graph.features, np.float64) - known["means"])
                                / known["deviations"], rtol=1e-5, atol=1e-6)
     with pytest.raises(InputError, match="has features that are standardised, --standardise: this command leaves it o"):
         _made(later, tmp_path / "other", 2, like=tmp_path / "first", standardise=False)
+    fewer = dataclasses.replace(graph, features=np.asarray(graph.features)[:, :9])
+    with pytest.raises(InputError, match="has means of 24 features, the graph has 9: expected the same"):
+        _made(fewer, tmp_path / "other", 2, like=tmp_path / "first")
     _made(graph, tmp_path / "plain", 2, standardise=False)
     with pytest.raises(InputError, match="has features that are not standardised, --standardise: this command has it"):
         _made(later, tmp_path / "other", 2, like=tmp_path / "plain")
@@ -130,6 +125,7 @@ def test_training_learns_from_columns_of_any_size(tmp_path: Path) -> None:
     (lambda m: m["standardised"]["means"].pop(), "standardised has 23 means and 24 deviations of 24 dense columns"),
     (lambda m: m["standardised"]["deviations"].__setitem__(2, 0.0), "standardised has 24 means and 24 deviations"),
     (lambda m: m["standardised"]["means"].__setitem__(2, "x"), "expected numbers, deviations above 0"),
+    (lambda m: m["standardised"]["means"].__setitem__(2, 10**400), "expected numbers, deviations above 0"),
     (lambda m: m["standardised"].update(means=3), "standardised"),
     (lambda m: m.update(standardised=True), "standardised"),
 ])
