@@ -104,16 +104,19 @@ class Place:
         return {one.path[len(self._path) + 1:]: int(one.size) for one in found if one.type == fs.FileType.File}
 
     def read(self, limit: int) -> bytes | None:
-        """The object's bytes; None where there is none.
+        """The object's bytes; None where there is none. One that is replaced meanwhile is read again.
 
         Raises: InputError: it has more than `limit`.
         """
         def once() -> bytes | None:
             try:
                 with self._fs().open_input_stream(self._path) as source:
-                    return bytes(source.read(limit + 1))
+                    found = bytes(source.read(limit + 1))
             except FileNotFoundError:
                 return None
+            if len(found) <= limit:
+                self._check_read(len(found))
+            return found
 
         data = self._try(once)
         if data is not None and len(data) > limit:
@@ -160,6 +163,8 @@ class Place:
                     out.write(block)
                 out.flush()
                 os.fsync(out.fileno())
+            if blake2b is None:
+                self._check_read(count)
             if size is not None and count != size:
                 raise _OtherError(f"has {count} bytes, expected {size}")
             if blake2b is not None and digest.hexdigest() != blake2b:
@@ -214,6 +219,16 @@ class Place:
             return bytes(source.read(BLOCK_BYTES))
         except (OSError, pa.ArrowException) as error:
             raise _ReadError(str(error)) from None
+
+    def _check_read(self, count: int) -> None:
+        """Refuse what a stream gave of an object that was replaced meanwhile.
+
+        A stream asks for the size first: of a longer object it has the beginning alone, and behind a shorter one's end
+        Arrow gives what happens to lie in memory.
+        """
+        size = self._fs().get_file_info(self._path).size
+        if size is not None and size != count:
+            raise _OtherError(f"has {size} bytes, {count} were read")
 
     def _fs(self) -> fs.FileSystem:
         """The file system, whose bucket is known to be there."""

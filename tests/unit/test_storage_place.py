@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,6 +58,32 @@ def test_objects_come_back(s3: S3, tmp_path: Path) -> None:
     assert place.size() is None
     with pytest.raises(InputError, match=r"run/a: there is no such object"), fetched(place.uri, QUICK):
         pass
+
+
+@pytest.mark.parametrize("later", [b"a longer one", b"x"])
+def test_an_object_that_is_replaced_while_it_is_read_is_read_again(s3: S3, tmp_path: Path, later: bytes) -> None:
+    place = Place(f"s3://{BUCKET}/replaced", QUICK)
+    place.write(b"earlier")
+    real, opened = place._fs(), list[str]()
+
+    class Slow:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(real, name)
+
+        def open_input_stream(self, path: str) -> Any:
+            source = real.open_input_stream(path)
+            if not opened:
+                Place(place.uri, QUICK).write(later)
+            opened.append(path)
+            return source
+
+    place._known = Slow()  # type: ignore[assignment]
+    assert place.read(100) == later
+    place.write(b"earlier")
+    opened.clear()
+    place.fetch(tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == later
+    assert len(opened) == 2
 
 
 def test_another_object_is_refused_and_leaves_nothing(s3: S3, tmp_path: Path) -> None:
