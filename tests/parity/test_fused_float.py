@@ -19,7 +19,7 @@ from tests.helpers import make_store, settings, small_graph, untrained_model
 from tests.parity.test_kernels_levels import _everywhere, _graph
 from tests.parity.test_predict_bits import bits_of, predictions
 
-COLUMNS = (1, 3, 4, 7, 8, 9, 16, 33, 40, 64, 65, 100, 130)
+COLUMNS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 33, 40, 64, 65, 100, 130)
 
 
 @pytest.mark.parametrize("columns", COLUMNS)

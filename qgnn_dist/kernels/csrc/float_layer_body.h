@@ -30,16 +30,26 @@ QGNN_INLINE void sum_parts(const std::int32_t* indices, i64 begin, i64 end, i64 
   store_lanes(sum + last, acc[parts - 1]);
 }
 
+// The same of n columns, less than a register has.
+template <int n>
+QGNN_INLINE void sum_few(const std::int32_t* indices, i64 begin, i64 end, i64 last_edge, const float* x, i64 C,
+                         float* sum) {
+  F8 acc{};
+  for (i64 e = begin; e < end; ++e) {
+    __builtin_prefetch(x + static_cast<i64>(indices[e + kFloatAhead < last_edge ? e + kFloatAhead : e]) * C);
+    acc = acc + load8(x + static_cast<i64>(indices[e]) * C, n);
+  }
+  store8(acc, sum, n);
+}
+
 // Columns first..first+n of a row's sum, n at most kTile, in the order of the row.
 QGNN_INLINE void sum_float_row(const i64* indptr, const std::int32_t* indices, const float* x, i64 C, i64 row,
                                i64 last_edge, i64 first, i64 n, float* sum) {
   const i64 begin = indptr[row], end = indptr[row + 1];
   if (n < kLanes) {
-    for (i64 i = 0; i < n; ++i) sum[i] = 0.0f;
-    for (i64 e = begin; e < end; ++e) {
-      const float* in = x + static_cast<i64>(indices[e]) * C + first;
-      for (i64 i = 0; i < n; ++i) sum[i] += in[i];
-    }
+    with_parts<kLanes - 1>(n, [=]<int few>() __attribute__((always_inline)) {
+      sum_few<few>(indices, begin, end, last_edge, x + first, C, sum);
+    });
     return;
   }
   with_parts<kMostParts>((n + kLanes - 1) / kLanes, [=]<int parts>() __attribute__((always_inline)) {

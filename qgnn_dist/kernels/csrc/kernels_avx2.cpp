@@ -11,6 +11,30 @@
 namespace qgnn {
 namespace avx2 {
 
+// Less than eight numbers, for kernels_body.h. A masked load leaves places that it does not load alone, also where they
+// are no memory; a masked store would do as much, and is slow on some processors.
+alignas(32) constexpr std::int32_t kFirst[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
+QGNN_INLINE __m256i mask_of(i64 n) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kFirst + 8 - n)); }
+QGNN_INLINE F8 load_some(const float* p, i64 n, float rest) {
+  const __m256i mask = mask_of(n);
+  return (F8)_mm256_blendv_ps(_mm256_set1_ps(rest), _mm256_maskload_ps(p, mask), _mm256_castsi256_ps(mask));
+}
+QGNN_INLINE F8 keep_some(F8 v, i64 n) { return (F8)_mm256_and_ps((__m256)v, _mm256_castsi256_ps(mask_of(n))); }
+QGNN_INLINE void store_some(F8 v, float* p, i64 n) {
+  __m128 four = _mm256_castps256_ps128((__m256)v);
+  if (n & 4) {
+    _mm_storeu_ps(p, four);
+    p += 4;
+    four = _mm256_extractf128_ps((__m256)v, 1);
+  }
+  if (n & 2) {
+    _mm_storel_pi(reinterpret_cast<__m64*>(p), four);
+    p += 2;
+    four = _mm_movehl_ps(four, four);
+  }
+  if (n & 1) _mm_store_ss(p, four);
+}
+
 // Eight numbers between widths, for layer_body.h.
 QGNN_INLINE I8 widen16(U16x8 v) { return (I8)_mm256_cvtepi16_epi32((__m128i)v); }
 QGNN_INLINE I8 widen_whole(U16x8 v) { return (I8)_mm256_cvtepu16_epi32((__m128i)v); }

@@ -27,34 +27,27 @@ typedef float F8 __attribute__((vector_size(32)));
 typedef std::int32_t I8 __attribute__((vector_size(32)));
 typedef std::uint16_t U16x8 __attribute__((vector_size(16)));
 
+// What each instruction set does its own way with less than eight numbers, n from 1 to 7: they touch no other place in
+// memory. Rows of few classes have nothing else.
+QGNN_INLINE F8 load_some(const float* p, i64 n, float rest);
+QGNN_INLINE void store_some(F8 v, float* p, i64 n);
+QGNN_INLINE F8 keep_some(F8 v, i64 n);
+
 // n of eight numbers, `rest` in the others' places.
 QGNN_INLINE F8 load8(const float* p, i64 n, float rest = 0.0f) {
+  if (n != 8) return load_some(p, n, rest);
   F8 v;
-  if (n == 8) {
-    std::memcpy(&v, p, sizeof v);
-    return v;
-  }
-  alignas(32) float part[8];
-  for (i64 i = 0; i < 8; ++i) part[i] = i < n ? p[i] : rest;
-  std::memcpy(&v, part, sizeof v);
+  std::memcpy(&v, p, sizeof v);
   return v;
 }
 
 QGNN_INLINE void store8(F8 v, float* p, i64 n) {
-  if (n == 8) {
-    std::memcpy(p, &v, sizeof v);
-    return;
-  }
-  alignas(32) float part[8];
-  std::memcpy(part, &v, sizeof v);
-  for (i64 i = 0; i < n; ++i) p[i] = part[i];
+  if (n == 8) std::memcpy(p, &v, sizeof v);
+  else store_some(v, p, n);
 }
 
 // The first n of eight numbers, zeros in the others' places.
-QGNN_INLINE F8 first_of(F8 v, i64 n) {
-  for (i64 i = n; i < 8; ++i) v[i] = 0.0f;
-  return v;
-}
+QGNN_INLINE F8 first_of(F8 v, i64 n) { return n == 8 ? v : keep_some(v, n); }
 
 QGNN_INLINE float clamp(float x, float low, float high) {
   // Written so that NaN becomes `low`, which every later conversion can hold.

@@ -6,6 +6,24 @@
 namespace qgnn {
 namespace scalar {
 
+// Less than eight numbers, for kernels_body.h.
+QGNN_INLINE F8 load_some(const float* p, i64 n, float rest) {
+  alignas(32) float part[8];
+  for (i64 i = 0; i < 8; ++i) part[i] = i < n ? p[i] : rest;
+  F8 v;
+  std::memcpy(&v, part, sizeof v);
+  return v;
+}
+QGNN_INLINE void store_some(F8 v, float* p, i64 n) {
+  alignas(32) float part[8];
+  std::memcpy(part, &v, sizeof v);
+  for (i64 i = 0; i < n; ++i) p[i] = part[i];
+}
+QGNN_INLINE F8 keep_some(F8 v, i64 n) {
+  for (i64 i = n; i < 8; ++i) v[i] = 0.0f;
+  return v;
+}
+
 // Eight numbers between widths, for layer_body.h.
 QGNN_INLINE I8 widen16(U16x8 v) {
   I8 out{};
