@@ -240,34 +240,34 @@ def labels_from(
 
 
 def split_from_indices(
-    indices: Mapping[str, np.ndarray], num_nodes: int, suffix: str = "", file: str | None = None
+    indices: Mapping[str, np.ndarray], num_nodes: int, called: Mapping[str, str] | None = None, file: str | None = None
 ) -> np.ndarray:
-    """int8 (N,) from one index array a split, keyed train, valid and, where there are test nodes, test; `suffix`
-    completes the names in messages."""
-    split = np.full(num_nodes, NO_SPLIT, np.int8)
+    """int8 (N,) from one index array a split, keyed train, valid and, where there are test nodes, test; `called`: what
+    the splits are in the source, for messages."""
+    split, called = np.full(num_nodes, NO_SPLIT, np.int8), called or {name: name for name in SPLITS}
     for name, number in SPLITS.items():
         if name == "test" and name not in indices:
             continue
         if name not in indices:
-            raise InputError(f"{name}{suffix} is missing: give train and valid, and test if there are such nodes, or "
+            raise InputError(f"{called[name]} is missing: give train and valid, and test if there are such nodes, or "
                              "none of them", file=file)
         index = np.asarray(indices[name])
         if index.ndim != 1 or (index.size and not np.issubdtype(index.dtype, np.integer)):
-            raise InputError(f"{name}{suffix} is {index.dtype} {index.shape}, expected integers (n,)", file=file)
+            raise InputError(f"{called[name]} is {index.dtype} {index.shape}, expected integers (n,)", file=file)
         if not index.size and name == "test":
             continue
         if not index.size:
-            raise InputError(f"{name}{suffix} is empty, expected at least one node; {MOVE_SOME}", file=file)
+            raise InputError(f"{called[name]} is empty, expected at least one node; {MOVE_SOME}", file=file)
         if index.min() < 0 or index.max() >= num_nodes:
             at = int(np.argmax((index < 0) | (index >= num_nodes)))
             raise InputError(
-                f"{name}{suffix}[{at}] is node {index[at]}, expected 0 to {num_nodes - 1}", file=file
+                f"{called[name]}[{at}] is node {index[at]}, expected 0 to {num_nodes - 1}", file=file
             )
         taken = index[split[index] != NO_SPLIT]
         if taken.size:
             other = next(key for key, value in SPLITS.items() if value == split[taken[0]])
             raise InputError(
-                f"{name}{suffix} overlaps {other}{suffix} in {np.unique(taken).size} nodes (first: {taken[0]}); "
+                f"{called[name]} overlaps {called[other]} in {np.unique(taken).size} nodes (first: {taken[0]}); "
                 "splits must be disjoint",
                 file=file,
             )
@@ -275,16 +275,16 @@ def split_from_indices(
     return split
 
 
-def split_from_masks(masks: Mapping[str, np.ndarray], num_nodes: int, suffix: str = "_mask") -> np.ndarray:
-    """int8 (N,) from one boolean mask (N,) a split."""
+def split_from_masks(masks: Mapping[str, np.ndarray], num_nodes: int, called: Mapping[str, str]) -> np.ndarray:
+    """int8 (N,) from one boolean mask (N,) a split, which the source has as `called`."""
     indices = {}
     for name, mask in masks.items():
         if mask.ndim == 2 and mask.shape[1] > 1:
-            raise InputError(f"{name}{suffix} holds {mask.shape[1]} splits: choose one column")
+            raise InputError(f"{called[name]} holds {mask.shape[1]} splits: choose one column")
         if mask.dtype != np.bool_ or mask.reshape(-1).shape != (num_nodes,):
-            raise InputError(f"{name}{suffix} is {mask.dtype} {mask.shape}, expected bool ({num_nodes},)")
+            raise InputError(f"{called[name]} is {mask.dtype} {mask.shape}, expected bool ({num_nodes},)")
         indices[name] = np.flatnonzero(mask)
-    return split_from_indices(indices, num_nodes, suffix)
+    return split_from_indices(indices, num_nodes, called)
 
 
 def check_graph(graph: Graph, file: str | None = None) -> Graph:

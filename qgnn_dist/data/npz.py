@@ -63,7 +63,7 @@ def load_npz(path: str | Path, progress: Callable[[str], None] | None = None) ->
         split = None
         given = {name: archive.read(f"{name}_idx") for name in SPLITS if f"{name}_idx" in archive}
         if given:
-            split = checks.split_from_indices(given, num_nodes, "_idx", file)
+            split = checks.split_from_indices(given, num_nodes, {name: f"{name}_idx" for name in SPLITS}, file)
         graph = Graph(
             name=path.name.removesuffix(".npz"),
             num_nodes=num_nodes,

@@ -350,7 +350,7 @@ def _split(folder: Path, entry: Entry | None, num_nodes: int) -> np.ndarray | No
         indices[name] = _csv_array(file, pa.int64(), num_nodes).reshape(-1)
         if len(indices[name]) > num_nodes:
             raise InputError(f"has more rows than there are nodes ({num_nodes})", file=str(file))
-    return checks.split_from_indices(indices, num_nodes, ".csv.gz", str(path))
+    return checks.split_from_indices(indices, num_nodes, {name: f"{name}.csv.gz" for name in SPLITS}, str(path))
 
 
 def _split_dict(path: Path) -> dict[str, np.ndarray]:

@@ -14,6 +14,9 @@ from qgnn_dist.errors import InputError
 
 __all__ = ["edges_of", "features_of", "from_pyg"]
 
+MASKS = {"train": "train_mask", "valid": "val_mask", "test": "test_mask"}
+"""What PyG calls the splits."""
+
 
 def from_pyg(data: Any, *, labels: bool = True) -> Graph:
     """The graph in a `torch_geometric.data.Data`.
@@ -154,6 +157,6 @@ def features_of(x: Any, num_nodes: int, where: str) -> np.ndarray | SparseFeatur
 
 
 def _split(data: Any, num_nodes: int) -> np.ndarray | None:
-    masks = {name: getattr(data, "val_mask" if name == "valid" else f"{name}_mask", None) for name in SPLITS}
-    given = {name: _numpy(mask, f"data.{name}_mask") for name, mask in masks.items() if mask is not None}
-    return checks.split_from_masks(given, num_nodes) if given else None
+    masks = {name: getattr(data, MASKS[name], None) for name in SPLITS}
+    given = {name: _numpy(mask, f"data.{MASKS[name]}") for name, mask in masks.items() if mask is not None}
+    return checks.split_from_masks(given, num_nodes, MASKS) if given else None

@@ -65,11 +65,16 @@ def ticks(low: float, high: float, most: int = 5, *, whole: bool = False) -> lis
 
 
 def _axis_words(values: Sequence[float], unit: str) -> list[str]:
-    """Labels of one axis: one unit for all."""
+    """Labels of one axis: one unit for all, and no two the same.
+
+    >>> _axis_words([0.78, 0.80], "share"), _axis_words([0.7816, 0.7817], "share")
+    (['78 %', '80 %'], ['78.16 %', '78.17 %'])
+    """
     top = max(map(abs, values), default=0.0)
     if unit == "share":
         step = min((b - a for a, b in itertools.pairwise(values)), default=1.0)
-        return [f"{100 * v:.{0 if step >= 0.01 else 1}f} %" for v in values]
+        digits = max(0, -math.floor(math.log10(100 * step) + 1e-9))
+        return [f"{100 * v:.{digits}f} %" for v in values]
     if unit == "seconds" and top < 1:
         return [f"{1000 * v:g} ms" for v in values]
     if unit == "seconds":

@@ -123,7 +123,7 @@ def test_trivial_weights_pass() -> None:
         ({"x": torch.ones(5, 2)}, ["data.y has shape (4,), expected (5,)"]),
         ({"train_mask": torch.ones(4, 10, dtype=torch.bool)}, ["train_mask holds 10 splits"]),
         ({"train_mask": torch.zeros(4, dtype=torch.bool)}, ["train_mask is empty"]),
-        ({"train_mask": torch.ones(4, dtype=torch.bool)}, ["valid_mask overlaps train_mask in 1 node"]),
+        ({"train_mask": torch.ones(4, dtype=torch.bool)}, ["val_mask overlaps train_mask in 1 node"]),
         ({"train_mask": torch.ones(3, dtype=torch.bool)}, ["train_mask is bool (3,)"]),
         ({"train_mask": None}, ["train_mask is missing"]),
     ],

@@ -238,10 +238,12 @@ def test_a_run_at_chance_is_told_at_the_top_and_by_training(place: Path, tmp_pat
     assert text.startswith("the loss was ")
     make_report([tmp_path / "run"])
     header, = Page(tmp_path / "run" / "report.html").root.all("header")
-    assert [p.text for p in header.all("p", class_="doubt")] == [text]
+    (told,), (before, command, after) = header.all("p", class_="doubt"), text.split("`")
+    assert told.text == before[0].upper() + before[1:] + after
+    assert [code.text for code in told.all("code")] == [command]
     (tmp_path / "run" / "summary.json").unlink()
     make_report([tmp_path / "run", place / "int2"], out=tmp_path / "r.html")
-    assert f"run: {text}" in Page(tmp_path / "r.html").root.all("header")[0].words(), "of a run that still trains, too"
+    assert f"run: {before}" in Page(tmp_path / "r.html").root.all("header")[0].words(), "of a run that still trains"
 
 
 def test_a_title_has_the_folder_above_the_run(place: Path, one: Page, two: Page, tmp_path: Path,
