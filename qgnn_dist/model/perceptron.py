@@ -115,7 +115,7 @@ class FeatureMatrix:
             if key.share > 0:
                 mask = np.empty_like(values)
                 kernels.dropout_csr(key.seed, key.epoch, STAGE_INPUT, 0, rows, indptr, indices, key.share, mask)
-                values[mask == 0] = 0
+                np.putmask(values, mask == 0, 0)
             return ThinnedRows(values, indptr, indices)
         codes = block.values[begin:end]
         out = np.empty(codes.shape, np.float32) if buffer is None else buffer[:end - begin]

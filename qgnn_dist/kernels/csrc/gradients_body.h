@@ -24,9 +24,12 @@ struct GradientScratch {
   // Draws the numbers of `count` rows, four for every 16 columns.
   QGNN_MEMBER void draw(const Key& key, const i64* places, i64 count) {
     if (rows == kMost) {  // eight rows at a time
-      i64 place[kMost];
+      i64 place[kMost], same[kMost];
       for (i64 k = 0; k < kMost; ++k) place[k] = places[k < count ? k : count - 1];
-      for (i64 group = 0; group < groups; ++group) draw_rows(key, place, group, words_ + group * 4 * kMost);
+      for (i64 group = 0; group < groups; ++group) {
+        for (i64& one : same) one = group;
+        draw_places(key, place, same, words_ + group * 4 * kMost);
+      }
     } else {
       for (i64 k = 0; k < count; ++k)
         for (i64 group = 0; group < groups; group += kGroups)

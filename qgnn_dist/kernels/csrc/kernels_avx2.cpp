@@ -235,11 +235,12 @@ static void draw_groups(const Key& key, i64 row, i64 group, std::uint32_t out[4 
   philox_groups(key, c, out);
 }
 
-static void draw_rows(const Key& key, const i64 rows[kGroups], i64 group, std::uint32_t out[4 * kGroups]) {
+static void draw_places(const Key& key, const i64 rows[kGroups], const i64 groups[kGroups],
+                        std::uint32_t out[4 * kGroups]) {
   __m256i c[2][4];
   for (int half = 0; half < 2; ++half)
-    set_counters(key, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(rows) + half), _mm256_set1_epi64x(group),
-                 c[half]);
+    set_counters(key, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(rows) + half),
+                 _mm256_loadu_si256(reinterpret_cast<const __m256i*>(groups) + half), c[half]);
   philox_groups(key, c, out);
 }
 

@@ -132,8 +132,9 @@ static void draw_groups(const Key& key, i64 row, i64 group, std::uint32_t out[4 
   for (int i = 0; i < kGroups; ++i) draw(key, row, group + i, out + 4 * i);
 }
 
-static void draw_rows(const Key& key, const i64 rows[kGroups], i64 group, std::uint32_t out[4 * kGroups]) {
-  for (int i = 0; i < kGroups; ++i) draw(key, rows[i], group, out + 4 * i);
+static void draw_places(const Key& key, const i64 rows[kGroups], const i64 groups[kGroups],
+                        std::uint32_t out[4 * kGroups]) {
+  for (int i = 0; i < kGroups; ++i) draw(key, rows[i], groups[i], out + 4 * i);
 }
 
 }  // namespace scalar

@@ -39,8 +39,9 @@ constexpr int kGroups = 8;
 // `draw` for eight groups in a row; each build has its own.
 static void draw_groups(const Key& key, i64 row, i64 group, std::uint32_t out[4 * kGroups]);
 
-// The same group of eight rows.
-static void draw_rows(const Key& key, const i64 rows[kGroups], i64 group, std::uint32_t out[4 * kGroups]);
+// Of eight rows one group each.
+static void draw_places(const Key& key, const i64 rows[kGroups], const i64 groups[kGroups],
+                        std::uint32_t out[4 * kGroups]);
 
 // Calls use(column, numbers, count) for the columns of a row, up to 32 at a time.
 template <typename Use>
@@ -80,15 +81,31 @@ static void dropout_dense(Key key, const i64* rows, i64 columns, std::uint64_t t
 
 static void dropout_csr(Key key, const i64* rows, const i64* indptr, const std::int32_t* indices,
                         std::uint64_t threshold, float kept, float* out, i64 begin, i64 end) {
-  std::uint32_t lanes[4];
+  // Eight draws at a time, whatever rows they are of; draw i is for the entries from first[i] on.
+  i64 place[kGroups], group[kGroups], first[kGroups + 1];
+  std::uint32_t numbers[4 * kGroups];
+  int count = 0;
+  const auto use = [&](i64 stop) __attribute__((always_inline)) {
+    first[count] = stop;
+    for (int i = count; i < kGroups; ++i) place[i] = group[i] = 0;
+    draw_places(key, place, group, numbers);
+    for (int i = 0; i < count; ++i)
+      for (i64 e = first[i]; e < first[i + 1]; ++e)
+        out[e] = numbers[4 * i + indices[e] % 4] >= threshold ? kept : 0.0f;
+    count = 0;
+  };
   for (i64 row = begin; row < end; ++row) {
     i64 last = -1;
     for (i64 e = indptr[row]; e < indptr[row + 1]; ++e) {
-      const i64 group = indices[e] / 4;
-      if (group != last) draw(key, rows[row], last = group, lanes);
-      out[e] = lanes[indices[e] % 4] >= threshold ? kept : 0.0f;
+      const i64 here = indices[e] / 4;
+      if (here == last) continue;
+      if (count == kGroups) use(e);
+      place[count] = rows[row];
+      group[count] = last = here;
+      first[count++] = e;
     }
   }
+  if (count > 0) use(indptr[end]);
 }
 
 }  // namespace QGNN_ISA
