@@ -65,7 +65,7 @@ def ticks(low: float, high: float, most: int = 5, *, whole: bool = False) -> lis
 
 
 def _axis_words(values: Sequence[float], unit: str) -> list[str]:
-    """Labels of one axis: one unit for all, and no two the same.
+    """Labels of one axis: one unit for all, and digits enough to tell shares apart.
 
     >>> _axis_words([0.78, 0.80], "share"), _axis_words([0.7816, 0.7817], "share")
     (['78 %', '80 %'], ['78.16 %', '78.17 %'])

@@ -90,7 +90,8 @@ def doubts(runs: Sequence[RunData], looks: Sequence[Looks]) -> list[str]:
         if run.model is not None:
             text = doubt(run.records, run.model.info.num_classes, run.config.train.metric,
                          run.best.best_accuracy.get("valid"), classes)
-            found += [f"{run.name}: {text}" if len(runs) > 1 else text[:1].upper() + text[1:]] * bool(text)
+            name = run.name.replace("`", "'")  # between two of them stands a command
+            found += [f"{name}: {text}" if len(runs) > 1 else text[:1].upper() + text[1:]] * bool(text)
     return found
 
 

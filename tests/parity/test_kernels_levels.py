@@ -287,6 +287,24 @@ def test_philox_is_the_published_generator() -> None:
     assert [hex(v) for v in _everywhere(call)["out"][0]] == ["0x6627e8d5", "0xe169c58d", "0xbc57ac4c", "0x9b00dbd8"]
 
 
+@pytest.mark.parametrize("lengths", [[], [0] * 20, [0, 1, *[0] * 9, 40, 0, 3, 7, 8, 9, *[0] * 5]], ids=str)
+def test_dropout_of_stored_entries_in_any_order(lengths: list[int]) -> None:
+    """Empty rows, parts without an entry, and rows that come back to columns whose numbers were drawn together."""
+    rng = np.random.default_rng(1)
+    rows = rng.permutation(1000)[:len(lengths)].astype(np.int64)
+    indptr = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    indices = np.concatenate([np.empty(0), *(rng.permutation(50)[:n] for n in lengths)]).astype(np.int32)
+
+    def call() -> dict[str, np.ndarray]:
+        dense, stored = np.empty((len(rows), 50), np.float32), np.full(len(indices), 7, np.float32)
+        kernels.dropout_dense(7, 3, 1, 0, rows, 50, 0.5, dense)
+        kernels.dropout_csr(7, 3, 1, 0, rows, indptr, indices, 0.5, stored)
+        np.testing.assert_array_equal(stored, dense[np.repeat(np.arange(len(rows)), lengths), indices])
+        return {"stored": stored}
+
+    _everywhere(call)
+
+
 def test_dropout_depends_on_the_place_alone() -> None:
     rng = np.random.default_rng(0)
     rows = rng.permutation(10**6)[:300].astype(np.int64)
