@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from qgnn_dist import kernels
 from qgnn_dist.comm.pool import LocalPool
 from qgnn_dist.config import RunConfig, load_config
 from qgnn_dist.data.graph import TEST, TRAIN, VALID, Graph, SparseFeatures
@@ -201,3 +202,11 @@ def worst_excess(a: np.ndarray, b: np.ndarray) -> float:
     """Largest |a − b| over law 1's tolerance, 1e-4·|b| + 1e-6·max|b|; at most 1 where the law holds."""
     tolerance = 1e-4 * np.abs(b) + 1e-6 * np.abs(b).max(initial=0.0)
     return float((np.abs(a - b) / np.maximum(tolerance, 1e-30)).max(initial=0.0))
+
+
+def thinned_rows(key: tuple[int, int, int, int], rows: np.ndarray, p: float, indptr: np.ndarray, indices: np.ndarray,
+                 values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What `kernels.thin_csr` keeps: row pointer, columns and values."""
+    at, columns, kept = np.empty_like(indptr), np.empty_like(indices), np.empty_like(values)
+    kernels.thin_csr(*key, rows, p, indptr, indices, values, at, columns, kept)
+    return at, columns[:at[-1]], kept[:at[-1]]

@@ -38,7 +38,6 @@ from .perceptron import (
     activate,
     add_transposed,
     add_transposed_csr,
-    dropout_csr,
     dropout_dense,
     feature_codes_csr,
     feature_codes_dense,
@@ -59,17 +58,18 @@ from .perceptron import (
     scores_from_codes,
     softmax,
     thin_codes,
+    thin_csr,
     thin_values,
 )
 
 __all__ = [
     "LAYER_COLUMNS", "LOADS", "activate", "add_affine", "add_news", "add_transposed", "add_transposed_csr",
     "affine_codes", "affine_values", "aggregate_codes", "aggregate_float", "aggregate_scaled", "apply_multiplier",
-    "check_csr", "code_gradients", "code_news", "contract", "dropout_csr", "dropout_dense", "feature_codes_csr",
+    "check_csr", "code_gradients", "code_news", "contract", "dropout_dense", "feature_codes_csr",
     "feature_codes_dense", "fixed_layer", "fixed_start", "gather_rows", "half_step", "hidden_codes", "isa",
     "join_clusters", "keyed_bits", "layer", "layer_float", "layer_scaled", "level_histogram", "lookup_tables",
     "matmul_codes_csr", "matmul_codes_dense", "matmul_float_csr", "matmul_float_dense", "matmul_thin",
     "matmul_thinned", "midrise", "normalise_csr", "normalise_dense", "pack", "perceptron_csr", "perceptron_dense",
     "place_nodes", "propagated", "recall", "row_moments", "scale_rows", "scores_from_codes", "set_threads",
-    "softmax", "thin_codes", "thin_values", "threads", "unpack", "using_isa",
+    "softmax", "thin_codes", "thin_csr", "thin_values", "threads", "unpack", "using_isa",
 ]

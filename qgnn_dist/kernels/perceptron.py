@@ -13,10 +13,11 @@ from .ops import moments_by_row
 from .random import philox
 
 __all__ = [
-    "activate", "add_transposed", "add_transposed_csr", "dropout_csr", "dropout_dense", "feature_codes_csr",
+    "activate", "add_transposed", "add_transposed_csr", "dropout_dense", "feature_codes_csr",
     "feature_codes_dense", "hidden_codes", "keyed_bits", "lookup_tables", "matmul_codes_csr", "matmul_codes_dense",
     "matmul_float_csr", "matmul_float_dense", "matmul_thin", "matmul_thinned", "normalise_csr", "normalise_dense",
-    "perceptron_csr", "perceptron_dense", "recall", "scores_from_codes", "softmax", "thin_codes", "thin_values",
+    "perceptron_csr", "perceptron_dense", "recall", "scores_from_codes", "softmax", "thin_codes", "thin_csr",
+    "thin_values",
 ]
 F4 = np.float32
 SIGNED_STEP = {2: 1.0, 4: 0.335, 8: 0.0308}
@@ -179,13 +180,6 @@ def dropout_dense(seed: int, epoch: int, stage: int, layer: int, rows: np.ndarra
     _mask(philox(seed, epoch, stage, layer, 0, rows[:, None], np.arange(columns)[None]), p, out)
 
 
-@kernel(rows="i8 N", indptr="i8 N+1", indices="i4 Z", out="=f4 Z")
-def dropout_csr(seed: int, epoch: int, stage: int, layer: int, rows: np.ndarray, indptr: np.ndarray,
-                indices: np.ndarray, p: float, out: np.ndarray) -> None:
-    """The same numbers as `dropout_dense`, at the stored places only."""
-    _mask(philox(seed, epoch, stage, layer, 0, np.repeat(rows, np.diff(indptr)), indices), p, out)
-
-
 def _second_layer(sums: np.ndarray, scale: np.ndarray, step1: float, bias1: np.ndarray, hidden_step: float,
                   hidden_bits: int, weight2: np.ndarray, step2: float, bias2: np.ndarray, moments: np.ndarray | None,
                   out: np.ndarray) -> None:
@@ -208,6 +202,21 @@ def thin_values(seed: int, epoch: int, stage: int, layer: int, rows: np.ndarray,
                 out: np.ndarray) -> None:
     """`thin_codes` of floats; `out` may be `x`."""
     out[:] = np.where(_kept(seed, epoch, stage, layer, rows, x.shape[1], p), x, F4(0))
+
+
+@kernel(rows="i8 N", indptr="i8 N+1", indices="i4 Z", values="f4 Z", kept_indptr="=i8 N+1", kept_indices="=i4 Z",
+        kept_values="=f4 Z")
+def thin_csr(seed: int, epoch: int, stage: int, layer: int, rows: np.ndarray, p: float, indptr: np.ndarray,
+             indices: np.ndarray, values: np.ndarray, kept_indptr: np.ndarray, kept_indices: np.ndarray,
+             kept_values: np.ndarray) -> None:
+    """The non-zeros of CSR rows that `dropout_dense` of the same key keeps, in their order, as CSR rows of their own.
+
+    Args: kept_indices, kept_values: as long as the input; what stands behind `kept_indptr[-1]` is left open.
+    """
+    numbers = philox(seed, epoch, stage, layer, 0, np.repeat(rows, np.diff(indptr)), indices)
+    kept = np.flatnonzero((numbers.astype(np.uint64) >= round(p * 2**32)) & (values != 0))
+    kept_indptr[:] = np.searchsorted(kept, indptr)
+    kept_indices[:len(kept)], kept_values[:len(kept)] = indices[kept], values[kept]
 
 
 @kernel(x="f4 N F", weights="f4 F H", out="=f4 N H")

@@ -65,7 +65,8 @@ class ThinnedRows:
     """Coded feature rows that dropout has thinned, unscaled, ready for products in both directions.
 
     Attributes:
-        values: float32 (n, F), or (nnz,) beside `indptr` int64 (n+1,) and `indices` int32 (nnz,); 0 where dropped.
+        values: float32 (n, F), 0 where dropped; or (nnz,) at least, without what is dropped, beside `indptr` int64
+            (n+1,) and `indices` int32.
     """
 
     values: np.ndarray
@@ -112,11 +113,11 @@ class FeatureMatrix:
             indptr = np.ascontiguousarray(block.indptr[begin:end + 1] - block.indptr[begin])
             stored = slice(int(block.indptr[begin]), int(block.indptr[end]))
             values, indices = block.values[stored].astype(np.float32), block.indices[stored]
-            if key.share > 0:
-                mask = np.empty_like(values)
-                kernels.dropout_csr(key.seed, key.epoch, STAGE_INPUT, 0, rows, indptr, indices, key.share, mask)
-                np.putmask(values, mask == 0, 0)
-            return ThinnedRows(values, indptr, indices)
+            if key.share == 0:
+                return ThinnedRows(values, indptr, indices)
+            kept = np.empty_like(indptr), np.empty_like(indices), np.empty_like(values)
+            kernels.thin_csr(key.seed, key.epoch, STAGE_INPUT, 0, rows, key.share, indptr, indices, values, *kept)
+            return ThinnedRows(kept[2], *kept[:2])
         codes = block.values[begin:end]
         out = np.empty(codes.shape, np.float32) if buffer is None else buffer[:end - begin]
         if key.share == 0:

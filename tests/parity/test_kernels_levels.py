@@ -13,6 +13,7 @@ import pytest
 
 from qgnn_dist import kernels
 from qgnn_dist.quant.packed import row_bytes
+from tests.helpers import thinned_rows
 
 WIDTHS = (1, 2, 3, 5, 7, 15, 16, 17, 31, 32, 33, 63, 64, 65, 97, 130)
 DEGREES = (0, 1, 17, 84, 85, 86, 255, 256, 300, 1000)
@@ -287,20 +288,28 @@ def test_philox_is_the_published_generator() -> None:
     assert [hex(v) for v in _everywhere(call)["out"][0]] == ["0x6627e8d5", "0xe169c58d", "0xbc57ac4c", "0x9b00dbd8"]
 
 
-@pytest.mark.parametrize("lengths", [[], [0] * 20, [0, 1, *[0] * 9, 40, 0, 3, 7, 8, 9, *[0] * 5]], ids=str)
+@pytest.mark.parametrize("lengths", [[], [0] * 20, [0, 1, *[0] * 9, 40, 0, 3, 70, 7, 8, 9, *[0] * 5]], ids=str)
 def test_dropout_of_stored_entries_in_any_order(lengths: list[int]) -> None:
-    """Empty rows, parts without an entry, and rows that come back to columns whose numbers were drawn together."""
+    """Empty rows, parts without an entry, rows that come back to columns whose numbers were drawn together, and one
+    that names a column seventy times."""
     rng = np.random.default_rng(1)
     rows = rng.permutation(1000)[:len(lengths)].astype(np.int64)
     indptr = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    indices = np.concatenate([np.empty(0), *(rng.permutation(50)[:n] for n in lengths)]).astype(np.int32)
+    columns_of = [rng.permutation(50)[:n] if n < 50 else np.full(n, 3) for n in lengths]
+    indices = np.concatenate([np.empty(0), *columns_of]).astype(np.int32)
+    owner = np.repeat(np.arange(len(rows)), lengths)
+    values = np.where(rng.random(len(indices)) < 0.2, 0, rng.normal(size=len(indices))).astype(np.float32)
+    values[:2] = [np.nan, np.inf][:len(values)]
 
     def call() -> dict[str, np.ndarray]:
-        dense, stored = np.empty((len(rows), 50), np.float32), np.full(len(indices), 7, np.float32)
+        dense = np.empty((len(rows), 50), np.float32)
         kernels.dropout_dense(7, 3, 1, 0, rows, 50, 0.5, dense)
-        kernels.dropout_csr(7, 3, 1, 0, rows, indptr, indices, 0.5, stored)
-        np.testing.assert_array_equal(stored, dense[np.repeat(np.arange(len(rows)), lengths), indices])
-        return {"stored": stored}
+        at, columns, kept = thinned_rows((7, 3, 1, 0), rows, 0.5, indptr, indices, values)
+        mask = (dense[owner, indices] != 0) & (values != 0)
+        np.testing.assert_array_equal(kept, values[mask])
+        np.testing.assert_array_equal(columns, indices[mask])
+        np.testing.assert_array_equal(np.diff(at), np.bincount(owner[mask], minlength=len(rows)))
+        return {"indptr": at, "indices": columns, "values": kept}
 
     _everywhere(call)
 
@@ -311,13 +320,14 @@ def test_dropout_depends_on_the_place_alone() -> None:
     mask = rng.random((300, 50)) < 0.4
     indptr = np.concatenate([[0], np.cumsum(mask.sum(1))]).astype(np.int64)
     indices = np.nonzero(mask)[1].astype(np.int32)
+    values = np.arange(1, len(indices) + 1, dtype=np.float32)
 
     def call() -> dict[str, np.ndarray]:
-        dense, stored = np.empty((300, 50), np.float32), np.empty(len(indices), np.float32)
+        dense = np.empty((300, 50), np.float32)
         kernels.dropout_dense(7, 3, 1, 0, rows, 50, 0.5, dense)
-        kernels.dropout_csr(7, 3, 1, 0, rows, indptr, indices, 0.5, stored)
-        np.testing.assert_array_equal(stored, dense[mask])
-        return {"dense": dense, "stored": stored}
+        at, columns, kept = thinned_rows((7, 3, 1, 0), rows, 0.5, indptr, indices, values)
+        np.testing.assert_array_equal(kept, values[dense[mask] != 0])
+        return {"dense": dense, "indptr": at, "indices": columns, "values": kept}
 
     dense = _everywhere(call)["dense"]
     some, out = rows[100:200].copy(), np.empty((100, 50), np.float32)

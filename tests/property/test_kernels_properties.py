@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from qgnn_dist import kernels
 from qgnn_dist.quant.packed import pack_codes, row_bytes, unpack_codes
+from tests.helpers import thinned_rows
 from tests.parity.test_kernels_widths import LEVELS, Round
 
 BITS = st.sampled_from([1, 2, 4, 8])
@@ -120,6 +121,9 @@ def test_dropout_is_unbiased_and_the_same_however_rows_are_cut(seed: int, p: flo
         np.testing.assert_array_equal(alone, dense[part])
     mask = rng.random(dense.shape) < 0.3
     indptr = np.concatenate([[0], np.cumsum(mask.sum(1))]).astype(np.int64)
-    stored = np.empty(int(indptr[-1]), np.float32)
-    kernels.dropout_csr(seed, 1, 2, 3, rows, indptr, np.nonzero(mask)[1].astype(np.int32), p, stored)
-    np.testing.assert_array_equal(stored, dense[mask])
+    values = np.arange(1, int(indptr[-1]) + 1, dtype=np.float32)
+    indices = np.nonzero(mask)[1].astype(np.int32)
+    at, columns_kept, stored = thinned_rows((seed, 1, 2, 3), rows, p, indptr, indices, values)
+    np.testing.assert_array_equal(stored, values[dense[mask] != 0])
+    np.testing.assert_array_equal(columns_kept, indices[dense[mask] != 0])
+    assert at[-1] == len(stored)

@@ -26,6 +26,7 @@ using OutF = Array<float, 2>;
 using InF1 = Array<const float, 1>;
 using OutF1 = Array<float, 1>;
 using In64 = Array<const i64, 1>;
+using Out64 = Array<i64, 1>;
 using In32 = Array<const std::int32_t, 1>;
 using In32x2 = Array<const std::int32_t, 2>;
 using Out32 = Array<std::int32_t, 2>;

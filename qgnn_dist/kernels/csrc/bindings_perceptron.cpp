@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Python's view of the perceptron's kernels, in prediction and training, and of random numbers.
 #include <cmath>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -162,13 +163,37 @@ void bind_perceptron(nb::module_& m) {
         k.dropout_dense(key, index.data(), width, threshold(p), kept(p), out.data(), b, e))
   }, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().noconvert(), nb::arg(), nb::arg(), nb::arg().noconvert());
 
-  m.def("dropout_csr", [](std::uint64_t seed, std::uint32_t epoch, std::uint32_t stage, std::uint32_t layer,
-                          In64 index, In64 indptr, In32 indices, double p, OutF1 out) {
+  // Entries are counted before they are moved, so that rows may be any thread's.
+  m.def("thin_csr", [](std::uint64_t seed, std::uint32_t epoch, std::uint32_t stage, std::uint32_t layer, In64 index,
+                       double p, In64 indptr, In32 indices, InF1 values, Out64 kept_indptr, Out32x1 kept_indices,
+                       OutF1 kept_values) {
     const Key key{seed, epoch, stage, layer, 0};
-    RUN(0, rows(index), 256, k.dropout_csr(key, index.data(), indptr.data(), indices.data(), threshold(p), kept(p),
-                                           out.data(), b, e))
-  }, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().noconvert(), nb::arg().noconvert(),
-     nb::arg().noconvert(), nb::arg(), nb::arg().noconvert());
+    const Kernels& k = active();
+    const i64 N = rows(index), *from = indptr.data();
+    i64* to = kept_indptr.data();
+    nb::gil_scoped_release free_threads;
+    const std::unique_ptr<std::uint8_t[]> keep(new std::uint8_t[values.size()]);
+    parallel(0, N, grain(256), [&](i64 begin, i64 end) {
+      k.keep_csr(key, index.data(), from, indices.data(), threshold(p), keep.get(), begin, end);
+      for (i64 row = begin; row < end; ++row) {
+        i64 count = 0;
+        for (i64 e = from[row]; e < from[row + 1]; ++e) count += keep[e] &= values.data()[e] != 0.0f;
+        to[row + 1] = count;
+      }
+    });
+    to[0] = 0;
+    for (i64 row = 0; row < N; ++row) to[row + 1] += to[row];
+    parallel(0, N, grain(256), [&](i64 begin, i64 end) {
+      i64 at = to[begin];
+      const i64 stop = to[end];  // the next thread's entries begin there
+      for (i64 e = from[begin]; at < stop; ++e) {
+        kept_indices.data()[at] = indices.data()[e];
+        kept_values.data()[at] = values.data()[e];
+        at += keep[e];
+      }
+    });
+  }, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().noconvert(), nb::arg(), nb::arg().noconvert(),
+     nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert(), nb::arg().noconvert());
 
   const auto thin = [&m](const char* name, auto example, auto which) {
     using Values = decltype(example);

@@ -5,12 +5,7 @@
 namespace qgnn {
 namespace QGNN_ISA {
 
-constexpr i64 kFloatAhead = 12;             // neighbours: far enough to hide a cache miss
-constexpr int kMostParts = 8;               // registers that hold sums
-constexpr i64 kTile = kMostParts * kLanes;  // columns that are summed at a time
-
-QGNN_INLINE Lanes load_lanes(const float* at) { return *reinterpret_cast<const LooseLanes*>(at); }
-QGNN_INLINE void store_lanes(float* at, Lanes v) { *reinterpret_cast<LooseLanes*>(at) = v; }
+constexpr i64 kFloatAhead = 12;  // neighbours: far enough to hide a cache miss
 
 // `parts` registers of columns of the neighbours begin..end; the last one starts at column `last`, where it may overlap
 // the one before. `x` points at the first column of the first row.

@@ -233,8 +233,8 @@ struct Kernels {
   void (*keyed_bits)(Key key, const i64* rows, i64 columns, std::uint32_t* out, i64 begin, i64 end);
   void (*dropout_dense)(Key key, const i64* rows, i64 columns, std::uint64_t threshold, float kept, float* out,
                         i64 begin, i64 end);
-  void (*dropout_csr)(Key key, const i64* rows, const i64* indptr, const std::int32_t* indices,
-                      std::uint64_t threshold, float kept, float* out, i64 begin, i64 end);
+  void (*keep_csr)(Key key, const i64* rows, const i64* indptr, const std::int32_t* indices, std::uint64_t threshold,
+                   std::uint8_t* keep, i64 begin, i64 end);
   void (*thin_codes)(Key key, const i64* rows, i64 columns, std::uint64_t threshold, const std::int16_t* x, float* out,
                      i64 begin, i64 end);
   void (*thin_values)(Key key, const i64* rows, i64 columns, std::uint64_t threshold, const float* x, float* out,

@@ -179,6 +179,11 @@ constexpr int kLanes = 4, kTileRows = 2;
 #endif
 typedef float Lanes __attribute__((vector_size(4 * kLanes)));
 typedef float LooseLanes __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));  // any place in memory
+constexpr int kMostParts = 8;               // registers that hold sums
+constexpr i64 kTile = kMostParts * kLanes;  // columns that are summed at a time
+
+QGNN_INLINE Lanes load_lanes(const float* at) { return *reinterpret_cast<const LooseLanes*>(at); }
+QGNN_INLINE void store_lanes(float* at, Lanes v) { *reinterpret_cast<LooseLanes*>(at) = v; }
 
 // `height` rows by one block of columns, held in registers over all features.
 template <int height>
@@ -210,15 +215,44 @@ static void matmul_float_dense(const float* x, const float* blocks, i64 F, i64 H
   }
 }
 
+// `parts` registers of columns of a row's stored values begin..end times their weights; the last one starts at column
+// `last`, where it may overlap the one before. `w` points at the first column of the first feature.
+template <int parts>
+QGNN_INLINE void stored_tile(const std::int32_t* indices, const float* values, i64 begin, i64 end, const float* w, i64 H,
+                             i64 last, float* out) {
+  Lanes sum[parts] = {};
+  for (i64 e = begin; e < end; ++e) {
+    const float v = values[e];
+    const float* in = w + static_cast<i64>(indices[e]) * H;
+    for (int k = 0; k + 1 < parts; ++k) sum[k] = sum[k] + v * load_lanes(in + k * kLanes);
+    sum[parts - 1] = sum[parts - 1] + v * load_lanes(in + last);
+  }
+  for (int k = 0; k + 1 < parts; ++k) store_lanes(out + k * kLanes, sum[k]);
+  store_lanes(out + last, sum[parts - 1]);
+}
+
+// The same of n columns, less than a register has.
+QGNN_INLINE void stored_few(const std::int32_t* indices, const float* values, i64 begin, i64 end, const float* w, i64 H,
+                            i64 n, float* out) {
+  F8 sum{};
+  for (i64 e = begin; e < end; ++e) sum = sum + values[e] * load8(w + static_cast<i64>(indices[e]) * H, n);
+  store8(sum, out, n);
+}
+
 static void matmul_float_csr(const i64* indptr, const std::int32_t* indices, const float* values, const float* weights,
                              i64 H, float* out, i64 begin, i64 end) {
   for (i64 row = begin; row < end; ++row) {
     float* sum = out + row * H;
-    std::memset(sum, 0, H * sizeof(float));
-    for (i64 e = indptr[row]; e < indptr[row + 1]; ++e) {
-      const float v = values[e];
-      const float* w = weights + indices[e] * H;
-      for (i64 j = 0; j < H; ++j) sum[j] += v * w[j];
+    const i64 first = indptr[row], stop = indptr[row + 1];
+    for (i64 j = 0; j < H; j += kTile) {
+      const i64 n = H - j < kTile ? H - j : kTile;
+      if (n < kLanes) {
+        stored_few(indices, values, first, stop, weights + j, H, n, sum + j);
+        continue;
+      }
+      with_parts<kMostParts>((n + kLanes - 1) / kLanes, [=]<int parts>() __attribute__((always_inline)) {
+        stored_tile<parts>(indices, values, first, stop, weights + j, H, n - kLanes, sum + j);
+      });
     }
   }
 }

@@ -35,6 +35,7 @@ static void philox_one(const std::uint32_t counter[4], const std::uint32_t key[2
 }
 
 constexpr int kGroups = 8;
+constexpr int kEntries = 4 * kGroups;  // that eight draws are for, unless a row names a column twice
 
 // `draw` for eight groups in a row; each build has its own.
 static void draw_groups(const Key& key, i64 row, i64 group, std::uint32_t out[4 * kGroups]);
@@ -79,33 +80,37 @@ static void dropout_dense(Key key, const i64* rows, i64 columns, std::uint64_t t
     });
 }
 
-static void dropout_csr(Key key, const i64* rows, const i64* indptr, const std::int32_t* indices,
-                        std::uint64_t threshold, float kept, float* out, i64 begin, i64 end) {
-  // Eight draws at a time, whatever rows they are of; draw i is for the entries from first[i] on.
-  i64 place[kGroups], group[kGroups], first[kGroups + 1];
+// keep[e]: whether `dropout_dense` of the key keeps the place of stored entry e.
+static void keep_csr(Key key, const i64* rows, const i64* indptr, const std::int32_t* indices, std::uint64_t threshold,
+                     std::uint8_t* keep, i64 begin, i64 end) {
+  // Eight draws at a time, whatever rows they are of, for as many entries as they serve. A branch on whether an entry
+  // shares its draw with the one before would be guessed wrong half the time, so that each writes the next draw's place.
+  i64 place[kGroups + 1] = {}, group[kGroups + 1] = {}, first = indptr[begin];
   std::uint32_t numbers[4 * kGroups];
-  int count = 0;
-  const auto use = [&](i64 stop) __attribute__((always_inline)) {
-    first[count] = stop;
-    for (int i = count; i < kGroups; ++i) place[i] = group[i] = 0;
+  std::uint8_t number_of[kEntries];
+  int draws = 0, entries = 0;
+  const auto use = [&]() __attribute__((always_inline)) {
     draw_places(key, place, group, numbers);
-    for (int i = 0; i < count; ++i)
-      for (i64 e = first[i]; e < first[i + 1]; ++e)
-        out[e] = numbers[4 * i + indices[e] % 4] >= threshold ? kept : 0.0f;
-    count = 0;
+    for (int i = 0; i < entries; ++i) keep[first + i] = numbers[number_of[i]] >= threshold;
+    first += entries;
+    draws = entries = 0;
   };
   for (i64 row = begin; row < end; ++row) {
     i64 last = -1;
     for (i64 e = indptr[row]; e < indptr[row + 1]; ++e) {
       const i64 here = indices[e] / 4;
-      if (here == last) continue;
-      if (count == kGroups) use(e);
-      place[count] = rows[row];
-      group[count] = last = here;
-      first[count++] = e;
+      int fresh = here != last;
+      if (draws + fresh > kGroups || entries == kEntries) {
+        use();
+        fresh = 1;
+      }
+      place[draws] = rows[row];
+      group[draws] = last = here;
+      draws += fresh;
+      number_of[entries++] = static_cast<std::uint8_t>(4 * (draws - 1) + indices[e] % 4);
     }
   }
-  if (count > 0) use(indptr[end]);
+  if (entries > 0) use();
 }
 
 }  // namespace QGNN_ISA

@@ -138,15 +138,35 @@ static void add_transposed(const float* x, const float* scale, const float* g, i
   }
 }
 
+// `parts` registers of columns of a row's gradient, which stay there for all its stored values begin..end.
+template <int parts>
+QGNN_INLINE void add_stored(const std::int32_t* indices, const float* values, i64 begin, i64 end, float scale,
+                            const float* g, i64 H, float* out) {
+  Lanes from[parts];
+  for (int k = 0; k < parts; ++k) from[k] = scale * load_lanes(g + k * kLanes);
+  for (i64 e = begin; e < end; ++e) {
+    const float v = values[e];
+    float* to = out + static_cast<i64>(indices[e]) * H;
+    for (int k = 0; k < parts; ++k) store_lanes(to + k * kLanes, load_lanes(to + k * kLanes) + v * from[k]);
+  }
+}
+
 // Columns begin..end of out += Xᵀ·(scale·g) of CSR rows, in the order of the rows.
 static void add_transposed_csr(const i64* indptr, const std::int32_t* indices, const float* values, const float* scale,
                                const float* g, i64 N, i64 H, float* out, i64 begin, i64 end) {
-  for (i64 row = 0; row < N; ++row) {
-    const float* __restrict from = g + row * H;
-    for (i64 e = indptr[row]; e < indptr[row + 1]; ++e) {
-      const float v = values[e];
-      float* __restrict to = out + static_cast<i64>(indices[e]) * H;
-      for (i64 j = begin; j < end; ++j) to[j] += v * (scale[row] * from[j]);
+  for (i64 j = begin; j < end; j += kTile) {  // a tile of all features stays near over all rows
+    const i64 n = end - j < kTile ? end - j : kTile, whole = n - n % kLanes;
+    for (i64 row = 0; row < N; ++row) {
+      const i64 first = indptr[row], stop = indptr[row + 1];
+      const float* from = g + row * H + j;
+      if (whole > 0)
+        with_parts<kMostParts>(whole / kLanes, [=]<int parts>() __attribute__((always_inline)) {
+          add_stored<parts>(indices, values, first, stop, scale[row], from, H, out + j);
+        });
+      for (i64 e = first; whole < n && e < stop; ++e) {
+        float* __restrict to = out + static_cast<i64>(indices[e]) * H + j;
+        for (i64 c = whole; c < n; ++c) to[c] += values[e] * (scale[row] * from[c]);
+      }
     }
   }
 }
