@@ -66,8 +66,8 @@ def test_thin_products_in_both_directions(features: int, columns: int) -> None:
                                atol=1e-5)
 
 
-@pytest.mark.parametrize("columns", [1, 7, 16, 40])
-def test_transposed_product_of_sparse_rows(columns: int) -> None:
+@pytest.mark.parametrize("columns", [1, 3, 5, 7, 8, 9, 16, 40, 63, 64, 65, 70, 130])
+def test_products_of_sparse_rows_in_both_directions(columns: int) -> None:
     rng = np.random.default_rng(columns)
     x = np.where(rng.random((50, 30)) < 0.2, rng.normal(size=(50, 30)), 0).astype(np.float32)
     indptr = np.concatenate([[0], np.cumsum((x != 0).sum(1))]).astype(np.int64)
@@ -76,12 +76,17 @@ def test_transposed_product_of_sparse_rows(columns: int) -> None:
     start, scale = rng.normal(size=(30, columns)).astype(np.float32), rng.random(50).astype(np.float32)
 
     def call() -> dict[str, np.ndarray]:
-        out = start.copy()
-        kernels.add_transposed_csr(indptr, indices, values, scale, grad, out)
-        return {"out": out}
+        forward, back = np.full((50, columns), 7, np.float32), start.copy()
+        kernels.matmul_float_csr(indptr, indices, values, start, forward)
+        kernels.add_transposed_csr(indptr, indices, values, scale, grad, back)
+        return {"forward": forward, "back": back}
 
-    np.testing.assert_allclose(_everywhere(call)["out"], start + x.astype(np.float64).T @ (scale[:, None] * grad),
-                               rtol=1e-4, atol=1e-5)
+    got = _everywhere(call)
+    dense = np.empty((50, columns), np.float32)
+    kernels.matmul_float_dense(x, start, dense)
+    np.testing.assert_array_equal(got["forward"], dense)
+    np.testing.assert_allclose(got["back"], start + x.astype(np.float64).T @ (scale[:, None] * grad), rtol=1e-4,
+                               atol=1e-5)
 
 
 @pytest.mark.parametrize("columns", WIDTHS)
