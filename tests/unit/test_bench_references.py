@@ -19,7 +19,7 @@ from qgnn_dist.bench.grid import read_grid
 from qgnn_dist.bench.references import reference, train_reference
 from qgnn_dist.bench.sign import mixed_features
 from qgnn_dist.bench.systems import REFERENCES
-from qgnn_dist.bench.task import Task, dropped
+from qgnn_dist.bench.task import Task, csr_tensor, dropped
 from qgnn_dist.config import RunConfig, load_config
 from qgnn_dist.errors import ConfigError, DivergedError, InputError
 from qgnn_dist.model.packed import PackedModel
@@ -169,6 +169,23 @@ def test_dropout_scales_what_stays(store: Store) -> None:
     kept = after != 0
     torch.testing.assert_close(after[kept], 2 * before[kept])
     assert 0.4 < kept.sum() / (before != 0).sum() < 0.6
+
+
+def test_dropout_of_many_stored_values_is_strided() -> None:
+    """The same numbers are drawn, and a column that a row names twice adds up."""
+    indptr, indices = torch.tensor([0, 3, 3, 7]), torch.tensor([0, 2, 4, 1, 2, 2, 3])
+    x = csr_tensor(indptr, indices, torch.arange(1.0, 8.0), (3, 5))
+    torch.manual_seed(1)
+    got = dropped(x, 0.5, True)
+    torch.manual_seed(1)
+    values = torch.nn.functional.dropout(x.values(), 0.5)
+    expected = torch.zeros(3, 5)
+    for row in range(3):
+        for e in range(int(indptr[row]), int(indptr[row + 1])):
+            expected[row, indices[e]] += values[e]
+    assert got.layout == torch.strided
+    torch.testing.assert_close(got, expected)
+    assert 0 < (values != 0).sum() < 7
 
 
 GRID = f"""
