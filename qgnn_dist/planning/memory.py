@@ -221,7 +221,7 @@ def _layers(part: PartSize, classes: int, bits: int, steps: Sequence[float], *, 
 def _affine_phases(part: PartSize, size: GraphSize, config: RunConfig) -> dict[str, dict[str, int]]:
     """The pass by autograd over all rows at once, which methods with affine grids take; an upper estimate."""
     n, hidden, state = part.rows, config.model.hidden, 4 * part.rows * size.classes
-    kept = 4 * _stored(part, size) * 2  # ThinnedRows.values and the mask
+    kept = 13 * _stored(part, size)  # ThinnedRows.values and indices, the values that they are of, and a flag
     layers = 8 * state + (config.propagation.layers * 5 * n * size.classes  # Clipped: error and side of every round
                           if config.messages.coding == "direct" else 0)
     return {"training": {"perceptron rows": kept + 10 * 4 * n * hidden, "states": layers + 4 * state,
