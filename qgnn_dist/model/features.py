@@ -33,8 +33,8 @@ SAME_SUMS = 0.01
 BLOCK_ROWS = 16384
 DENSE_SHARE, DENSE_ROWS = 1 / 3, 2048
 """Of non-zeros, from which sparse rows' codes are worked on as dense ones, so many rows being turned at a time. From a
-third on they take less, 2 bytes a column against 6 a value, and an epoch on amazon_photo (0.35) takes a third of the
-time."""
+third on they take no more, 2 bytes a column against 6 a value, and an epoch on amazon_photo (0.35) takes two thirds of
+the time."""
 
 
 class FeatureRows(Protocol):
