@@ -22,7 +22,7 @@ else:  # pragma: no cover
     import tomli as tomllib
 
 __all__ = ["LARGEST_TOML", "check_regular", "is_inside", "open_regular", "parse_json", "parse_toml", "read_bytes",
-           "read_json", "read_toml", "reason", "shown"]
+           "read_json", "read_lines", "read_toml", "reason", "shown"]
 
 MOST_LEVELS = 32
 """Objects and arrays inside one another, in JSON and TOML: ours have 5."""
@@ -72,6 +72,20 @@ def read_bytes(path: str | Path, limit: int) -> bytes:
     if len(data) != size:
         raise ValueError(f"has {size} bytes, but other than so many can be read; is it being written?")
     return data
+
+
+def read_lines(path: str | Path, limit: int) -> tuple[list[bytes], bool]:
+    """The finished lines of a file of at most `limit` bytes that may be growing, and whether it ends in half a line.
+
+    What comes while it is read is left for the next look.
+    """
+    with open_regular(path) as opened:
+        size = os.fstat(opened.fileno()).st_size
+        if size > limit:
+            raise ValueError(f"is {size} bytes, expected at most {limit}")
+        data = opened.read(size)
+    whole = data[:data.rfind(b"\n") + 1]
+    return whole.splitlines(), len(whole) < len(data)
 
 
 def read_json(path: str | Path, limit: int) -> Any:

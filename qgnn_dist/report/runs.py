@@ -16,7 +16,7 @@ from typing import Any
 from ..comm.trace import COMPUTE, PACK, WAIT, WIRE, Span
 from ..config import RunConfig, StorageConfig, load_config
 from ..errors import InputError
-from ..files.read import parse_json, read_bytes, read_json, reason, shown
+from ..files.read import parse_json, read_json, read_lines, reason, shown
 from ..model.packed import PackedModel
 from ..storage.place import uri_of
 from ..training.checkpoint import Progress
@@ -163,11 +163,10 @@ def _read_records(file: Path, config: RunConfig) -> tuple[list[dict[str, Any]], 
     """The finished lines, and whether one follows that is not."""
     records: list[dict[str, Any]] = []
     try:
-        data = read_bytes(file, LARGEST_LINES) if file.exists() else b""
+        lines, half = read_lines(file, LARGEST_LINES) if file.exists() else ([], False)
     except (OSError, ValueError) as error:
         raise InputError(f"cannot be read: {reason(error)}", file=str(file)) from None
-    whole = data[:data.rfind(b"\n") + 1]
-    for number, line in enumerate(whole.splitlines(), 1):
+    for number, line in enumerate(lines, 1):
         try:
             record = parse_json(line)
             _check_record(record, config)
@@ -180,7 +179,7 @@ def _read_records(file: Path, config: RunConfig) -> tuple[list[dict[str, Any]], 
             raise InputError(f"damaged: {what} (line {number}); train again, or --resume a run that is not finished",
                              file=str(file)) from None
         records.append(record)
-    return records, len(whole) < len(data)
+    return records, half
 
 
 def _check_record(record: dict[str, Any], config: RunConfig) -> None:

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from ..errors import DeadlineError, InputError, OutputError, QgnnError
-from ..files.read import parse_json, read_bytes, read_json, reason
+from ..files.read import parse_json, read_json, read_lines, reason
 from ..files.write import disk_errors, make_folder, remove_halves, write_atomically
 from .checkpoint import Checkpoint
 
@@ -188,12 +188,13 @@ def _append(path: Path, record: dict[str, Any]) -> None:
 
 
 def _lines(path: Path, most: int | None = None) -> list[dict[str, Any]]:
-    """The first `most` objects of a file of lines, or all; InputError: damaged. None where there is no file."""
+    """The first `most` objects of a file of lines, or all that are finished; InputError: damaged. None where there is
+    no file."""
     records: list[dict[str, Any]] = []
     if not path.exists():
         return records
     try:
-        for line in read_bytes(path, LARGEST_LINES).splitlines()[:most]:
+        for line in read_lines(path, LARGEST_LINES)[0][:most]:
             records.append(parse_json(line))
             if not isinstance(records[-1], dict):
                 raise ValueError("no object")

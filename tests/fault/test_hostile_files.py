@@ -408,7 +408,7 @@ def test_an_optimiser_before_its_first_step(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("file", "text", "words"), [
-    ("metrics.jsonl", '{"epoch": 1}\n{"epoch"', ["damaged", "(line 2)"]),
+    ("metrics.jsonl", '{"epoch": 1}\n{"epoch"\n', ["damaged", "(line 2)"]),
     ("metrics.jsonl", "[]\n", ["damaged: no object"]),
     ("summary.json", "[1]", ["damaged summary"]), ("summary.json", '{"identity": 3}', ["damaged summary"])])
 def test_records_of_a_run_that_are_damaged(tmp_path: Path, file: str, text: str, words: list[str]) -> None:
