@@ -62,13 +62,18 @@ def _refuse_kind(mode: int, path: str | Path) -> None:
         raise OSError(number, f"is {kind}, expected a file", str(path))
 
 
-def read_bytes(path: str | Path, limit: int) -> bytes:
-    """All of a file of at most `limit` bytes."""
+def _read(path: str | Path, limit: int) -> tuple[bytes, int]:
+    """A file's bytes, one more than its size where it has grown since, and its size."""
     with open_regular(path) as opened:
         size = os.fstat(opened.fileno()).st_size
         if size > limit:
             raise ValueError(f"is {size} bytes, expected at most {limit}")
-        data = opened.read(size + 1)
+        return opened.read(size + 1), size
+
+
+def read_bytes(path: str | Path, limit: int) -> bytes:
+    """All of a file of at most `limit` bytes."""
+    data, size = _read(path, limit)
     if len(data) != size:
         raise ValueError(f"has {size} bytes, but other than so many can be read; is it being written?")
     return data
@@ -79,11 +84,8 @@ def read_lines(path: str | Path, limit: int) -> tuple[list[bytes], bool]:
 
     What comes while it is read is left for the next look.
     """
-    with open_regular(path) as opened:
-        size = os.fstat(opened.fileno()).st_size
-        if size > limit:
-            raise ValueError(f"is {size} bytes, expected at most {limit}")
-        data = opened.read(size)
+    data, size = _read(path, limit)
+    data = data[:size]
     whole = data[:data.rfind(b"\n") + 1]
     return whole.splitlines(), len(whole) < len(data)
 

@@ -210,6 +210,7 @@ def thin_csr(seed: int, epoch: int, stage: int, layer: int, rows: np.ndarray, p:
              indices: np.ndarray, values: np.ndarray, kept_indptr: np.ndarray, kept_indices: np.ndarray,
              kept_values: np.ndarray) -> None:
     """The non-zeros of CSR rows that `dropout_dense` of the same key keeps, in their order, as CSR rows of their own.
+    The caller checks the indices.
 
     Args: kept_indices, kept_values: as long as the input; what stands behind `kept_indptr[-1]` is left open.
     """

@@ -21,9 +21,8 @@ if TYPE_CHECKING:
     from ..comm.group import Group
     from .packed import PackedModel
 
-__all__ = ["FeatureBlock", "FeatureRows", "FeatureScheme", "FeatureStatistics", "choose_norm", "feature_level",
-           "feature_statistics", "keeps_dense",
-           "read_block", "reads_dense", "refuse_negative"]
+__all__ = ["DENSE_SHARE", "FeatureBlock", "FeatureRows", "FeatureScheme", "FeatureStatistics", "choose_norm",
+           "feature_level", "feature_statistics", "keeps_dense", "read_block", "reads_dense", "refuse_negative"]
 
 NORMS = ("none", "row", "l2")
 """Position = the number that the kernels know a normalisation by."""

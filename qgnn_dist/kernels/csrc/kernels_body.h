@@ -414,5 +414,5 @@ static void add_affine(const std::int32_t* sums, const std::int32_t* degree, flo
                         affine_codes, affine_values, add_affine, row_moments, softmax, normalise_dense, normalise_csr,\
                         feature_codes_dense, feature_codes_csr, matmul_codes_dense, matmul_codes_csr,                 \
                         matmul_float_dense, matmul_float_csr, hidden_codes, perceptron, scores_from_codes,            \
-                        philox_one, keyed_bits, dropout_dense, keep_csr, thin_codes, thin_values, matmul_thin,     \
+                        philox_one, keyed_bits, dropout_dense, keep_csr, thin_codes, thin_values, matmul_thin,        \
                         add_transposed, add_transposed_csr, activate, recall, matmul_thinned}
