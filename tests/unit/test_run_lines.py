@@ -46,6 +46,8 @@ def test_lines_that_come_while_others_are_read_are_no_damage(tmp_path: Path, mon
     assert [record["epoch"] for record in run.read_metrics()] == [1, 2]
     assert len(calls) == 2
     assert run.epochs_done() == 3
+    calls.clear()
+    assert read_lines(run.metrics_path, 100)[1] is False, "what came is no half line"
 
 
 def test_damaged_and_huge_lines_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
